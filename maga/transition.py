@@ -47,7 +47,7 @@ def transition(S: Tensor) -> Tensor:  # [K, K]
         raise MagaError(f"Class {int(total.argmin())} resembles nothing, not even itself: its row of S sums to 0, and T is not defined.")
     return (S / total).T.contiguous()
 
-# %% ../nbs/05_transition.ipynb #9ae855cd
+# %% ../nbs/05_transition.ipynb #ed57ac83
 @dataclass(frozen=True, eq=False)
 class TransitionMatrix:
     "S and T with what they were made from."
@@ -99,7 +99,16 @@ class TransitionMatrix:
         figure, axis = plt.subplots(figsize=(1.5 + 0.38 * len(chosen), 1 + 0.36 * len(chosen)), dpi=70)
         few = len(chosen) <= 12
         values = self.T[chosen][:, chosen].numpy()
-        sns.heatmap(values, xticklabels=names, yticklabels=names, annot=few, fmt=".2f", annot_kws={"size": 7}, cmap="viridis", ax=axis)
+        sns.heatmap(
+            values,
+            xticklabels=names,
+            yticklabels=names,
+            annot=few,
+            fmt=".2f" if len(self.classes) <= 20 else ".3f",
+            annot_kws={"size": 7},
+            cmap="viridis",
+            ax=axis,
+        )
         axis.set(xlabel="class k", ylabel="resembles class l", title=f"T, judge: {self.about.get('judge', 'unknown')}")
         figure.tight_layout()
         return figure
