@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, MagaError, write_whole
 
 # %% auto #0
-__all__ = ['ARCHITECTURES', 'seeded', 'to_device', 'ModelSpec', 'last_linear', 'evaluating', 'features_and_logits',
-           'save_checkpoint', 'load_checkpoint']
+__all__ = ['ARCHITECTURES', 'seeded', 'to_device', 'autocast', 'pass_size', 'ModelSpec', 'last_linear', 'evaluating',
+           'features_and_logits', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/01_models.ipynb #2754094c
 @contextmanager
@@ -94,6 +94,21 @@ def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
         layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
         tensor.data = tensor.data.to(device, memory_format=layout)
     return model
+
+# %% ../nbs/01_models.ipynb #a6c70cfa
+def autocast(
+    device: torch.device | str,
+    amp: bool | None,  # None: on CUDA only; True: everywhere; False: nowhere
+) -> torch.autocast:
+    "A context in which matrix products and convolutions run in bfloat16, or in which they do not."
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" if amp is None else amp, cache_enabled=False)
+
+# %% ../nbs/01_models.ipynb #44b37687
+def pass_size(images: ImageSet) -> int:
+    "How many images one pass without weight gradients takes: 1024 of 32 × 32 on a GPU, 32 of them on a CPU; in proportion to the pixels."
+    side = images.size or images.images.shape[-1]
+    return max(8, (2**20 if images.device.type == "cuda" else 2**15) // side**2)
 
 # %% ../nbs/01_models.ipynb #4513dc9f
 @dataclass(frozen=True)
