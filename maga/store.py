@@ -84,7 +84,7 @@ def key_of(*values: Any) -> str:
     "The hash of some values: 16 hexadecimal digits, the same in every process and on every machine."
     return hashlib.sha256(json.dumps(canonical(values), sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/10_store.ipynb #e2d7aeef
+# %% ../nbs/10_store.ipynb #04b0dfc9
 @dataclass(frozen=True)
 class Row:
     "One run: what was asked, what came out, when, where and from what."
@@ -111,8 +111,8 @@ class Row:
         try:
             raw = json.loads(text)
             spec = Spec(**raw.pop("spec") | {"changes": tuple((k, v) for k, v in json.loads(text)["spec"]["changes"])})
-            metrics = {k: float("nan") if v is None else v for k, v in raw.pop("metrics").items()}
-            return cls(spec=spec, metrics=metrics, made_from_forgotten=tuple(raw.pop("made_from_forgotten")), **raw)
+            metrics, seconds = ({k: float("nan") if v is None else v for k, v in raw.pop(part).items()} for part in ("metrics", "seconds"))
+            return cls(spec=spec, metrics=metrics, seconds=seconds, made_from_forgotten=tuple(raw.pop("made_from_forgotten")), **raw)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise MagaError(f"This is no row of a store ({type(e).__name__}: {e}).") from e
 
