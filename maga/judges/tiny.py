@@ -121,7 +121,7 @@ def _qwen3_vl(tokenizer: Any) -> tuple[Any, Any]:
     template = TEMPLATE.replace("IMAGE", "<|vision_start|><image><|vision_end|>")
     return config, Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(patch_size=8, merge_size=2), chat_template=template)
 
-# %% ../../nbs/04b_tiny.ipynb #b4e480d0
+# %% ../../nbs/04b_tiny.ipynb #b3b8654c
 def _smolvlm(tokenizer: Any) -> tuple[Any, Any]:
     from transformers import SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
 
@@ -129,7 +129,7 @@ def _smolvlm(tokenizer: Any) -> tuple[Any, Any]:
     vision = {**_tower(), "image_size": SIDE, "patch_size": 8}
     text = {**_text(tokenizer), "model_type": "llama"}
     config = SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, image_token_id=image, pad_token_id=tokenizer.pad_token_id)
-    sizes = {"size": {"longest_edge": SIDE}, "max_image_size": {"longest_edge": SIDE}}
+    sizes: Any = {"size": {"longest_edge": SIDE}, "max_image_size": {"longest_edge": SIDE}}
     images, videos = SmolVLMImageProcessor(**sizes), SmolVLMVideoProcessor(**sizes)
     return config, SmolVLMProcessor(images, tokenizer, videos, image_seq_len=4, chat_template=TEMPLATE.replace("IMAGE", "<image>"))
 
