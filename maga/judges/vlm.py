@@ -67,7 +67,7 @@ class ChatModel:
         batch = self.processor(text=[text] * len(images), images=[list(i) for i in images], padding=True, return_tensors="pt", **extra)
         return {k: v.to(self.model.device) for k, v in batch.items() if isinstance(v, Tensor)}
 
-# %% ../../nbs/04d_vlm.ipynb #11b44f99
+# %% ../../nbs/04d_vlm.ipynb #c5900dab
 def image_runs(
     ids: Tensor,  # int64 [L]: one prompt
     placeholder: int,  # the token that stands for a piece of an image
@@ -104,7 +104,7 @@ def checked_runs(parts: ChatModel, ids: Tensor) -> list[tuple[int, int]]:
         raise MagaError(f"The processor of this {parts.family} model drops images: three were given, the prompt has runs of {lengths} image tokens.")
     return runs
 
-# %% ../../nbs/04d_vlm.ipynb #398495ec
+# %% ../../nbs/04d_vlm.ipynb #cab0caae
 class NaiveScorer:
     "Asks every prompt in full."
 
@@ -195,7 +195,7 @@ class ImageBank:
         deep = [[layer.to(device) for layer in layers] for layers in zip(*(s.deep for s in some), strict=True)]
         return {"mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=pooled, deepstack_features=deep)}}
 
-# %% ../../nbs/04d_vlm.ipynb #a9dcf874
+# %% ../../nbs/04d_vlm.ipynb #902d187e
 @dataclass(frozen=True, eq=False)
 class Prefix:
     "What is computed once for a concept and its two example images."
@@ -296,7 +296,7 @@ def in_halves(
             torch.cuda.empty_cache()
     return torch.cat([a for a, _ in done]), torch.cat([b for _, b in done]), at_once
 
-# %% ../../nbs/04d_vlm.ipynb #6b307dc7
+# %% ../../nbs/04d_vlm.ipynb #f2a9963f
 LOW_MASS = 0.5  # below this the prompt was not understood
 
 
@@ -385,7 +385,7 @@ class VLMJudge:
         warn_if_ignored(whole.mass, self.name)
         return whole.confidence
 
-# %% ../../nbs/04d_vlm.ipynb #6dbfc6b3
+# %% ../../nbs/04d_vlm.ipynb #b9b29401
 def load_chat_model(
     where: str,  # a folder, org/model or org/model@revision
     dtype: str = "auto",  # as stored; or float32, bfloat16, float16
@@ -405,7 +405,7 @@ def load_chat_model(
     processor = fetched(lambda: AutoProcessor.from_pretrained(name, **extra), where, "vlm")
     if getattr(processor, "image_processor", None) is None:
         raise MagaError(f"The model {where} has no image processor: it does not see; take a vision-language model such as Qwen/Qwen3-VL-2B-Instruct.")
-    model = fetched(lambda: AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, **placed, **extra), where, "vlm")
+    model: Any = fetched(lambda: AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, **placed, **extra), where, "vlm")
     return ChatModel((model if placed else model.to(device)).eval(), processor, size)
 
 
