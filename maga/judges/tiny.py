@@ -17,9 +17,9 @@ from .prompt import PROMPT
 from ..models import seeded
 
 # %% auto #0
-__all__ = ['MARKS', 'TEMPLATE', 'SIDE', 'FAMILIES', 'tiny_tokenizer', 'redraw', 'tiny_vlm']
+__all__ = ['MARKS', 'TEMPLATE', 'SIDE', 'FAMILIES', 'tiny_tokenizer', 'redraw', 'tiny_vlm', 'tiny_clip', 'tiny_encoder']
 
-# %% ../../nbs/04b_tiny.ipynb #2ff1f36e
+# %% ../../nbs/04b_tiny.ipynb #40e0a8c5
 MARKS = {
     "pad_token": "<pad>",
     "unk_token": "<unk>",
@@ -41,9 +41,10 @@ MARKS = {
 def tiny_tokenizer(
     texts: Sequence[str] = (),  # beside the prompt: words that shall become tokens
     size: int = 400,  # of the vocabulary, at most
+    ends: bool = False,  # put the end mark behind every text, as encoders want it
 ) -> Any:
     "A byte-level tokenizer that has learnt the prompt and some texts."
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
@@ -55,7 +56,11 @@ def tiny_tokenizer(
     bpe.train_from_iterator([PROMPT, "user\n", "assistant\n", *texts] * 3, trainer)
     usual = {k: v for k, v in MARKS.items() if k.split("_")[0] in ("pad", "unk", "bos", "eos")}
     others = {k: v for k, v in MARKS.items() if k not in usual}
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, padding_side="left", extra_special_tokens=others, **usual)
+    if ends:
+        end = MARKS["eos_token"]
+        bpe.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, bpe.token_to_id(end))])
+    side = "right" if ends else "left"
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, padding_side=side, extra_special_tokens=others, **usual)
 
 # %% ../../nbs/04b_tiny.ipynb #cf3ae470
 TEMPLATE = (
@@ -179,4 +184,49 @@ def tiny_vlm(
     redraw(model, generator)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return Path(folder)
+
+# %% ../../nbs/04b_tiny.ipynb #c508432f
+def tiny_clip(
+    kind: str,  # clip or siglip
+    folder: str | Path,
+    generator: torch.Generator,  # draws the weights
+) -> Path:
+    "An untrained image–text model, saved with its processor. Returns the folder."
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
+
+    tokenizer = tiny_tokenizer(["a photo of a "], ends=True)
+    tokenizer.model_max_length = 32
+    marks = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = {**_tower(), **marks, "vocab_size": len(tokenizer), "max_position_embeddings": 32, "projection_size": 32}
+    vision, size = {**_tower(), "image_size": SIDE, "patch_size": 8}, {"height": SIDE, "width": SIDE}
+    with seeded(generator):
+        model: nn.Module
+        if kind == "clip":
+            model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+            processor: Any = CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), tokenizer)
+        else:
+            model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+            processor = SiglipProcessor(SiglipImageProcessor(size=size), tokenizer)
+    redraw(model, generator)
+    cast(Any, model).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Path(folder)
+
+
+def tiny_encoder(
+    folder: str | Path,
+    generator: torch.Generator,  # draws the weights
+    texts: Sequence[str] = (),  # words that shall become tokens
+) -> Path:
+    "An untrained sentence encoder (BERT), saved with its tokenizer. Returns the folder."
+    from transformers import BertConfig, BertModel
+
+    tokenizer = tiny_tokenizer(["a photo of a ", *texts], ends=True)
+    with seeded(generator):
+        model = BertModel(BertConfig(**_tower(), vocab_size=len(tokenizer)))
+    redraw(model, generator)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return Path(folder)
