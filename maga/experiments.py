@@ -37,14 +37,14 @@ from .store import Row, Spec, Store
 from .unlearning import METHODS, get_method
 
 # %% auto #0
-__all__ = ['BACKBONES', 'PRESETS', 'SMOKE_DATA', 'SMOKE_TARGETS', 'RANDOM_IMAGES', 'COMPARED', 'WITH_TEACHER', 'ABLATION', 'BOTH',
-           'FINE_CLASSES', 'FINE_PARTS', 'EXPERIMENTS', 'METRICS', 'WITHOUT_RUNS', 'SHOWN', 'Backbone', 'Preset',
-           'Settings', 'names_of', 'seeds_of', 'Cell', 'make_cell', 'crossed', 'sweep', 'slow_sweep',
-           'sensitivity_cells', 'beyond_cells', 'Experiment', 'no_cells', 'experiment', 'paper_folder', 'paper_numbers',
-           'interval', 'value_of', 'line_of', 'settings_table', 'cifar10_spec', 'transition_table', 'chosen_labels',
-           'labels_table', 'Result', 'selected', 'checked_selection', 'run_cells', 'table_of', 'open_session',
-           'compute', 'shared_trainings', 'Arguments', 'parser', 'show_experiments', 'train_one', 'print_result',
-           'main']
+__all__ = ['BACKBONES', 'PRESETS', 'SMOKE_DATA', 'SMOKE_TARGETS', 'SMOKE_EPOCHS', 'RANDOM_IMAGES', 'COMPARED', 'WITH_TEACHER',
+           'REFERENCES', 'ABLATION', 'BOTH', 'FINE_CLASSES', 'FINE_PARTS', 'EXPERIMENTS', 'METRICS', 'WITHOUT_RUNS',
+           'SHOWN', 'Backbone', 'Preset', 'Settings', 'names_of', 'seeds_of', 'Cell', 'longer_than_smoke', 'make_cell',
+           'crossed', 'sweep', 'slow_sweep', 'sensitivity_cells', 'beyond_cells', 'Experiment', 'no_cells',
+           'experiment', 'paper_folder', 'paper_numbers', 'interval', 'value_of', 'line_of', 'settings_table',
+           'cifar10_spec', 'transition_table', 'chosen_labels', 'labels_table', 'Result', 'selected',
+           'checked_selection', 'run_cells', 'table_of', 'open_session', 'compute', 'shared_trainings', 'Arguments',
+           'parser', 'show_experiments', 'train_one', 'print_result', 'main']
 
 # %% ../nbs/10b_experiments.ipynb #52339ef5
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ PRESETS = {
     "smoke": Preset(("resnet10", "vit_tiny"), (0,), (0.3, 0.7), (4, 16), (1, 2), (2, 10)),
 }
 
-# %% ../nbs/10b_experiments.ipynb #48faf2dd
+# %% ../nbs/10b_experiments.ipynb #634158bf
 SMOKE_DATA = {"cifar100": "digits", "cifar10": "digits", "cifar20": "digits5"}
 SMOKE_TARGETS = {
     "rocket": "nine",
@@ -106,6 +106,7 @@ SMOKE_TARGETS = {
     "fruit_and_vegetables": "two or three",
     "random": "random",
 }
+SMOKE_EPOCHS = 2  # at most
 RANDOM_IMAGES = "100"  # how many the random task forgets
 
 # %% ../nbs/10b_experiments.ipynb #2e3f3ad5
@@ -163,7 +164,7 @@ def seeds_of(text: str | int) -> tuple[int, ...]:
     except ValueError as e:
         raise MagaError(f"Seeds are whole numbers separated by commas, such as 0,1,2, not {text!r}.") from e
 
-# %% ../nbs/10b_experiments.ipynb #459ecfae
+# %% ../nbs/10b_experiments.ipynb #b10c70c3
 @dataclass(frozen=True)
 class Cell:
     "A line of a table: its place in the paper, and the run that fills it (with seed 0)."
@@ -180,6 +181,14 @@ class Cell:
         return [replace(self.spec, training_seed=s, unlearning_seed=s, evaluation_seed=s) for s in seeds]
 
 
+def longer_than_smoke(method: str, set_already: bool) -> bool:
+    "Whether a method's epochs on digits are to be cut for the smoke test."
+    if method not in METHODS or set_already:
+        return False
+    fit = getattr(get_method(method).preset("digits"), "fit", None)
+    return fit is not None and fit.epochs > SMOKE_EPOCHS
+
+
 def make_cell(
     settings: Settings,
     model: str,  # resnet18, vit
@@ -192,10 +201,11 @@ def make_cell(
 ) -> Cell:
     "The cell in the size of the preset."
     small, backbone = settings.preset == "smoke", settings.backbone(model)
+    short = (("fit.epochs", SMOKE_EPOCHS),) if small and longer_than_smoke(method, "fit.epochs" in dict(changes)) else ()
     variant = " ".join(f"{k}={v}" for k, v in (*changes, *((k, v) for k, v in more.items() if k == "exemplars")))
     forgotten = RANDOM_IMAGES if task == "random" else SMOKE_TARGETS[target] if small else target
     spec = Spec(
-        SMOKE_DATA[data] if small else data, task, forgotten, backbone.name, method, backbone.preset, changes, backbone.recipe, settings.judge, **more
+        SMOKE_DATA[data] if small else data, task, forgotten, backbone.name, method, backbone.preset, (*short, *changes), backbone.recipe, settings.judge, **more
     )  # fmt: skip
     return Cell(model, task, target, method, variant, spec)
 
@@ -211,9 +221,10 @@ def crossed(
     "Every model with every target and every method."
     return [make_cell(settings, m, data, task, t, u) for m in models for t in targets for u in methods]
 
-# %% ../nbs/10b_experiments.ipynb #e3af7ac9
+# %% ../nbs/10b_experiments.ipynb #fe6e87f8
 COMPARED = ("original", "retrain", "finetune", "unsir", "amnesiac", "ssd", "maga")
 WITH_TEACHER = ("original", "retrain", "finetune", "bad_teacher", "amnesiac", "ssd", "maga")
+REFERENCES = (0, 1, 2)  # training seeds of the retrains that `beyond` compares with
 ABLATION = ("original", "retrain", "ssd", "random_label", "no_noise", "maga")
 BOTH = ("resnet18", "vit")
 
@@ -239,7 +250,7 @@ def sensitivity_cells(settings: Settings) -> list[Cell]:
 def beyond_cells(settings: Settings) -> list[Cell]:
     "Every registered method on rocket with ResNet-18, measured by everything in the house."
     names = ("original", "retrain", *sorted(set(METHODS) - {"retrain"}))
-    return [make_cell(settings, "resnet18", "cifar100", "class", "rocket", m, measures="all") for m in names]
+    return [make_cell(settings, "resnet18", "cifar100", "class", "rocket", m, measures="all", references=REFERENCES) for m in names]
 
 # %% ../nbs/10b_experiments.ipynb #b9b2ada2
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from .data import MagaError, write_whole
 # %% auto #0
 __all__ = ['TASKS', 'HEARTBEAT', 'PATIENCE', 'Spec', 'canonical', 'key_of', 'Row', 'this_host', 'Claims', 'code_digest', 'Store']
 
-# %% ../nbs/10_store.ipynb #0ca84766
+# %% ../nbs/10_store.ipynb #ec320f6b
 TASKS = ("class", "subclass", "random")
 
 
@@ -46,6 +46,7 @@ class Spec:
     judge: str = "features"  # who makes T: a judge's name, or a file
     exemplars: int = 10  # images per class that the judge sees
     measures: Literal["table", "all"] = "table"  # the paper's metrics, or everything in the house
+    references: tuple[int, ...] = ()  # measures "all": training seeds of the retrains that it is compared with
     training_seed: int = 0
     unlearning_seed: int = 0
     evaluation_seed: int = 0
@@ -84,7 +85,7 @@ def key_of(*values: Any) -> str:
     "The hash of some values: 16 hexadecimal digits, the same in every process and on every machine."
     return hashlib.sha256(json.dumps(canonical(values), sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/10_store.ipynb #04b0dfc9
+# %% ../nbs/10_store.ipynb #0da4b96c
 @dataclass(frozen=True)
 class Row:
     "One run: what was asked, what came out, when, where and from what."
@@ -95,6 +96,7 @@ class Row:
     seconds: Mapping[str, float] = field(default_factory=dict)  # unlearning, evaluation, loading
     provenance: Mapping[str, str] = field(default_factory=dict)  # versions, device, commit, code, data, split, date
     dependencies: Mapping[str, str] = field(default_factory=dict)  # keys of original and retrain, digest of T
+    missing: Mapping[str, str] = field(default_factory=dict)  # metric -> why it could not be computed
     made_from_forgotten: tuple[str, ...] = ()  # what must be deleted together with the forget set
     error: str | None = None  # one sentence, where the run failed
 
@@ -110,7 +112,8 @@ class Row:
         "The row of a file's text; `MagaError` where it is none."
         try:
             raw = json.loads(text)
-            spec = Spec(**raw.pop("spec") | {"changes": tuple((k, v) for k, v in json.loads(text)["spec"]["changes"])})
+            told = raw.pop("spec")
+            spec = Spec(**told | {"changes": tuple((k, v) for k, v in told["changes"]), "references": tuple(told["references"])})
             metrics, seconds = ({k: float("nan") if v is None else v for k, v in raw.pop(part).items()} for part in ("metrics", "seconds"))
             return cls(spec=spec, metrics=metrics, seconds=seconds, made_from_forgotten=tuple(raw.pop("made_from_forgotten")), **raw)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -118,7 +121,7 @@ class Row:
 
     def flat(self) -> dict[str, Any]:
         "The row as one line of a table: specification, metrics, times and provenance side by side."
-        spec = asdict(self.spec) | {"changes": " ".join(f"{k}={v}" for k, v in self.spec.changes)}
+        spec = asdict(self.spec) | {"changes": " ".join(f"{k}={v}" for k, v in self.spec.changes), "references": str(self.spec.references)}
         times = {f"seconds_{k}": v for k, v in self.seconds.items()}
         return {"key": self.key} | spec | dict(self.metrics) | times | dict(self.provenance) | {"error": self.error}
 
