@@ -101,14 +101,15 @@ def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
         tensor.data = tensor.data.to(device, memory_format=layout)
     return model
 
-# %% ../nbs/01_models.ipynb #a6c70cfa
+# %% ../nbs/01_models.ipynb #51264da4
 def autocast(
     device: torch.device | str,
-    amp: bool | None,  # None: on CUDA only; True: everywhere; False: nowhere
+    amp: bool | None,  # None: on CUDA, and on a CPU inside `with torch.autocast("cpu", torch.bfloat16)`; True: always; False: never
 ) -> torch.autocast:
     "A context in which matrix products and convolutions run in bfloat16, or in which they do not."
     kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" if amp is None else amp, cache_enabled=False)
+    enabled = (kind == "cuda" or torch.is_autocast_enabled(kind)) if amp is None else amp
+    return torch.autocast(kind, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 # %% ../nbs/01_models.ipynb #44b37687
 def pass_size(images: ImageSet) -> int:
