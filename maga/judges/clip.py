@@ -19,7 +19,7 @@ from .weights import fetched, model_source, revision_of
 # %% auto #0
 __all__ = ['CAPTION', 'CLIPJudge', 'load_clip_judge']
 
-# %% ../../nbs/04f_clip.ipynb #2d542762
+# %% ../../nbs/04f_clip.ipynb #0b0f39c3
 CAPTION = "a photo of a {label}"
 
 
@@ -44,9 +44,12 @@ class CLIPJudge:
     def _inputs(self, images: Tensor) -> dict[str, Tensor]:  # uint8 [n, 3, H, W]
         "Model inputs for some images and all captions."
         captions = [self.prompt.replace("{label}", readable(c)) for c in self.exemplars.classes]
-        padding = "max_length" if self.sigmoid else True
-        inputs = self.processor(text=captions, images=upsized(images, 1), padding=padding, truncation=True, return_tensors="pt")
-        return {k: v.to(self.model.device) for k, v in inputs.items()}
+        full = {"padding": "max_length", "max_length": self.model.config.text_config.max_position_embeddings}
+        inputs = self.processor(
+            text=captions, images=upsized(images, 1), truncation=True, return_tensors="pt", **(full if self.sigmoid else {"padding": True})
+        )
+        unused = "attention_mask" if self.sigmoid else ""  # SigLIP was trained on padded captions, without a mask
+        return {k: v.to(self.model.device) for k, v in inputs.items() if k != unused}
 
     def scores(self, queries: ImageSet, concepts: Sequence[int]) -> Tensor:
         "float32 [n, len(concepts)] in [0, 1]."
