@@ -282,7 +282,7 @@ class _CapturedStepper(_Stepper):
             torch.cuda.synchronize()
             warnings.warn(f"This step cannot be captured as a CUDA graph and runs eagerly ({str(e).splitlines()[0]}).", stacklevel=2)
 
-# %% ../nbs/02_training.ipynb #77ae8d86
+# %% ../nbs/02_training.ipynb #f2f7a6e9
 def shuffled_batches(
     n: int,  # rows
     batch_size: int,
@@ -351,15 +351,15 @@ def _run(
         augmented = config.pad > 0 or config.flip
         views = random_views(len(order), config.pad, generator, config.flip).to(device) if augmented else None
         draw = e.perturbation.draw(order, generator) if e.perturbation is not None else None
-        total = config.epochs * len(cut)
-        fractions = ((torch.arange(len(cut)) + done) / total).to(device)
+        total, begun = config.epochs * len(cut), epoch * len(cut)  # an epoch may have fewer steps than the one before
+        fractions = ((torch.arange(len(cut)) + begun) / total).to(device)
         rows = order.to(device)
         draw = None if draw is None else draw.to(device)
         told = torch.zeros(len(cut), 2, device=device)
         first = 0
         for i, size in enumerate(sizes):
             part = slice(first, first + size)
-            step.set_lr(config.lr_at(done, len(cut)))
+            step.set_lr(config.lr_at(begun + i, len(cut)))
             told[i] = step(rows[part], None if views is None else views[part], None if draw is None else draw[part], fractions[i])
             first, done = first + size, done + 1
             last = i + 1 == len(cut)
@@ -370,7 +370,7 @@ def _run(
                 if progress is not None:
                     accuracy = 100 * now[:, 1].sum().item() / first
                     speed = shown_now / (time.perf_counter() - start)
-                    progress(Report(done, total, done / len(cut), now[:, 0].mean().item(), accuracy, speed))
+                    progress(Report(begun + i + 1, total, epoch + (i + 1) / len(cut), now[:, 0].mean().item(), accuracy, speed))
         shown += first
         yield epoch
 
