@@ -430,20 +430,23 @@ def head_distillation(
     examples = Examples(split.train, everything, targets)
     return fit(model, examples, config.fit, generator, objective=objective, trainable=head, progress=progress)
 
-# %% ../nbs/09a_newer.ipynb #ab5d0c55
+# %% ../nbs/09a_newer.ipynb #4ae836c6
 def tuning_split(
     split: ForgetSplit,
     generator: torch.Generator,
     share: float = 0.25,  # of the training images, put aside
 ) -> ForgetSplit:
-    "The same request on the training images alone: a random share of them stands in for the test set, which is not looked at."
-    order = torch.randperm(len(split.train), generator=generator).to(split.device)
-    aside, rest = (part.sort().values for part in order.split([round(share * len(order)), len(order) - round(share * len(order))]))
-    gone = torch.zeros(len(order), dtype=torch.bool, device=split.device)
-    gone[split.forget_train] = True
-    held_out = gone[aside].nonzero().flatten() if split.task != "random" else split.forget_test
+    """The same request on the training images alone: a random share of them stands in for the test set, which is not looked at.
+
+    In the random task only retained images are put aside: forgotten ones are measured where they were trained on.
+    """
+    candidates = split.retain_train if split.task == "random" else torch.arange(len(split.train), device=split.device)
+    chosen = candidates[torch.randperm(len(candidates), generator=generator).to(split.device)[: round(share * len(split.train))]]
+    put_aside, gone = (torch.zeros(len(split.train), dtype=torch.bool, device=split.device) for _ in range(2))
+    put_aside[chosen], gone[split.forget_train] = True, True
+    aside, rest = put_aside.nonzero().flatten(), (~put_aside).nonzero().flatten()
     parts = split.train.subset(rest), split.train.subset(aside)
-    return replace(split, train=parts[0], test=parts[1], forget_train=gone[rest].nonzero().flatten(), forget_test=held_out)
+    return replace(split, train=parts[0], test=parts[1], forget_train=gone[rest].nonzero().flatten(), forget_test=gone[aside].nonzero().flatten())
 
 
 def gap(m: Measurement, retrain: Measurement) -> float:

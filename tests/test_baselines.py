@@ -12,7 +12,7 @@ import maga.newer as newer
 from maga.data import ForgetSplit, ImageSet, MagaError, digits, forget_class, forget_random, forget_subclass
 from maga.models import ModelSpec
 from maga.noise import NoiseConfig
-from maga.training import Batch, FitConfig
+from maga.training import Batch, Examples, FitConfig, fit
 from maga.unlearning import METHODS, Method, get_method
 
 PAPERS = ("retrain", "retrain_head", "finetune", "unsir", "bad_teacher", "amnesiac", "ssd")
@@ -272,9 +272,11 @@ def test_wrong_labels_are_wrong_and_drawn_once(task, monkeypatch):
 
 
 def test_bad_teacher_is_indifferent_to_the_references_scale():
-    "Averaging the KL over classes too divides the loss by K; Adam divides it away."
+    "Averaging the KL over classes too divides the loss by K; Adam divides it away, but for its epsilon."
     split = split_of("class")
-    model, make = model_of("resnet10", split.train), maker("resnet10", split.train)
+    make = maker("resnet10", split.train)
+    brief = FitConfig(8, 20, lr=0.05, pad=0, flip=False)
+    model = fit(model_of("resnet10", split.train), Examples.of(split.train), brief, torch.Generator().manual_seed(0))
     config = short("bad_teacher", make)
     ours = run("bad_teacher", model, split, config)
     original = baselines.kl_divergence
@@ -288,7 +290,7 @@ def test_bad_teacher_is_indifferent_to_the_references_scale():
         theirs = run("bad_teacher", model, split, config)
     moved = torch.cat([(ours[k] - p).abs().flatten() for k, p in model.named_parameters()]).mean()
     apart = torch.cat([(ours[k] - theirs[k]).abs().flatten() for k, _ in model.named_parameters()]).mean()
-    assert apart < 0.02 * moved
+    assert 0 < apart < 0.05 * moved
 
 
 def test_ssd_counts_mini_batches_not_images():
@@ -372,6 +374,7 @@ def test_tuning_never_sees_the_test_set():
         forgotten = {i.numpy().tobytes() for i in split.train.images[split.forget_train]}
         assert all(i.numpy().tobytes() in forgotten for i in part.train.images[part.forget_train])
         assert not any(i.numpy().tobytes() in forgotten for i in part.train.images[part.retain_train])
+        assert (len(part.forget_test) == 0) == (task == "random")
 
 
 def test_tune_reports_settings_that_fail():
