@@ -27,46 +27,38 @@ from .weights import folder_revision
 # %% auto #0
 __all__ = ['TOY_VERSION', 'Lesson', 'lesson', 'ToyConfig', 'teach', 'toy_folder', 'load_toy_judge']
 
-# %% ../../nbs/04j_toy.ipynb #e5788720
+# %% ../../nbs/04j_toy.ipynb #b5187bcf
 @dataclass(frozen=True, eq=False)
 class Lesson:
     "Everything that training examples are drawn from."
 
     pixels: Tensor  # float32 [N, 3, S, S]: the training images as the model sees them
     labels: Tensor  # int64 [N]: digits
-    ids: Tensor  # int64 [C, L]: the prompt for each concept, padded on the left
-    mask: Tensor  # int64 [C, L]
-    shows: Tensor  # bool [C, 10]: which digits a concept includes
-    half_way: Tensor  # int64 [C]: the concept that IMG_p shows
+    ids: Tensor  # int64 [10, L]: the prompt for each digit
     answers: tuple[int, int]  # tokens of True and False
 
     def draw(self, n: int, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         "n examples: concepts [n], images [n, 3] as rows of the pixels, and whether the answer is True [n]."
-        concept = torch.randint(len(self.ids), (n,), generator=g)
+        concept = torch.randint(10, (n,), generator=g)
         true = torch.rand(n, generator=g) < 0.5
-        suits = self.shows[concept][:, self.labels]
-        other = self.shows[self.half_way[concept]][:, self.labels]
-        rows = [torch.multinomial(w.float(), 1, generator=g) for w in (suits, other, torch.where(true[:, None], suits, ~suits))]
-        return concept, torch.cat(rows, 1), true
+        other = (concept + torch.randint(1, 10, (n,), generator=g)) % 10
+        shown = torch.stack([concept, (concept + 5) % 10, torch.where(true, concept, other)], 1)
+        suits = (self.labels == shown[..., None]).float()
+        return concept, torch.multinomial(suits.flatten(0, 1), 1, generator=g).view(n, 3), true
 
     def logits(self, model: Any, concept: Tensor, images: Tensor) -> Tensor:
         "What the model says behind the prompt: [n, vocabulary]."
         pixels = self.pixels[images].flatten(0, 1)
-        return model(input_ids=self.ids[concept], attention_mask=self.mask[concept], pixel_values=pixels, logits_to_keep=1).logits[:, -1]
+        return model(input_ids=self.ids[concept], pixel_values=pixels, logits_to_keep=1).logits[:, -1]
 
 
 def lesson(parts: ChatModel, train: ImageSet) -> Lesson:
     "The digits' lesson for a model."
-    fine, coarse = torch.eye(10, dtype=torch.bool), torch.eye(5, dtype=torch.bool).repeat_interleave(2, 1)
     three = upsized(train.images[:3], SIDE)
-    prompts = [parts.inputs(parts.text(PROMPT, c), [three])["input_ids"][0] for c in (*train.classes, *train.coarse_classes)]
-    longest = max(map(len, prompts))
-    ids = torch.stack([F.pad(p, (longest - len(p), 0), value=parts.processor.tokenizer.pad_token_id) for p in prompts])
-    half = torch.tensor([(k + 5) % 10 for k in range(10)] + [10 + (k + 2) % 5 for k in range(5)])
+    ids = torch.cat([parts.inputs(parts.text(PROMPT, c), [three])["input_ids"] for c in train.classes])
     pixels = parts.processor.image_processor(images=upsized(train.images, SIDE), return_tensors="pt", **parts.options)["pixel_values"]
     tokens = (parts.encode("True")[0], parts.encode("False")[0])
-    padded = (ids != parts.processor.tokenizer.pad_token_id).long()
-    return Lesson(pixels, train.labels, ids, padded, torch.cat([fine, coarse]), half, tokens)
+    return Lesson(pixels, train.labels, ids, tokens)
 
 # %% ../../nbs/04j_toy.ipynb #0f4b2708
 @dataclass(frozen=True)
@@ -134,7 +126,7 @@ def teach(
                 progress(step + 1, loss.item())
         model.eval()
 
-# %% ../../nbs/04j_toy.ipynb #33e8d16d
+# %% ../../nbs/04j_toy.ipynb #842bea25
 TOY_VERSION = 1
 
 
@@ -149,7 +141,7 @@ def toy_folder(
     if (folder / "taught").exists():
         return folder
     train, _ = digits()
-    texts = ["True", "False", *(f" {c}," for c in (*train.classes, *train.coarse_classes))]
+    texts = ["True", "False", *(f" {c}," for c in train.classes)]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".toy-") as work:
@@ -172,8 +164,7 @@ def load_toy_judge(
     batch_size: int = 64,
 ) -> VLMJudge:
     "The judge `toy-vlm`; taught at its first use, in about two minutes."
-    train, _ = digits()
-    if exemplars.classes not in (train.classes, train.coarse_classes):
+    if exemplars.classes != DIGIT_NAMES:
         raise MagaError(
             f"The judge toy-vlm has learnt handwritten digits only, not {exemplars.classes[0]!r}; use --data digits, or the judge `features`."
         )
