@@ -27,7 +27,7 @@ __all__ = ['ONE_TILE', 'SHOWN_EXACT', 'LOW_MASS', 'ChatModel', 'image_runs', 'pl
            'Seen', 'ImageBank', 'Prefix', 'SharedPrefixScorer', 'out_of_memory', 'in_halves', 'warn_if_ignored',
            'VLMJudge', 'load_chat_model', 'load_vlm_judge']
 
-# %% ../../nbs/04d_vlm.ipynb #47794349
+# %% ../../nbs/04d_vlm.ipynb #23201d49
 ONE_TILE: dict[str, dict[str, Any]] = {
     "smolvlm": {"do_image_splitting": False},
     "idefics3": {"do_image_splitting": False},
@@ -64,10 +64,15 @@ class ChatModel:
         self.processor.tokenizer.padding_side = "left"
         bos = self.processor.tokenizer.bos_token
         extra = {"add_special_tokens": not (bos and text.startswith(bos)), **self.options}
-        batch = self.processor(text=[text] * len(images), images=[list(i) for i in images], padding=True, return_tensors="pt", **extra)
+        try:
+            batch = self.processor(text=[text] * len(images), images=[list(i) for i in images], padding=True, return_tensors="pt", **extra)
+        except (ValueError, IndexError) as e:
+            raise MagaError(
+                f"The processor of this {self.family} model drops images or wants other ones ({e}); use the processor that belongs to the model."
+            ) from e
         return {k: v.to(self.model.device) for k, v in batch.items() if isinstance(v, Tensor)}
 
-# %% ../../nbs/04d_vlm.ipynb #c5900dab
+# %% ../../nbs/04d_vlm.ipynb #11b44f99
 def image_runs(
     ids: Tensor,  # int64 [L]: one prompt
     placeholder: int,  # the token that stands for a piece of an image
@@ -104,7 +109,7 @@ def checked_runs(parts: ChatModel, ids: Tensor) -> list[tuple[int, int]]:
         raise MagaError(f"The processor of this {parts.family} model drops images: three were given, the prompt has runs of {lengths} image tokens.")
     return runs
 
-# %% ../../nbs/04d_vlm.ipynb #cab0caae
+# %% ../../nbs/04d_vlm.ipynb #398495ec
 class NaiveScorer:
     "Asks every prompt in full."
 
@@ -195,7 +200,7 @@ class ImageBank:
         deep = [[layer.to(device) for layer in layers] for layers in zip(*(s.deep for s in some), strict=True)]
         return {"mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=pooled, deepstack_features=deep)}}
 
-# %% ../../nbs/04d_vlm.ipynb #902d187e
+# %% ../../nbs/04d_vlm.ipynb #a9dcf874
 @dataclass(frozen=True, eq=False)
 class Prefix:
     "What is computed once for a concept and its two example images."
@@ -296,7 +301,7 @@ def in_halves(
             torch.cuda.empty_cache()
     return torch.cat([a for a, _ in done]), torch.cat([b for _, b in done]), at_once
 
-# %% ../../nbs/04d_vlm.ipynb #f2a9963f
+# %% ../../nbs/04d_vlm.ipynb #6b307dc7
 LOW_MASS = 0.5  # below this the prompt was not understood
 
 
