@@ -27,7 +27,7 @@ __all__ = ['ONE_TILE', 'SHOWN_EXACT', 'LOW_MASS', 'ChatModel', 'image_runs', 'pl
            'Seen', 'ImageBank', 'Prefix', 'SharedPrefixScorer', 'out_of_memory', 'in_halves', 'warn_if_ignored',
            'VLMJudge', 'load_chat_model', 'load_vlm_judge']
 
-# %% ../../nbs/04d_vlm.ipynb #47794349
+# %% ../../nbs/04d_vlm.ipynb #9cf9c26b
 ONE_TILE: dict[str, dict[str, Any]] = {
     "smolvlm": {"do_image_splitting": False},
     "idefics3": {"do_image_splitting": False},
@@ -64,7 +64,12 @@ class ChatModel:
         self.processor.tokenizer.padding_side = "left"
         bos = self.processor.tokenizer.bos_token
         extra = {"add_special_tokens": not (bos and text.startswith(bos)), **self.options}
-        batch = self.processor(text=[text] * len(images), images=[list(i) for i in images], padding=True, return_tensors="pt", **extra)
+        try:
+            batch = self.processor(text=[text] * len(images), images=[list(i) for i in images], padding=True, return_tensors="pt", **extra)
+        except (ValueError, IndexError) as e:
+            raise MagaError(
+                f"The processor of this {self.family} model drops images or wants other ones ({e}); use the processor that belongs to the model."
+            ) from e
         return {k: v.to(self.model.device) for k, v in batch.items() if isinstance(v, Tensor)}
 
 # %% ../../nbs/04d_vlm.ipynb #c5900dab
@@ -137,7 +142,7 @@ class NaiveScorer:
 
         return read_answers(self.words, logits_after)
 
-# %% ../../nbs/04d_vlm.ipynb #72ed9165
+# %% ../../nbs/04d_vlm.ipynb #79908bce
 @dataclass(frozen=True, eq=False)
 class Seen:
     "One image, as far as it can be computed without the text. Tensors on the CPU."
@@ -172,17 +177,16 @@ class ImageBank:
 
     def add(self, hashes: Sequence[str], images: Tensor) -> None:  # uint8 [n, 3, H, W]
         "Encode those images that are not in the bank."
-        new = {h: i for i, h in enumerate(hashes) if h not in self.seen}
-        rows = list(new.values())
-        for part in (torch.tensor(rows[i : i + 64]) for i in range(0, len(rows), 64)):
-            records = self.pixels(upsized(images[part.to(images.device)], self.parts.size))
-            kept = [Seen(r) for r in records]
+        for hash_, image in zip(hashes, images, strict=True):
+            if hash_ in self.seen:
+                continue
+            (pixels,) = self.pixels(upsized(image[None], self.parts.size))
+            self.seen[hash_] = Seen(pixels)
             if self.takes_features:
                 with torch.no_grad():
-                    out = self.parts.model.get_image_features(**self._to_model(records), return_dict=True)
+                    out = self.parts.model.get_image_features(**self._to_model([pixels]), return_dict=True)
                 deep = getattr(out, "deepstack_features", None) or []
-                kept = [Seen({}, f.cpu(), tuple(layer[i].cpu() for layer in deep)) for i, f in enumerate(out.pooler_output)]
-            self.seen.update({hashes[row]: one for row, one in zip(part.tolist(), kept, strict=True)})
+                self.seen[hash_] = Seen({}, out.pooler_output[0].cpu(), tuple(layer[0].cpu() for layer in deep))
 
     def model_inputs(self, hashes: Sequence[str]) -> dict[str, Any]:
         "What the model is given for these images, in order."
