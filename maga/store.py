@@ -24,7 +24,8 @@ from torch import nn
 from .data import MagaError, write_whole
 
 # %% auto #0
-__all__ = ['TASKS', 'HEARTBEAT', 'PATIENCE', 'Spec', 'canonical', 'key_of', 'Row', 'this_host', 'Claims', 'code_digest', 'Store']
+__all__ = ['TASKS', 'HEARTBEAT', 'PATIENCE', 'Spec', 'canonical', 'key_of', 'Row', 'this_host', 'ClaimFiles', 'Claims',
+           'code_digest', 'Store']
 
 # %% ../nbs/10_store.ipynb #ec320f6b
 TASKS = ("class", "subclass", "random")
@@ -156,9 +157,9 @@ def _alive(pid: int, started: str) -> bool:
         pass
     return _started(pid) == started
 
-# %% ../nbs/10_store.ipynb #4cae8735
-class Claims:
-    "Who works on what: numbered files `<key>.<n>` in one folder, touched by their owners."
+# %% ../nbs/10_store.ipynb #31aa5ed4
+class ClaimFiles:
+    "Who works on what, read from numbered files `<key>.<n>` in one folder."
 
     def __init__(
         self,
@@ -191,6 +192,10 @@ class Claims:
         except (ValueError, KeyError, TypeError):
             pass  # killed while writing its name: only silence tells
         return now - self.seen[path.name][1] > self.patience
+
+# %% ../nbs/10_store.ipynb #fa0ac076
+class Claims(ClaimFiles):
+    "Taking claims, keeping them alive, and letting go."
 
     def take(self, key: str) -> int | None:
         "The number of a claim of one's own, or `None` while another living process holds one."
@@ -242,7 +247,7 @@ def _beat(path: Path, stop: threading.Event) -> None:
         except OSError:
             return
 
-# %% ../nbs/10_store.ipynb #b9a12218
+# %% ../nbs/10_store.ipynb #fa61c2fa
 def code_digest() -> str:
     "A hash of this package's source files: 16 hexadecimal digits."
     here = Path(__file__).parent if "__file__" in globals() else Path(sys.modules["maga"].__path__[0])
@@ -251,7 +256,7 @@ def code_digest() -> str:
         h.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
     return h.hexdigest()[:16]
 
-
+# %% ../nbs/10_store.ipynb #5266435a
 class Store:
     "Rows, checkpoints and outputs in one folder, shared by any number of processes."
 
