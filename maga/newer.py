@@ -282,7 +282,7 @@ def salun(
     everything = torch.arange(len(split.train), device=split.device)
     return fit(model, Examples(split.train, everything, targets), config.fit, generator, after_step=put_back, progress=progress)
 
-# %% ../nbs/09a_newer.ipynb #2cc693f5
+# %% ../nbs/09a_newer.ipynb #1d95841b
 def removed_targets(
     logits: Tensor,  # of the original [n, K]
     forbidden: Tensor,  # bool [n, K]: what must not be said
@@ -304,6 +304,8 @@ DELETE_PRESETS = {
     # Zhou et al. 2025: 5e-5 on CIFAR-100 (and, here, CIFAR-20), 1e-4 on CIFAR-10, which is the random task's data set
     "paper_resnet18": DeleteConfig(_AUGMENTED),
     "paper_resnet18_random": DeleteConfig(replace(_AUGMENTED, lr=1e-4)),
+    # Zhou et al. 2025 freeze batch norm for one class of Tiny ImageNet only; see below why one would want it here
+    "frozen_batch_norm": DeleteConfig(replace(_AUGMENTED, freeze_batch_norm=True)),
     "paper_vit": DeleteConfig(_AUGMENTED),
     "paper_vit_random": DeleteConfig(replace(_AUGMENTED, lr=1e-4)),
     # ours, chosen below on a part of digits' training images
