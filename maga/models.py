@@ -37,7 +37,7 @@ def seeded(
         yield
 
 # %% ../nbs/01_models.ipynb #56629c46
-ARCHITECTURES = ("resnet18", "resnet10", "vit_small", "vit_base")
+ARCHITECTURES = ("resnet18", "resnet10", "vit_small", "vit_tiny", "vit_base")
 
 
 def _resnet18(num_classes: int) -> nn.Module:
@@ -64,6 +64,12 @@ def _vit_small(num_classes: int, size: int) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(size, max(1, size // 8), num_classes=num_classes, embed_dim=192, depth=6, num_heads=3)
+
+
+def _vit_tiny(num_classes: int, size: int) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(size, max(1, size // 4), num_classes=num_classes, embed_dim=64, depth=3, num_heads=2)
 
 
 def _from_timm(name: str, num_classes: int, size: int, pretrained: bool) -> nn.Module:
@@ -116,7 +122,7 @@ def pass_size(images: ImageSet) -> int:
 class ModelSpec:
     "What is needed to make a classifier afresh, and to feed it."
 
-    arch: str  # resnet18, resnet10, vit_small, vit_base, or a name of timm's
+    arch: str  # resnet18, resnet10, vit_small, vit_tiny, vit_base, or a name of timm's
     classes: tuple[str, ...]  # K names, in the order of the logits
     size: int = 32  # side of the images it sees, in pixels
     mean: tuple[float, ...] = CIFAR_MEAN  # of the normalisation
@@ -139,6 +145,8 @@ class ModelSpec:
                 model = _resnet10(k)
             elif self.arch == "vit_small":
                 model = _vit_small(k, self.size)
+            elif self.arch == "vit_tiny":
+                model = _vit_tiny(k, self.size)
             else:
                 name = "vit_base_patch16_224" if self.arch == "vit_base" else self.arch
                 model = _from_timm(name, k, self.size, self.pretrained)
