@@ -68,7 +68,7 @@ class MMICL(InstructBlipForConditionalGeneration):
         embeds = self.embed(input_ids, features)
         return self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, decoder_input_ids=begin).logits
 
-# %% ../../nbs/04e_mmicl.ipynb #31815574
+# %% ../../nbs/04e_mmicl.ipynb #0f137f32
 def with_image_tokens(tokenizer: Any, expected: int = PLACEHOLDER_ID) -> Any:
     "The tokenizer with MMICL's tokens for images; `MagaError` where the placeholder does not get the number that the model was trained with."
     tokenizer.add_special_tokens({"additional_special_tokens": [PLACEHOLDER, *(f"<image{i}>" for i in range(20))]})
@@ -180,7 +180,7 @@ def load_mmicl_judge(
     title = "mmicl" if where == MMICL_HUB else f"mmicl:{where}"
     return MMICLJudge(model.to(device).eval(), words, images, exemplars, title, revision_of(where, model.config), prompt, batch_size)
 
-# %% ../../nbs/04e_mmicl.ipynb #076c2980
+# %% ../../nbs/04e_mmicl.ipynb #d0fc8c82
 def tiny_mmicl(
     folder: str | Path,  # where model and tokenizer are saved
     generator: torch.Generator,  # draws the weights

@@ -32,7 +32,7 @@ from .weights import fetched, model_source
 __all__ = ['KINDS', 'USUAL_IMAGE_TOKENS', 'USUAL_TEXT_TOKENS', 'judge_kind', 'JudgeOptions', 'make_judge', 'JudgingCost',
            'judging_cost']
 
-# %% ../../nbs/04l_named.ipynb #f7352c16
+# %% ../../nbs/04l_named.ipynb #c581e20e
 KINDS = ("features", "names", "clip", "vlm", "vllm", "mmicl", "toy-vlm")
 
 
