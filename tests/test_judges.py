@@ -135,7 +135,7 @@ def test_a_family_that_was_not_shown_exact_is_asked_naively_or_refused(folders, 
     parts.model.config.model_type = "somebody_elses_vlm"
     with pytest.raises(MagaError, match="not shown to be exact for the family somebody_elses_vlm"):
         VLMJudge(parts, exemplars, "vlm:x", "1", scorer="shared")
-    with pytest.warns(UserWarning, match="only the naive scorer is exact"):
+    with pytest.warns(UserWarning, match="Only the naive scorer is exact"):
         judge = VLMJudge(parts, exemplars, "vlm:x", "1")
     assert judge.shared is None
     torch.testing.assert_close(ask_all(judge, exemplars, [2]).confidence, expected, atol=1e-5, rtol=0)
@@ -263,7 +263,7 @@ from maga.judges import __main__ as command
 from maga.judges.vlm import VLMJudge
 ask, log = VLMJudge.ask, open(sys.argv[1], "a")
 def logged(self, queries, block):
-    hashes = self._hashes(queries)
+    hashes = self.hashes(queries)
     for i in block.rows.tolist():
         print(json.dumps([hashes[i], block.concepts[0]]), file=log, flush=True)
     time.sleep(float(sys.argv[2]))

@@ -23,7 +23,7 @@ from ..transition import TransitionMatrix, estimate_transition
 # %% auto #0
 __all__ = ['arguments', 'judge_data', 'main']
 
-# %% ../../nbs/05a_judging.ipynb #e1b236d1
+# %% ../../nbs/05a_judging.ipynb #13e1df7a
 class _Parser(argparse.ArgumentParser):
     "Says what is wrong in one sentence and exits with 1, like every other mistake here."
 
@@ -52,7 +52,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, default=10_000, help="tokens (or images) per second, for --dry-run")
     return parser
 
-
+# %% ../../nbs/05a_judging.ipynb #896ffd81
 def _classifier(checkpoint: str, arch: str | None, exemplars: ImageSet, device: torch.device) -> tuple[nn.Module, ImageSet]:
     "The feature judge's classifier and the exemplars as it sees them."
     model, spec = load_checkpoint(checkpoint, ModelSpec.of(arch, exemplars) if arch else None, device)

@@ -63,7 +63,7 @@ def lesson(parts: ChatModel, train: ImageSet) -> Lesson:
     begin = checked_runs(parts, prompts[0])[-1][0] - 1  # with the mark before the image
     return Lesson(pixels, train.labels, prompts, prompts[:, begin:], tokens)
 
-# %% ../../nbs/04j_toy.ipynb #11d3e1b6
+# %% ../../nbs/04j_toy.ipynb #fffdc091
 @dataclass(frozen=True)
 class ToyConfig:
     "How long the toy learns: long enough to be right, not so long that it has no doubts left."
@@ -103,7 +103,7 @@ def _point_at_words(model: Any, parts: ChatModel, taught: Lesson, config: ToyCon
         optimizer.step()
         schedule.step()
 
-
+# %% ../../nbs/04j_toy.ipynb #5aba0ed6
 def _answer(
     model: Any,
     taught: Lesson,
