@@ -609,14 +609,14 @@ def compute(
     run_cells(exp.cells(settings), settings, session, retry, progress)
     return table_of(exp, settings, session)
 
-# %% ../nbs/10b_experiments.ipynb #88a9affe
+# %% ../nbs/10b_experiments.ipynb #359cd619
 def shared_trainings(names: Sequence[str], settings: Settings) -> list[Training]:
     "Originals and retrains that experiments need, originals first, each once."
     specs = [s for n in names for c in experiment(n).cells(settings) if selected(c, settings) for s in c.specs(settings.all_seeds)]
-    if {"figure3", "figure5"} & set(names):
-        specs.append(cifar10_spec(settings))
-    originals = {t.key: t for t in map(original_of, specs)}
-    retrains = {t.key: t for t in map(retrain_of, specs)}
+    looked_at = [cifar10_spec(settings)] if {"figure3", "figure5"} & set(names) else []
+    compared = [replace(s, training_seed=seed) for s in specs for seed in (s.training_seed, *s.references)]
+    originals = {t.key: t for t in map(original_of, specs + looked_at)}
+    retrains = {t.key: t for t in map(retrain_of, compared)}
     return list((originals | retrains).values())
 
 

@@ -463,7 +463,7 @@ def run(
     stands_on, traces = asdict(dependencies_of(session, spec)), forgotten_traces(session, spec, key)
     return Row(key, spec, metrics, times, provenance_of(session, split), stands_on, missing, traces)
 
-# %% ../nbs/10a_runs.ipynb #9690aa47
+# %% ../nbs/10a_runs.ipynb #6c7d1c24
 @dataclass(frozen=True)
 class BatchReport:
     "How far a batch has come."
@@ -494,7 +494,7 @@ class BatchBar:
         self.bar: Any = None
 
     def __call__(self, r: BatchReport) -> None:
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
         if self.bar is None:
             self.bar = tqdm(total=r.done + r.running + r.waiting, desc=self.name, unit="run", bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}")
@@ -534,7 +534,7 @@ def attempt(session: Session, spec: Spec, key: str) -> Row:
         }
         return session.store.put(Row(key, spec, provenance=about, error=one_sentence(e)))
 
-# %% ../nbs/10a_runs.ipynb #ebe95991
+# %% ../nbs/10a_runs.ipynb #af820e63
 def run_batch(
     specs: Sequence[Spec],
     session: Session,
@@ -575,4 +575,5 @@ def run_batch(
         tell()
         if queue and len(rows) == moved:
             time.sleep(0.3)
+    session.store.sweep()
     return [rows[k] for k in keys]

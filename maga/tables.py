@@ -24,7 +24,7 @@ from .store import Row
 __all__ = ['NOT_METHODS', 'with_interval', 'number', 'side_by_side', 'made_with', 'show_table', 'show_times', 'swept',
            'show_sweep', 'embedding', 'show_embeddings', 'standing', 'paper_case', 'in_words', 'said', 'said_ablation',
            'said_times', 'said_sweep', 'said_labels', 'beyond_table', 'said_beyond', 'remembered_subject',
-           'population_table']
+           'population_table', 'show_metrics', 'said_flow']
 
 # %% ../nbs/11a_tables.ipynb #54535eb2
 def with_interval(mean: float, half: float) -> str:
@@ -290,7 +290,7 @@ def said_labels(settings: Settings, session: Session) -> list[str]:
         f"Labels from R are {more} evenly spread than those of the model alone.",
     ]
 
-# %% ../nbs/11a_tables.ipynb #7d3c3e29
+# %% ../nbs/11a_tables.ipynb #f9a3df62
 def beyond_table(result: Result) -> pd.DataFrame:
     "Every metric of every method, mean over the seeds; metrics that no line has are left out."
     left_out = {"seeds", *(f"{m}_{s}" for m in ("A_r", "A_f", "MIA") for s in ("paper", "difference"))}
@@ -307,9 +307,13 @@ def said_beyond(result: Result, metrics: Sequence[tuple[str, float]]) -> list[st
         if metric not in table or table[metric].notna().sum() == 0:
             sentences.append(f"{metric}: not measured.")
             continue
-        away = (table[metric] - ideal).abs().dropna().sort_values()
-        place = f"; maga is number {list(away.index).index('maga') + 1} with {table[metric]['maga']:.2f}" if "maga" in away else ""
-        sentences.append(f"{metric} (ideal {ideal:g}): {away.index[0]} is nearest of {len(away)} with {table[metric][away.index[0]]:.2f}{place}.")
+        away = (table[metric] - ideal).abs().dropna().round(6)
+        nearest = away[away == away.min()].index
+        place = f"; maga is number {1 + int((away < away['maga']).sum())} with {table[metric]['maga']:.2f}" if "maga" in away else ""
+        verb = "is" if len(nearest) == 1 else "are"
+        sentences.append(
+            f"{metric} (ideal {ideal:g}): {', '.join(nearest)} {verb} nearest of {len(away)} with {table[metric][nearest[0]]:.2f}{place}."
+        )
     return sentences
 
 # %% ../nbs/11a_tables.ipynb #c2033b85
@@ -339,3 +343,39 @@ def population_table(result: Result, session: Session) -> pd.DataFrame:
         scores = [m(Evidence(tuple(own), retrains)) for m in METRICS.values() if m.of_populations]
         lines.append({"method": name} | {s.metric: str(s) for s in scores} | {"missing": scores[0].missing})
     return pd.DataFrame(lines)
+
+# %% ../nbs/11a_tables.ipynb #4be6a00d
+def show_metrics(result: Result, metrics: Sequence[tuple[str, float]]):  # (metric, ideal)
+    "A panel a metric, a bar a method; the dashed line is the ideal, the dotted one a retrain measured against others. Returns the figure."
+    import matplotlib.pyplot as plt
+
+    table = beyond_table(result)
+    figure, axes = plt.subplots(1, len(metrics), figsize=(1.5 + 2 * len(metrics), 0.8 + 0.2 * len(table)), sharey=True, squeeze=False, dpi=70)
+    for axis, (metric, ideal) in zip(axes[0], metrics, strict=True):
+        values = table[metric] if metric in table else pd.Series(float("nan"), table.index)
+        axis.barh(list(table.index), values.fillna(0))
+        axis.axvline(ideal, linestyle="--", linewidth=0.8, color="grey")
+        if "retrain" in values and not math.isnan(values["retrain"]):
+            axis.axvline(values["retrain"], linestyle=":", linewidth=0.8, color="black")
+        axis.set_title(metric, fontsize=8)
+        axis.tick_params(labelsize=7)
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
+def said_flow(result: Result, settings: Settings, session: Session) -> list[str]:
+    "Figure 6 in numbers: the classes that forgotten test images are sent to most, for each model, and how alike that is to the retrain's."
+    split, shares = session.split(cifar10_spec(settings)), {}
+    for cell, some in zip(result.cells, result.rows, strict=True):
+        kept = kept_outputs(session, some[0].key) if some and not some[0].failed else None
+        if kept is not None:
+            answers = kept["test"][split.forget_test.cpu()].argmax(1)
+            shares[cell.method] = torch.bincount(answers, minlength=split.num_classes).double() / len(answers)
+    sentences = []
+    for name, share in shares.items():
+        top = share.topk(3)
+        listed = ", ".join(f"{split.train.classes[k]} {100 * v:.0f} %" for k, v in zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        alike = f"; {50 * (share - shares['retrain']).abs().sum():.0f} % would have to move to match the retrain" if "retrain" in shares else ""
+        sentences.append(f"{name}: forgotten images become {listed}{alike}.")
+    return sentences or ["Nothing has been run."]
