@@ -271,7 +271,7 @@ def beyond_cells(settings: Settings) -> list[Cell]:
     names = ("original", "retrain", *sorted(set(METHODS) - {"retrain"}))
     return [make_cell(settings, "resnet18", "cifar100", "class", "rocket", m, measures="all", references=REFERENCES) for m in names]
 
-# %% ../nbs/10b_experiments.ipynb #b9b2ada2
+# %% ../nbs/10b_experiments.ipynb #af30ad41
 @dataclass(frozen=True)
 class Experiment:
     "A table or figure: its title, the paper's claim, and its cells."
@@ -292,7 +292,7 @@ def no_cells(settings: Settings) -> list[Cell]:
     "For what is read from configurations or from T: no run."
     return []
 
-
+# %% ../nbs/10b_experiments.ipynb #4456be59
 FINE_CLASSES = ("baby", "lamp", "sea", "dinosaur", "wolf")
 FINE_PARTS = ("beetle", "snail", "whale", "fox", "skyscraper")
 EXPERIMENTS = {
@@ -381,7 +381,7 @@ EXPERIMENTS = {
     )
 }
 
-
+# %% ../nbs/10b_experiments.ipynb #e43b643a
 def experiment(name: str) -> Experiment:
     "The experiment of that name; `MagaError` names the ones there are."
     if name not in EXPERIMENTS:
@@ -454,7 +454,7 @@ def line_of(
     line["note"] = "; ".join(errors) or ("" if good else missing)
     return line
 
-# %% ../nbs/10b_experiments.ipynb #5f94503a
+# %% ../nbs/10b_experiments.ipynb #b0c91dab
 def settings_table(settings: Settings, session: Session) -> pd.DataFrame:
     "Table 5: the paper's settings beside those of the presets."
     places = {
@@ -484,7 +484,7 @@ def settings_table(settings: Settings, session: Session) -> pd.DataFrame:
             )
     return pd.DataFrame(lines)
 
-
+# %% ../nbs/10b_experiments.ipynb #cd070fa1
 def cifar10_spec(settings: Settings) -> Spec:
     "MaGA on CIFAR-10 with ResNet-18, bird forgotten: what Figures 3, 5 and 6 look at."
     cell = make_cell(settings, "resnet18", "cifar10", "class", "bird", "maga")
@@ -521,7 +521,7 @@ def labels_table(settings: Settings, session: Session) -> pd.DataFrame:
 
 WITHOUT_RUNS = {"table5": settings_table, "figure3": transition_table, "figure5": labels_table}
 
-# %% ../nbs/10b_experiments.ipynb #d1930bd2
+# %% ../nbs/10b_experiments.ipynb #c7d5e43f
 @dataclass(frozen=True)
 class Result:
     "What an experiment gave."
@@ -549,7 +549,7 @@ def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:
             if cells and name not in known:
                 raise MagaError(f"No experiment asked for has the {what} {name!r}; there are {', '.join(sorted(known))}.")
 
-
+# %% ../nbs/10b_experiments.ipynb #48b8c380
 def run_cells(
     cells: Sequence[Cell],
     settings: Settings,
