@@ -8,12 +8,15 @@ export MAGA_DATA ?= $(abspath $(DATA))
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: demo test check notebooks pytest install lab readme export clean
+.PHONY: demo reproduce test check notebooks pytest install lab readme export clean
 
 demo: $(READY)  ## the whole method on handwritten digits; results/demo
 	mkdir -p results/demo
-	papermill --no-progress-bar nbs/experiments/demo.ipynb results/demo/demo.ipynb -k python3 -p results results $(ARGS)
+	OMP_NUM_THREADS=1 papermill --no-progress-bar nbs/experiments/demo.ipynb results/demo/demo.ipynb -k python3 -p results results $(ARGS)
 	@echo; cat results/demo/table.csv; echo; echo "Executed notebook, table and pictures: results/demo"
+
+reproduce: $(READY)  ## every table and figure on this machine; ARGS="--config preset=paper" for the paper's settings
+	snakemake --profile profiles/local $(ARGS)
 
 test: check notebooks pytest install  ## everything that CI runs
 

@@ -254,7 +254,7 @@ def stage_times(
     table = pd.DataFrame({"stage": [*times, "true retrain"], "seconds": [*times.values(), retrain]})
     return table.assign(of_retrain=table.seconds / retrain)
 
-# %% ../nbs/12_benchmark.ipynb #6115c805
+# %% ../nbs/12_benchmark.ipynb #5752905c
 def cifar_like(root: str | Path, device: torch.device, n_train: int, n_test: int) -> tuple[ImageSet, ImageSet]:
     "A subset of CIFAR-100, or random pixels of its shape where it is not at hand."
     try:
@@ -272,7 +272,7 @@ def cifar_like(root: str | Path, device: torch.device, n_train: int, n_test: int
     parts = [s.subset(torch.randperm(len(s), generator=pick)[:n]) for s, n in ((train, n_train), (test, n_test))]
     return parts[0].to(device), parts[1].to(device)
 
-
+# %% ../nbs/12_benchmark.ipynb #2e1a1cce
 def run_benchmark(
     device: torch.device,
     root: str | Path,
@@ -320,7 +320,7 @@ def run_benchmark(
         say(f"peak memory {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB")
     return comparisons, stages
 
-
+# %% ../nbs/12_benchmark.ipynb #a4d1ee25
 def main(arguments: Sequence[str] | None = None) -> int:
     "The command line of the benchmark; returns the exit code."
     parser = argparse.ArgumentParser(prog="python -m maga.benchmark", description="How fast is maga on this device, against the plain way?")

@@ -282,7 +282,7 @@ class _CapturedStepper(_Stepper):
             torch.cuda.synchronize()
             warnings.warn(f"This step cannot be captured as a CUDA graph and runs eagerly ({str(e).splitlines()[0]}).", stacklevel=2)
 
-# %% ../nbs/02_training.ipynb #f2f7a6e9
+# %% ../nbs/02_training.ipynb #d77b53c2
 def shuffled_batches(
     n: int,  # rows
     batch_size: int,
@@ -294,7 +294,7 @@ def shuffled_batches(
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 
-
+# %% ../nbs/02_training.ipynb #e050b866
 def fit(
     model: nn.Module,  # not changed
     examples: Examples,  # what is shown
@@ -334,7 +334,7 @@ def fit(
         p.grad = None
     return model.eval()
 
-
+# %% ../nbs/02_training.ipynb #ec380dcd
 def _run(
     step: _Stepper,
     batches: Callable[[torch.Generator], list[Tensor]] | None,

@@ -135,7 +135,7 @@ def test_a_family_that_was_not_shown_exact_is_asked_naively_or_refused(folders, 
     parts.model.config.model_type = "somebody_elses_vlm"
     with pytest.raises(MagaError, match="not shown to be exact for the family somebody_elses_vlm"):
         VLMJudge(parts, exemplars, "vlm:x", "1", scorer="shared")
-    with pytest.warns(UserWarning, match="only the naive scorer is exact"):
+    with pytest.warns(UserWarning, match="Only the naive scorer is exact"):
         judge = VLMJudge(parts, exemplars, "vlm:x", "1")
     assert judge.shared is None
     torch.testing.assert_close(ask_all(judge, exemplars, [2]).confidence, expected, atol=1e-5, rtol=0)
@@ -223,7 +223,7 @@ def test_a_device_out_of_memory(judge, exemplars):
         halved = ask_all(asked, exemplars, [5]).confidence
     torch.testing.assert_close(halved, expected, atol=1e-5, rtol=0)
     with warnings.catch_warnings():  # it remembers: nothing fails a second time
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message=".*out of memory.*")
         ask_all(asked, exemplars, [6])
 
 
@@ -263,7 +263,7 @@ from maga.judges import __main__ as command
 from maga.judges.vlm import VLMJudge
 ask, log = VLMJudge.ask, open(sys.argv[1], "a")
 def logged(self, queries, block):
-    hashes = self._hashes(queries)
+    hashes = self.hashes(queries)
     for i in block.rows.tolist():
         print(json.dumps([hashes[i], block.concepts[0]]), file=log, flush=True)
     time.sleep(float(sys.argv[2]))
@@ -277,10 +277,15 @@ def test_killed_and_resumed(folders, tmp_path):
     batch = 8
     given = ["--data", "digits", "--judge", f"vlm:{folders('qwen2_5_vl')}", "--exemplars", "3", "--size", str(SIDE), "--device", "cpu"]
     given += ["--batch-size", str(batch)]
-    env = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": os.getcwd()}
+    env = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), os.getcwd()])}
 
     def start(out, log, pause):
-        return subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path / log), str(pause), *given, "--out", str(tmp_path / out)], env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, "-c", RUN, str(tmp_path / log), str(pause), *given, "--out", str(tmp_path / out)],
+            env=env,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
 
     process = start("T.safetensors", "asked", 0.2)
     answers = tmp_path / "T.safetensors.answers"
@@ -323,7 +328,7 @@ def test_a_store_of_another_version_or_cut_off(judge, exemplars, tmp_path):
     with pytest.raises(MagaError, match="first line is damaged or cut off"):
         Stored(judge("internvl"), exemplars, tmp_path)
     path.write_bytes(whole.replace(b'"queries": ["', b'"queries": ["0', 1))
-    with pytest.raises(MagaError, match="Line 2 of .* is damaged"):
+    with pytest.raises(MagaError, match=r"Line 2 of .* is damaged"):
         Stored(judge("internvl"), exemplars, tmp_path)
 
 
@@ -357,6 +362,8 @@ def test_dry_run_loads_no_weights(folders, capsys, tmp_path):
     folder = tmp_path / "processor only"
     shutil.copytree(folders("qwen3_vl"), folder)
     (folder / "model.safetensors").unlink()
-    status = main(["--data", "digits", "--judge", f"vlm:{folder}", "--exemplars", "2", "--size", str(SIDE), "--device", "cpu", "--dry-run", "--rate", "100"])
+    status = main(
+        ["--data", "digits", "--judge", f"vlm:{folder}", "--exemplars", "2", "--size", str(SIDE), "--device", "cpu", "--dry-run", "--rate", "100"]
+    )
     told = capsys.readouterr().out
     assert status == 0 and "200 prompts" in told and "tokens" in told and "about" not in told and "at 100 a second" in told

@@ -32,7 +32,7 @@ from .weights import fetched, model_source
 __all__ = ['KINDS', 'USUAL_IMAGE_TOKENS', 'USUAL_TEXT_TOKENS', 'judge_kind', 'JudgeOptions', 'make_judge', 'JudgingCost',
            'judging_cost']
 
-# %% ../../nbs/04l_named.ipynb #f7352c16
+# %% ../../nbs/04l_named.ipynb #80e3c50f
 KINDS = ("features", "names", "clip", "vlm", "vllm", "mmicl", "toy-vlm")
 
 
@@ -66,7 +66,7 @@ class JudgeOptions:
     scorer: Literal["auto", "shared", "naive"] = "auto"
     prompt: str = PROMPT
 
-
+# %% ../../nbs/04l_named.ipynb #38673922
 def make_judge(
     name: str,  # as in the table above
     exemplars: ImageSet,  # K·n images; for `features`, as the classifier sees them
@@ -96,7 +96,7 @@ def make_judge(
     loading: dict[str, Any] = {"dtype": o.dtype, "device_map": o.device_map, "quantisation": o.quantisation, "size": o.size}
     return load_vlm_judge(model, exemplars, o.device, o.batch_size, o.prompt, o.scorer, **loading)
 
-# %% ../../nbs/04l_named.ipynb #b7581a7a
+# %% ../../nbs/04l_named.ipynb #426b1fdc
 USUAL_IMAGE_TOKENS = {"qwen": 64, "smolvlm": 64, "internvl": 256}  # for an image of 224 px; else 256
 USUAL_TEXT_TOKENS = (60, 35)  # before the query image, and from it on
 
@@ -122,7 +122,7 @@ class JudgingCost:
         seconds = round((self.tokens or self.prompts) / rate)
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
-
+# %% ../../nbs/04l_named.ipynb #0c1e30dc
 def _tokens(kind: str, model: str, exemplars: ImageSet, o: JudgeOptions) -> list[tuple[int, int]]:
     "For each concept: tokens before the query image, tokens from it on; by the model's own processor. No weights are loaded."
     if kind == "mmicl":
@@ -142,7 +142,7 @@ def _tokens(kind: str, model: str, exemplars: ImageSet, o: JudgeOptions) -> list
     rest = len(whole) - begin - (len(texts[0]) - places[0])
     return [(begin + place - places[0], rest + len(ids) - place) for ids, place in zip(texts, places, strict=True)]
 
-
+# %% ../../nbs/04l_named.ipynb #6f61b8c9
 def judging_cost(
     name: str,
     exemplars: ImageSet,  # these are also the queries

@@ -19,10 +19,10 @@ from ..data import ImageSet, MagaError
 __all__ = ['auc', 'superclasses', 'superclass_auc', 'superclass_auc_within', 'human_confusion', 'rank_agreement',
            'diagonal_dominance', 'nearest']
 
-# %% ../../nbs/04k_quality.ipynb #01cdfefa
+# %% ../../nbs/04k_quality.ipynb #a44c595d
 def _ranks(values: Tensor) -> Tensor:
     "Ranks from 1, ties averaged: float64 [n]."
-    return torch.from_numpy(pd.Series(values.double().numpy()).rank().to_numpy())
+    return torch.from_numpy(pd.Series(values.double().numpy()).rank().to_numpy(copy=True))
 
 
 def auc(

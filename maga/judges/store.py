@@ -25,7 +25,7 @@ from .contract import Answers, Block, Judge, ask_block, blocks_of, checked_conce
 from .vlm import warn_if_ignored
 
 # %% auto #0
-__all__ = ['VERSION', 'Question', 'AnswerFile', 'JudgingReport', 'JudgingBar', 'Stored']
+__all__ = ['VERSION', 'Question', 'whole_records', 'AnswerFile', 'JudgingReport', 'JudgingBar', 'Stored']
 
 # %% ../../nbs/04h_store.ipynb #083c1ae0
 VERSION = 1  # of the file's form and of how answers are read
@@ -74,7 +74,39 @@ def _hex(values: Tensor) -> str:
 def _floats(text: str, shape: tuple[int, int]) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.float32).view(shape).clone()
 
-# %% ../../nbs/04h_store.ipynb #6df4b1cc
+# %% ../../nbs/04h_store.ipynb #fa5cd1e0
+def whole_records(path: Path, question: Question) -> tuple[list[dict[str, Any]], int]:
+    "(records, bytes that are whole) of a file of answers; `MagaError` where it is damaged or not for this question."
+    advice = f"delete {path} to ask again, or restore it from a copy"
+    header, *lines = path.read_bytes().split(b"\n")
+    first = _record(header)
+    if first is None or not lines:
+        raise MagaError(f"The answers in {path} cannot be read (their first line is damaged or cut off); {advice}.")
+    if first != question.header():
+        found = first.get("maga answers", "unknown")
+        raise MagaError(f"The answers in {path} were written by version {found} or for another question, not by version {VERSION}; {advice}.")
+    records, whole = [], len(header) + 1
+    for n, line in enumerate(lines[:-1], start=2):
+        record = _record(line)
+        if record is None:
+            raise MagaError(f"Line {n} of {path} is damaged (its checksum is wrong); {advice}.")
+        records.append(record)
+        whole += len(line) + 1
+    return records, whole
+
+# %% ../../nbs/04h_store.ipynb #b377225e
+def _lock(file: Any, path: Path) -> None:
+    "Hold the file for this process alone, as long as it is open (where the system has such locks)."
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise MagaError(f"Another process is judging into {path}; wait for it, or end it.") from e
+
+# %% ../../nbs/04h_store.ipynb #d320cc02
 class AnswerFile:
     "Answers to one question: read at once when opened, appended to as they come."
 
@@ -82,34 +114,16 @@ class AnswerFile:
         self.path = Path(folder) / f"{question.key}.jsonl"
         self.question = question
         self.known: dict[tuple[str, int], tuple[float, float]] = {}  # (query hash, concept) -> confidence, mass
-        if self.path.exists() and self.path.stat().st_size:
-            self._read()
-
-    def _read(self) -> None:
-        advice = f"delete {self.path} to ask again, or restore it from a copy"
-        header, *lines = self.path.read_bytes().split(b"\n")
-        first = _record(header)
-        if first is None:
-            raise MagaError(f"The answers in {self.path} cannot be read (their first line is damaged or cut off); {advice}.")
-        if first != self.question.header():
-            found = first.get("maga answers", "unknown")
-            raise MagaError(
-                f"The answers in {self.path} were written by version {found} or for another question, not by version {VERSION}; {advice}."
-            )
-        whole, cut = lines[:-1], lines[-1] if lines else b""
-        good = len(header) + 1
-        for n, line in enumerate(whole, start=2):
-            record = _record(line)
-            if record is None:
-                raise MagaError(f"Line {n} of {self.path} is damaged (its checksum is wrong); {advice}.")
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return
+        records, whole = whole_records(self.path, question)
+        for record in records:
             self._take(record)
-            good += len(line) + 1
-        if cut:
+        if whole < self.path.stat().st_size:
             warnings.warn(
-                f"The last line of {self.path} was cut off (the process was killed while writing); its answers are asked again.", stacklevel=4
+                f"The last line of {self.path} was cut off (the process was killed while writing); its answers are asked again.", stacklevel=3
             )
-            with self.path.open("r+b") as f:
-                f.truncate(good)
+            os.truncate(self.path, whole)
 
     def _take(self, record: dict[str, Any]) -> None:
         shape = (len(record["queries"]), len(record["concepts"]))
@@ -143,18 +157,6 @@ class AnswerFile:
             raise MagaError(
                 f"Answers could not be written to {self.path} ({e}); free some space or choose another folder. What was written is kept."
             ) from e
-
-
-def _lock(file: Any, path: Path) -> None:
-    "Hold the file for this process alone, as long as it is open (where the system has such locks)."
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        raise MagaError(f"Another process is judging into {path}; wait for it, or end it.") from e
 
 # %% ../../nbs/04h_store.ipynb #ec593d05
 @dataclass(frozen=True)
