@@ -67,7 +67,7 @@ def pick_device(
         raise MagaError(f"The device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu or auto.")
     return device
 
-# %% ../nbs/00_data.ipynb #456b513f
+# %% ../nbs/00_data.ipynb #15913240
 def write_whole(
     path: str | Path,  # where the file shall be
     write: Callable[[Path], object],  # writes the content to the path it is given
@@ -83,7 +83,7 @@ def write_whole(
         write(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:
+    except (OSError, RuntimeError, SafetensorError) as e:
         raise MagaError(f"{path} could not be written ({e}); nothing was changed. Free some space or choose another folder.") from e
     finally:
         if temporary is not None:

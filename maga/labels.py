@@ -16,15 +16,15 @@ from .data import MagaError
 __all__ = ['class_overlap', 'rank_of', 'perturbing_labels', 'random_labels', 'soft_targets', 'label_entropy', 'label_choices',
            'show_label_choices']
 
-# %% ../nbs/06_labels.ipynb #1b87f898
+# %% ../nbs/06_labels.ipynb #1751bf70
 def class_overlap(
     T: Tensor,  # transition matrix [K, K], columns are probabilities
     p: Tensor,  # softmax outputs of the original model [n, K]
     labels: Tensor,  # true labels, int64 [n]
 ) -> Tensor:
     "R: float32 [n, K], not negative; row i is T · (I without row y_i) · p(x_i) (eq. 5)."
-    others = p.float().scatter(1, labels[:, None], 0.0)
-    return others @ T.to(p.device).float().T
+    others = p.double().scatter(1, labels[:, None], 0.0)
+    return (others @ T.to(p.device).double().T).float()
 
 # %% ../nbs/06_labels.ipynb #a4cf8eba
 def rank_of(

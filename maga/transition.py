@@ -47,7 +47,7 @@ def transition(S: Tensor) -> Tensor:  # [K, K]
         raise MagaError(f"Class {int(total.argmin())} resembles nothing, not even itself: its row of S sums to 0, and T is not defined.")
     return (S / total).T.contiguous()
 
-# %% ../nbs/05_transition.ipynb #ed57ac83
+# %% ../nbs/05_transition.ipynb #4704c22f
 @dataclass(frozen=True, eq=False)
 class TransitionMatrix:
     "S and T with what they were made from."
@@ -113,7 +113,7 @@ class TransitionMatrix:
         figure.tight_layout()
         return figure
 
-
+# %% ../nbs/05_transition.ipynb #3f262605
 def estimate_transition(
     judge: Judge,
     exemplars: ImageSet,  # as drawn by `draw_exemplars`

@@ -195,7 +195,7 @@ def perturbed_examples(
     at[1, : len(forget)] = banks[1].position(train.labels[forget])
     return Examples(train, indices, targets, FeatureNoise(*banks, at[0], at[1], config.alpha, config.fragment == "anneal"))
 
-# %% ../nbs/08_unlearning.ipynb #0988909b
+# %% ../nbs/08_unlearning.ipynb #7ec63f53
 def feature_noise_banks(
     model: nn.Module,
     split: ForgetSplit,
@@ -222,7 +222,7 @@ def unlearn_with_labels(
     retained = sample_retained(split, config.retain_images, generator)
     return fit(model, perturbed_examples(split, retained, labels, config, banks), config.fit, generator, progress=progress)
 
-
+# %% ../nbs/08_unlearning.ipynb #dfd513b9
 @method("maga", MAGA_PRESETS, source="MaGA, eq. 5–10, Algorithm 1, Table 5")
 def maga(
     model: nn.Module,  # the original; not changed

@@ -1,0 +1,54 @@
+# Every target sets up what it needs: a virtual environment in .venv, made once, made again when the requirements change.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/.ready
+DATA := $(firstword $(wildcard data ../shared/data) data)
+export MAGA_DATA ?= $(abspath $(DATA))
+export PATH := $(BIN):$(PATH)
+export JUPYTER_PLATFORM_DIRS := 1
+
+.PHONY: demo reproduce test check notebooks pytest install lab readme export clean
+
+demo: $(READY)  ## the whole method on handwritten digits; results/demo
+	mkdir -p results/demo
+	OMP_NUM_THREADS=1 papermill --no-progress-bar nbs/experiments/demo.ipynb results/demo/demo.ipynb -k python3 -p results results $(ARGS)
+	@echo; cat results/demo/table.csv; echo; echo "Executed notebook, table and pictures: results/demo"
+
+reproduce: $(READY)  ## every table and figure on this machine; ARGS="--config preset=paper" for the paper's settings
+	snakemake --profile profiles/local $(ARGS)
+
+test: check notebooks pytest install  ## everything that CI runs
+
+check: $(READY)  ## exports and README fresh, style, types
+	python tools/check.py
+	python tools/readme.py --check
+	ruff check .
+	mypy
+
+notebooks: $(READY)  ## nbdev_test on every notebook outside of experiments
+	OMP_NUM_THREADS=1 timeout 900 nbdev_test --n_workers 2
+
+pytest: $(READY)
+	OMP_NUM_THREADS=1 pytest -n 2
+
+install: $(READY)  ## a plain install, imported from another folder without the development tools
+	python tools/install_check.py
+
+lab: $(READY)  ## read and edit the notebooks
+	jupyter lab nbs
+
+export: $(READY)  ## notebooks -> maga/
+	nbdev_export && nbdev_clean
+
+readme: $(READY)  ## nbs/index.ipynb -> README.md
+	python tools/readme.py
+
+$(READY): settings.ini setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) results build *.egg-info

@@ -1,0 +1,50 @@
+"""Shared by all tests: two small networks on the digits, and the folder with real CIFAR where there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from maga.data import digits, forget_class
+from maga.judges.contract import FeatureJudge, draw_exemplars
+from maga.models import ModelSpec
+from maga.training import PRETRAINING, Examples, fit
+from maga.transition import estimate_transition
+
+torch.set_num_threads(1)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def digit_sets():
+    return digits()
+
+
+@pytest.fixture(scope="session")
+def split(digit_sets):
+    return forget_class(*digit_sets, "three")
+
+
+@pytest.fixture(scope="session")
+def original(digit_sets):
+    g = generator()
+    train = digit_sets[0]
+    return fit(ModelSpec.of("resnet10", train).make(g), Examples.of(train), PRETRAINING["digits"], g)
+
+
+@pytest.fixture(scope="session")
+def transition(digit_sets, original):
+    exemplars = draw_exemplars(digit_sets[0], 5, generator())
+    return estimate_transition(FeatureJudge(original, exemplars), exemplars)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    folder = Path(os.environ.get("MAGA_DATA", "data"))
+    if not any((folder / "cifar100").glob("*.parquet")):
+        pytest.skip(f"{folder}/cifar100 holds no parquet files: set MAGA_DATA to a folder that does")
+    return folder

@@ -1,0 +1,399 @@
+"""Every registered method: the contract, on three kinds of network and three tasks; and the mistakes of public unlearning code."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import maga.baselines as baselines
+import maga.newer as newer
+from maga.data import ForgetSplit, ImageSet, MagaError, digits, forget_class, forget_random, forget_subclass
+from maga.models import ModelSpec
+from maga.noise import NoiseConfig
+from maga.training import Batch, Examples, FitConfig, fit
+from maga.unlearning import METHODS, Method, get_method
+
+PAPERS = ("retrain", "retrain_head", "finetune", "unsir", "bad_teacher", "amnesiac", "ssd")
+NEWER = ("neggrad_plus", "l1_sparse", "scrub", "salun", "delete", "trew", "head_distillation")
+NAMES = PAPERS + NEWER
+TASKS = ("class", "subclass", "random")
+
+
+class Own(nn.Module):
+    "A user's network: no batch norm, dropout, a head with a name of its own."
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GELU(), nn.Flatten(), nn.Dropout(0.1))
+        self.answer = nn.Linear(8 * 16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(self.body(x))
+
+
+def split_of(task: str, n: int = 60) -> ForgetSplit:
+    train, test = (s.subset(torch.arange(m)) for s, m in zip(digits(), (n, 30), strict=True))
+    if task == "random":
+        return forget_random(train, test, 8)
+    return (forget_class if task == "class" else forget_subclass)(train, test, "three")
+
+
+def maker(kind: str, images: ImageSet):
+    "A factory (generator) -> untrained network."
+    if kind == "own":
+
+        def make(generator: torch.Generator) -> nn.Module:
+            with baselines.seeded(generator):
+                return Own(len(images.classes))
+
+        return make
+    return ModelSpec.of(kind, images).make
+
+
+def model_of(kind: str, images: ImageSet, seed: int = 0) -> nn.Module:
+    return maker(kind, images)(torch.Generator().manual_seed(seed))
+
+
+def short(name: str, make=None, batch_size: int = 20):
+    "A method's digits preset, cut to an epoch."
+
+    def cut(c: FitConfig) -> FitConfig:
+        return replace(c, epochs=1, batch_size=batch_size)
+
+    c = get_method(name).preset("digits")
+    if name == "ssd":
+        return replace(c, alpha=1.1, batch_size=batch_size)
+    if name == "unsir":
+        return replace(c, noise=NoiseConfig(size=4, steps=2), repeats=2, impair=cut(c.impair), repair=cut(c.repair))
+    changes = {"fit": cut(c.fit)}
+    if name in ("retrain", "bad_teacher"):
+        changes["make_model"] = make
+    if name == "scrub":
+        changes["max_epochs"] = 1
+    return replace(c, **changes)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def run(name: str, model: nn.Module, split: ForgetSplit, config=None, seed: int = 1) -> dict[str, Tensor]:
+    return state(get_method(name)(model, split, config or short(name), torch.Generator().manual_seed(seed)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", ("resnet10", "own", "vit_small"))
+def test_contract(name, task, kind):
+    "The caller's model stays bit-equal, modes and gradients included; something changes; two runs agree bit for bit."
+    split = split_of(task, 60 if kind != "vit_small" else 24)
+    model = model_of(kind, split.train)
+    model.train()
+    config = short(name, maker(kind, split.train), 20 if kind != "vit_small" else 12)
+    if task not in get_method(name).tasks:
+        with pytest.raises(MagaError, match="not defined"):
+            run(name, model, split, config)
+        return
+    before = state(model)
+    first = run(name, model, split, config)
+    assert equal(before, state(model)) and model.training and all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert any(not torch.equal(before[k], first[k]) for k, _ in model.named_parameters())
+    assert all(v.isfinite().all() for v in first.values())
+    if kind != "vit_small":
+        assert equal(first, run(name, model, split, config))
+
+
+def test_names_and_presets():
+    for name in NAMES:
+        m = get_method(name)
+        assert isinstance(m, Method) and m.source
+        assert {"paper_resnet18", "paper_vit", "digits"} <= set(m.presets)
+        for preset in ("paper_resnet18", "paper_vit", "digits"):
+            for task in m.tasks:
+                assert type(m.preset(preset, task)) is type(m.preset("digits"))
+    assert METHODS["unsir"].tasks == ("class", "subclass")
+
+
+def test_presets_that_differ_by_task():
+    assert get_method("ssd").preset("paper_vit", "class").alpha == 5
+    assert get_method("ssd").preset("paper_vit", "subclass").alpha == 25
+    assert get_method("ssd").preset("paper_vit", "random").alpha == 10
+    assert get_method("unsir").preset("paper_resnet18", "class").noise.steps == 25
+    assert get_method("unsir").preset("paper_vit", "subclass").noise.steps == 250
+    assert get_method("finetune").preset("paper_resnet18", "random").fit.batch_size == 128
+    assert get_method("delete").preset("paper_resnet18", "class").fit.lr == 5e-5
+    assert get_method("delete").preset("paper_resnet18", "random").fit.lr == 1e-4
+    assert get_method("retrain_head").preset("paper_resnet18", "subclass").fit.milestones == (15, 30, 35)
+
+
+# Mistakes in public unlearning code
+
+
+def scrambled(split: ForgetSplit, forget: bool) -> ForgetSplit:
+    "The split with the pixels of its forget (or retain) training images replaced by noise."
+    which = split.forget_train if forget else split.retain_train
+    images = split.train.images.clone()
+    images[which] = torch.randint(0, 256, images[which].shape, generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
+    return replace(split, train=replace(split.train, images=images))
+
+
+@pytest.mark.parametrize("name", ("retrain", "retrain_head", "finetune", "l1_sparse", "unsir"))
+@pytest.mark.parametrize("task", TASKS)
+def test_forget_images_are_never_seen(name, task):
+    "Splits that overlap: a method of retain images alone gives the same weights whatever the forget images show."
+    split = split_of(task)
+    if task in get_method(name).tasks:
+        model = model_of("resnet10", split.train)
+        config = short(name, maker("resnet10", split.train))
+        assert equal(run(name, model, split, config), run(name, model, scrambled(split, forget=True), config))
+
+
+def test_delete_sees_forget_images_alone():
+    split = split_of("class")
+    model = model_of("resnet10", split.train)
+    assert equal(run("delete", model, split), run("delete", model, scrambled(split, forget=False)))
+    assert not equal(run("delete", model, split), run("delete", model, scrambled(split, forget=True)))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_sets_do_not_overlap(task):
+    split = split_of(task)
+    examples = newer.forget_then_retain(split)
+    assert sorted(examples.indices.tolist()) == list(range(len(split.train)))
+    n = len(split.forget_train)
+    steps = newer.paired_batches(n, len(split.retain_train), 20, 5)(torch.Generator().manual_seed(0))
+    rows = torch.cat([s[s >= n] for s in steps])
+    assert sorted(rows.tolist()) == list(range(n, len(split.train)))
+    assert all(int((s < n).sum()) == 5 for s in steps)
+
+
+@pytest.mark.parametrize("factory", (True, False))
+def test_retrain_keeps_nothing_of_the_original(factory):
+    "Retraining that keeps the backbone: two different originals must give the same retrain."
+    split = split_of("class")
+    config = short("retrain", maker("resnet10", split.train) if factory else None)
+    one, two = (run("retrain", model_of("resnet10", split.train, seed), split, config) for seed in (2, 3))
+    assert equal(one, two)
+
+
+def test_retrain_head_keeps_the_backbone_and_says_so():
+    split = split_of("class")
+    config = replace(short("retrain_head"), fit=replace(short("retrain_head").fit, lr=1e-12))
+    model = model_of("resnet10", split.train)
+    after = run("retrain_head", model, split, config)
+    kept = [torch.allclose(after[k], p, atol=1e-6) for k, p in model.named_parameters()]
+    assert all(kept[:-2]) and not kept[-2]
+    assert get_method("retrain_head").source.startswith("legacy")
+
+
+def test_reinitialised_resets_every_layer_or_refuses():
+    split = split_of("class")
+    model = model_of("own", split.train)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(7.0)
+    fresh = baselines.reinitialised(model, torch.Generator().manual_seed(0))
+    assert all((p != 7).all() for p in fresh.parameters())
+    model.scale = nn.Parameter(torch.ones(1))
+    with pytest.raises(MagaError, match="pass make_model"):
+        baselines.reinitialised(model, torch.Generator())
+
+
+def test_make_model_must_not_give_the_original():
+    split = split_of("class")
+    model = model_of("resnet10", split.train)
+    for name in ("retrain", "bad_teacher"):
+        with pytest.raises(MagaError, match="the trained model itself"):
+            run(name, model, split, short(name, lambda g: model))
+
+
+@pytest.mark.parametrize("name", ("bad_teacher", "scrub", "delete", "trew", "head_distillation"))
+def test_the_student_learns_and_the_teacher_does_not(name, monkeypatch):
+    "An optimiser built on the teacher's parameters: here every fit gets the original, leaves it alone and returns another model."
+    split = split_of("class")
+    model = model_of("resnet10", split.train)
+    seen = []
+    module = baselines if name == "bad_teacher" else newer
+    real = module.fit
+
+    def watched(start, *args, **kwargs):
+        out = real(start, *args, **kwargs)
+        seen.append((start, state(out)))
+        return out
+
+    monkeypatch.setattr(module, "fit", watched)
+    before = state(model)
+    after = run(name, model, split, short(name, maker("resnet10", split.train)))
+    (start, student), *more = seen
+    assert not more and start is model and equal(before, state(model))
+    assert equal(student, after) and not equal(before, after)
+
+
+@pytest.mark.parametrize("target", ("zero", "three", "eight"))
+def test_unsir_noise_carries_the_forgotten_label(target, monkeypatch):
+    "Noise labelled class 0 whatever the forget class."
+    train, test = digits()
+    split = forget_class(train, test, target)
+    shown = []
+    monkeypatch.setattr(baselines, "fit", lambda model, examples, *a, **k: shown.append(examples) or model)
+    run("unsir", model_of("resnet10", train), split)
+    impair, repair = shown
+    noisy = impair.perturbation.at >= 0
+    assert set(impair.targets[noisy].tolist()) == set(split.forgotten)
+    assert not set(impair.targets[~noisy].tolist()) & set(split.forgotten)
+    assert not set(repair.indices.tolist()) & set(split.forget_train.tolist())
+
+
+def test_unsir_subclass_noise_carries_the_coarse_label(monkeypatch):
+    train, test = digits()
+    split = forget_subclass(train, test, "three")
+    shown = []
+    monkeypatch.setattr(baselines, "fit", lambda model, examples, *a, **k: shown.append(examples) or model)
+    run("unsir", model_of("resnet10", split.train), split)
+    assert set(shown[0].targets[shown[0].perturbation.at >= 0].tolist()) == {1}  # three is in the second pair of digits
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_wrong_labels_are_wrong_and_drawn_once(task, monkeypatch):
+    split = split_of(task)
+    for module, name in ((baselines, "amnesiac"), (newer, "salun")):
+        shown = []
+        monkeypatch.setattr(module, "fit", lambda model, examples, *a, seen=shown, **k: seen.append(examples) or model)
+        run(name, model_of("resnet10", split.train), split)
+        (examples,) = shown
+        assert (examples.targets[split.forget_train] != split.train.labels[split.forget_train]).all()
+        assert torch.equal(examples.targets[split.retain_train], split.train.labels[split.retain_train])
+
+
+def test_bad_teacher_is_indifferent_to_the_references_scale():
+    "Averaging the KL over classes too divides the loss by K; Adam divides it away, but for its epsilon."
+    split = split_of("class")
+    make = maker("resnet10", split.train)
+    brief = FitConfig(8, 20, lr=0.05, pad=0, flip=False)
+    model = fit(model_of("resnet10", split.train), Examples.of(split.train), brief, torch.Generator().manual_seed(0))
+    config = short("bad_teacher", make)
+    ours = run("bad_teacher", model, split, config)
+    original = baselines.kl_divergence
+
+    def scaled(net: nn.Module, batch: Batch):
+        loss, logits = original(net, batch)
+        return loss / split.num_classes, logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "kl_divergence", scaled)
+        theirs = run("bad_teacher", model, split, config)
+    moved = torch.cat([(ours[k] - p).abs().flatten() for k, p in model.named_parameters()]).mean()
+    apart = torch.cat([(ours[k] - theirs[k]).abs().flatten() for k, _ in model.named_parameters()]).mean()
+    assert 0 < apart < 0.05 * moved
+
+
+def test_ssd_counts_mini_batches_not_images():
+    "The importance is the mean over mini-batches of the squared gradient of the batch's mean loss: batch size matters."
+    split = split_of("class")
+    model = model_of("resnet10", split.train)
+    by_four, by_one = (baselines.mean_gradients(model, split.train, torch.arange(8).split(n), torch.square) for n in (4, 1))
+    assert not torch.allclose(by_four["fc.weight"], by_one["fc.weight"], rtol=0.1)
+    probe = copy.deepcopy(model).eval()
+    slow = torch.zeros_like(probe.fc.weight)
+    for part in torch.arange(8).split(4):
+        probe.zero_grad()
+        nn.functional.cross_entropy(probe(split.train.batch(part)), split.train.labels[part]).backward()
+        slow += probe.fc.weight.grad**2 / 2
+    assert torch.allclose(by_four["fc.weight"], slow, rtol=1e-4)
+
+
+def test_ssd_that_selects_nothing_changes_nothing():
+    split = split_of("class")
+    model = model_of("resnet10", split.train)
+    assert equal(state(model), run("ssd", model, split, replace(short("ssd"), alpha=1e12)))
+
+
+def test_salun_puts_weights_back_despite_momentum_and_decay():
+    split = split_of("class")
+    model = model_of("resnet10", split.train)
+    config = replace(short("salun"), fit=FitConfig(2, 16, lr=0.05, momentum=0.9, weight_decay=0.1, schedule="constant", pad=0, flip=False))
+    after = run("salun", model, split, config)
+    gradients = baselines.mean_gradients(model, split.train, [split.forget_train], torch.clone)
+    mask = newer.saliency_mask(gradients, 0.5)
+    total, free = sum(m.numel() for m in mask.values()), sum(int(m.sum()) for m in mask.values())
+    assert free == round(total / 2)
+    assert all(torch.equal(after[k][~mask[k]], p[~mask[k]]) for k, p in model.named_parameters())
+
+
+def test_scrub_takes_its_max_epochs_first():
+    config = replace(short("scrub"), fit=replace(short("scrub").fit, epochs=3, batch_size=10), max_epochs=2, forget_batch=4)
+    batches = newer.scrub_batches(8, 30, config)
+    kinds = ["".join("f" if (b < 8).all() else "r" for b in batches(torch.Generator())) for _ in range(3)]
+    assert kinds == ["ffrrr", "ffrrr", "rrr"]
+
+
+def test_delete_asks_the_teacher_about_the_same_view(monkeypatch):
+    split = split_of("class")
+    model = model_of("resnet10", split.train).eval()
+    caught = []
+    monkeypatch.setattr(newer, "fit", lambda m, examples, config, generator, *, objective, **k: caught.append(objective) or m)
+    run("delete", model, split)
+    rows = torch.tensor([0, 2])
+    x = torch.randn(2, 3, 8, 8)
+    loss, logits = caught[0](model, Batch(x, split.train.labels[split.forget_train[rows]], rows, torch.tensor(0.0)))
+    removed = logits.detach().clone()
+    removed[:, 3] = -torch.inf
+    p = removed.softmax(1)
+    want = (p[:, p[0] > 0] * (p[:, p[0] > 0].log() - logits.detach().log_softmax(1)[:, p[0] > 0])).sum(1).mean()
+    assert torch.isclose(loss, want, rtol=1e-4)
+
+
+def test_trew_without_tilt_is_deletes_target():
+    logits = torch.randn(5, 10)
+    forbidden = torch.eye(10, dtype=torch.bool)[:5]
+    q = newer.removed_targets(logits, forbidden)
+    assert torch.equal(q, newer.removed_targets(logits, forbidden, 0.0 * torch.randn(5, 10)))
+    assert (q[forbidden] == 0).all() and torch.allclose(q.sum(1), torch.ones(5))
+
+
+def test_head_distillation_leaves_the_encoder():
+    split = split_of("class")
+    model = model_of("resnet10", split.train)
+    after, before = run("head_distillation", model, split), state(model)
+    assert [k for k in after if not torch.equal(after[k], before[k])] == ["fc.weight", "fc.bias"]
+
+
+def test_tuning_never_sees_the_test_set():
+    for task in TASKS:
+        split = split_of(task)
+        part = newer.tuning_split(split, torch.Generator().manual_seed(0))
+        assert len(part.train) + len(part.test) == len(split.train) and part.task == split.task
+        known = {i.numpy().tobytes() for i in split.train.images}
+        assert all(i.numpy().tobytes() in known for i in torch.cat([part.train.images, part.test.images]))
+        forgotten = {i.numpy().tobytes() for i in split.train.images[split.forget_train]}
+        assert all(i.numpy().tobytes() in forgotten for i in part.train.images[part.forget_train])
+        assert not any(i.numpy().tobytes() in forgotten for i in part.train.images[part.retain_train])
+        assert (len(part.forget_test) == 0) == (task == "random")
+
+
+def test_tune_reports_settings_that_fail():
+    split = split_of("class")
+    model = model_of("resnet10", split.train)
+    good = short("finetune")
+    bad = replace(good, fit=replace(good.fit, lr=1e30))
+    tried = newer.tune("finetune", [bad, good], model, split, model)
+    assert tried[0].config == good and tried[0].gap >= 0 and tried[0].error == ""
+    assert tried[1].config == bad and tried[1].gap != tried[1].gap and "at step" in tried[1].error
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_methods_run_on_a_gpu(name, recwarn):
+    split = split_of("class").to("cuda")
+    model = model_of("resnet10", split.train).cuda()
+    before = state(model)
+    after = run(name, model, split, short(name, maker("resnet10", split.train), 8))
+    assert equal(before, state(model)) and all(v.is_cuda and v.isfinite().all() for v in after.values())
+    assert not [w for w in recwarn if "captured" in str(w.message)]

@@ -1,0 +1,223 @@
+"""Loaders on files as users have them, and what they say when the files are not as they should be."""
+
+import hashlib
+import io
+import json
+import pickle
+import time
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from maga.data import (
+    CIFAR20_NAMES,
+    CIFAR100_COARSE,
+    ImageSet,
+    MagaError,
+    forget_class,
+    forget_random,
+    forget_subclass,
+    from_folder,
+    from_parquet,
+    from_torchvision,
+    load,
+    pick_device,
+)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAGA_CACHE", str(tmp_path / "cache"))
+
+
+def encoded(seed, size=6, kind="PNG"):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return buffer.getvalue(), pixels
+
+
+def write_parquet(path, n, start, labels=None):
+    features = {
+        "img": {"_type": "Image"},
+        "fine_label": {"names": ["a", "b", "c"], "_type": "ClassLabel"},
+        "coarse_label": {"names": ["x", "y"], "_type": "ClassLabel"},
+    }
+    fine = [i % 3 for i in range(n)] if labels is None else labels
+    table = pa.table(
+        {
+            "img": [{"bytes": encoded(start + i, kind="WEBP")[0], "path": None} for i in range(n)],
+            "fine_label": pa.array(fine, pa.int64()),
+            "coarse_label": pa.array([f // 2 % 2 for f in fine], pa.int64()),
+        }
+    )
+    pq.write_table(table.replace_schema_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()}), path)
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    write_parquet(folder / "train-00000-of-00002.parquet", 9, 0)
+    write_parquet(folder / "train-00001-of-00002.parquet", 6, 9)
+    write_parquet(folder / "test-00000-of-00001.parquet", 6, 100)
+    return folder
+
+
+def test_parquet_keeps_pixels_order_and_names(parquet):
+    train, test = from_parquet(parquet)
+    for i in range(15):
+        assert torch.equal(train.images[i], torch.from_numpy(encoded(i)[1]).permute(2, 0, 1))
+    assert train.classes == ("a", "b", "c") and train.coarse_classes == ("x", "y")
+    assert train.labels.tolist() == [i % 3 for i in range(9)] + [i % 3 for i in range(6)]
+    assert len(test) == 6 and train.coarse().labels.max() == 1
+
+
+def test_second_load_comes_from_the_cache(parquet, monkeypatch):
+    first = from_parquet(parquet)
+    monkeypatch.setattr("maga.data.decode_all", lambda *a: pytest.fail("decoded a second time"))
+    again = from_parquet(parquet)
+    assert [s.digest for s in first] == [s.digest for s in again]
+
+
+def test_a_damaged_cache_is_made_again(parquet, tmp_path):
+    first = from_parquet(parquet)
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    assert from_parquet(parquet)[0].digest == first[0].digest
+
+
+def test_changed_files_are_decoded_again(parquet):
+    first = from_parquet(parquet)
+    write_parquet(parquet / "test-00000-of-00001.parquet", 6, 200)
+    assert from_parquet(parquet)[1].digest != first[1].digest
+
+
+def test_truncated_parquet(parquet):
+    file = parquet / "train-00001-of-00002.parquet"
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(MagaError, match=r"train-00001-of-00002\.parquet cannot be read"):
+        from_parquet(parquet)
+
+
+def test_truncated_image(tmp_path):
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            (tmp_path / "pets" / part / name / "1.png").write_bytes(encoded(1)[0])
+    good = from_folder(tmp_path / "pets")
+    assert good[0].classes == ("cat", "dog") and good[0].labels.tolist() == [0, 1]
+    broken = tmp_path / "pets" / "train" / "dog" / "2.png"
+    broken.write_bytes(encoded(2)[0][:60])
+    with pytest.raises(MagaError, match=r"2\.png cannot be decoded"):
+        from_folder(tmp_path / "pets")
+    broken.write_bytes(encoded(2, size=9)[0])
+    with pytest.raises(MagaError, match="different sizes"):
+        from_folder(tmp_path / "pets")
+    assert from_folder(tmp_path / "pets", size=8)[0].images.shape == (3, 3, 8, 8)
+
+
+def test_labels_out_of_range(parquet):
+    write_parquet(parquet / "test-00000-of-00001.parquet", 3, 0, labels=[0, 1, 7])
+    with pytest.raises(MagaError, match="Labels run from 0 to 7, but there are 3 class names"):
+        from_parquet(parquet)
+
+
+def test_missing_data_folder(tmp_path):
+    with pytest.raises(MagaError, match="cifar100 was not found"):
+        load("cifar100", tmp_path / "nowhere")
+    with pytest.raises(MagaError, match=r"holds no train-\*\.parquet"):
+        from_parquet(tmp_path)
+    with pytest.raises(MagaError, match="no folder of class folders"):
+        from_folder(tmp_path)
+    with pytest.raises(MagaError, match="There is no data set 'cifar11'"):
+        load("cifar11")
+
+
+def test_torchvision_folder(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR100
+
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    files = {}
+    for part, n in (("train", 200), ("test", 100)):
+        entry = {"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), "fine_labels": [i % 100 for i in range(n)]}
+        (folder / part).write_bytes(pickle.dumps(entry))
+        files[part] = entry
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {i}" for i in range(100)]}))
+    md5 = {p: hashlib.md5((folder / p).read_bytes()).hexdigest() for p in ("train", "test", "meta")}
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": md5["meta"]})
+    train, _ = load("cifar100", tmp_path)
+    assert torch.equal(train.images[7].flatten(), torch.from_numpy(files["train"]["data"][7]))
+    assert train.coarse_labels[:100].tolist() == list(CIFAR100_COARSE) and train.coarse_classes == CIFAR20_NAMES
+    coarse, _ = load("cifar20", tmp_path)
+    assert coarse.name == "cifar20" and len(coarse.classes) == 20
+    with pytest.raises(MagaError, match="as torchvision keeps it"):
+        from_torchvision("cifar10", tmp_path)
+
+
+def test_hub_without_network_or_library(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(MagaError, match=r"pip install 'maga\[datasets\]'"):
+        load("hub:nobody/nothing")
+
+
+def test_superclass_table():
+    assert Counter(CIFAR100_COARSE) == Counter(dict.fromkeys(range(20), 5))
+
+
+def test_no_such_device():
+    with pytest.raises(MagaError, match="is no device"):
+        pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(MagaError, match="sees 0 CUDA devices"):
+            pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda a, b: forget_class(a, b, 3), lambda a, b: forget_subclass(a, b, 3), lambda a, b: forget_random(a, b, 17, seed=4)]
+)
+def test_splits_are_disjoint_and_complete(digit_sets, make):
+    split = make(*digit_sets)
+    for n, forget, retain in ((len(split.train), split.forget_train, split.retain_train), (len(split.test), split.forget_test, split.retain_test)):
+        assert sorted(forget.tolist() + retain.tolist()) == list(range(n))
+    again = make(*digit_sets)
+    assert split.digest == again.digest and "\n" not in str(split) and split.digest in str(split)
+
+
+def test_overlapping_indices_are_refused(digit_sets):
+    from dataclasses import replace
+
+    split = forget_class(*digit_sets, 3)
+    with pytest.raises(MagaError, match="distinct"):
+        replace(split, forget_train=torch.tensor([1, 1]))
+    with pytest.raises(MagaError, match="distinct"):
+        replace(split, forget_train=torch.tensor([len(split.train)]))
+
+
+def test_images_must_be_bytes():
+    with pytest.raises(MagaError, match="must be uint8"):
+        ImageSet(torch.zeros(1, 3, 2, 2), torch.zeros(1, dtype=torch.long), ("a",))
+
+
+def test_real_cifar(real_data, monkeypatch):
+    monkeypatch.delenv("MAGA_CACHE")
+    load("cifar100", real_data)
+    start = time.perf_counter()
+    train, test = load("cifar100", real_data)
+    assert time.perf_counter() - start < 2, "a cached data set loads in under 2 s"
+    assert (len(train), len(test)) == (50_000, 10_000)
+    assert torch.equal(torch.tensor(CIFAR100_COARSE)[train.labels], train.coarse_labels)
+    assert train.classes.index("rocket") == 69 and train.coarse_classes[19] == "vehicles_2"
+    assert (train.images.float().mean((0, 2, 3)) / 255 - torch.tensor(train.mean)).abs().max() < 1e-3
+    assert str(forget_class(train, test, "rocket")).startswith(
+        "cifar100, class task, forget rocket: train 500 forget + 49,500 retain, test 100 + 9,900"
+    )

@@ -1,0 +1,269 @@
+"The store under violence, the command, and the notebooks as papermill and snakemake see them."
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from maga.experiments import EXPERIMENTS, Settings, paper_folder
+from maga.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "nbs" / "experiments"
+PARAMETERS = {"preset", "data_root", "results", "device", "seeds", "judge", "backbone", "target", "methods"}
+SMALL = (
+    "table6",
+    "--preset",
+    "smoke",
+    "--device",
+    "cpu",
+    "--backbone",
+    "resnet10",
+    "--target",
+    "rocket",
+    "--methods",
+    "original,retrain,random_label,no_noise,maga",
+)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}
+
+
+def command(results: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "maga.experiments", *arguments, "--results", str(results)]
+
+
+def call(line: list[str], **more) -> subprocess.CompletedProcess:
+    return subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=ROOT, **more)
+
+
+def metrics(results: Path) -> dict[str, dict[str, float]]:
+    "Key -> metrics, as the files have them."
+    return {p.stem: json.loads(p.read_text())["metrics"] for p in (results / "rows").glob("*.json")}
+
+
+def kill_when(line: list[str], moment) -> None:
+    "Start a command and end it with SIGKILL as soon as the moment has come."
+    process = subprocess.Popen(line, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while not moment():
+            assert process.poll() is None, "the command ended before the moment came"
+            assert time.monotonic() < until, "the moment never came"
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_three_kills_change_nothing(tmp_path):
+    "Killed while the first model is trained, while the first rows are written, and in the middle: the rows are those of a batch left alone."
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    assert call(command(alone, *SMALL)).returncode == 0
+    line, rows, claims = command(killed, *SMALL), killed / "rows", killed / "claims"
+
+    def first_training() -> bool:  # the run's claim and the model's: training has begun, nothing is finished
+        return claims.is_dir() and len(list(claims.iterdir())) >= 2
+
+    def finished(n: int):
+        return lambda: rows.is_dir() and len(list(rows.glob("*.json"))) >= n
+
+    kill_when(line, first_training)
+    assert not metrics(killed)
+    kill_when(line, finished(1))
+    kill_when(line, lambda: finished(3)() and any(claims.iterdir()))
+    left = len(metrics(killed))
+    assert 3 <= left < 5
+    assert call(line).returncode == 0
+    assert metrics(killed) == metrics(alone) and len(metrics(alone)) == 5
+    assert not list(claims.iterdir())
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import maga.runs as runs
+from maga.experiments import Settings, experiment, open_session, selected
+
+train, attempt, log = runs._train, runs.attempt, Path(sys.argv[1], f"log{sys.argv[2]}")
+log.touch()
+
+def note(kind, key):
+    with log.open("a") as f:
+        f.write(f"{kind} {key}\\n")
+
+def noted_train(session, training):
+    note("train", training.key)
+    train(session, training)
+
+def noted_attempt(session, spec, key):
+    note("run", key)
+    return attempt(session, spec, key)
+
+runs._train, runs.attempt = noted_train, noted_attempt
+settings = Settings(results=sys.argv[1], device="cpu", backbones=("resnet10",), targets=("rocket",))
+specs = [c.specs((0,))[0] for c in experiment("table6").cells(settings) if selected(c, settings)]
+rows = runs.run_batch(specs, open_session(settings))
+print(len(rows), sum(r.failed for r in rows))
+"""
+
+
+def test_two_processes_share_the_work(tmp_path):
+    "No run and no training is done twice, and each process has all rows in the end."
+    both = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(n)], env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for n in range(2)
+    ]
+    told = [p.communicate(timeout=300)[0].split() for p in both]
+    assert told == [["6", "0"], ["6", "0"]]
+    work = [line for n in range(2) for line in Path(tmp_path, f"log{n}").read_text().splitlines()]
+    assert len(work) == len(set(work)), f"done twice: {sorted(w for w in set(work) if work.count(w) > 1)}"
+    assert sum(w.startswith("run") for w in work) == 6 == len(metrics(tmp_path))
+    assert sum(w.startswith("train") for w in work) == 2
+
+
+def test_errors_are_one_sentence(tmp_path):
+    for wrong, word in (("table9", "table8"), ("table1 --device tpu9", "device"), ("table1 --judge nowhere.safetensors", "nowhere")):
+        ended = call(command(tmp_path, *wrong.split()))
+        assert (ended.returncode, ended.stderr.strip().count("\n")) == (1, 0) and word in ended.stderr, ended.stderr
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    "All tables and figures by the command. Test processes that want it at once share the work, as any two processes would."
+    base = tmp_path_factory.getbasetemp()
+    results = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke"
+    ended = call(command(results, "all", "--device", "cpu"), timeout=900)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return results
+
+
+def test_all_is_filled(smoke):
+    "Every experiment has its table, every line has its numbers or says why not, and no run failed."
+    for name in EXPERIMENTS:
+        table = pd.read_csv(smoke / name / "table.csv")
+        assert len(table) > 0
+        if "A_r" in table:
+            assert (table.A_r.notna() | table.note.notna()).all(), name
+            assert (table.seeds == 1).all(), (name, table.note.dropna().tolist())
+            numbers = table[~table.method.isin(["original"])][["A_r", "A_f", "MIA", "TV", "seconds"]]
+            assert numbers.notna().all().all(), name
+    everything = pd.read_parquet(smoke / "all.parquet")
+    assert everything.error.isna().all() and everything.key.is_unique and len(everything) == len(pd.read_csv(smoke / "all.csv"))
+    assert not list((smoke / "claims").iterdir())
+
+
+def test_rows_say_where_they_come_from(smoke):
+    for row in Store(smoke).rows():
+        assert {"torch", "device", "code", "data_hash", "split_digest", "date"} <= row.provenance.keys()
+        assert row.made_from_forgotten and row.dependencies["original"]
+        guided = row.spec.method in ("maga", "no_noise")
+        assert bool(row.dependencies["transition"]) == guided
+        assert any("exemplars" in t for t in row.made_from_forgotten) == guided
+
+
+def test_second_time_computes_nothing(smoke):
+    before = {p: p.stat().st_mtime_ns for part in ("rows", "checkpoints", "outputs") for p in (smoke / part).iterdir()}
+    assert call(command(smoke, "all", "--device", "cpu")).returncode == 0
+    assert {p: p.stat().st_mtime_ns for part in ("rows", "checkpoints", "outputs") for p in (smoke / part).iterdir()} == before
+
+
+def execute(notebook: Path, output: Path, *parameters: str) -> subprocess.CompletedProcess:
+    return call([sys.executable, "tools/execute.py", str(notebook), str(output), *parameters], timeout=600)
+
+
+@pytest.mark.parametrize("name", ["table1", "figure6"])
+def test_notebooks_run_and_draw(smoke, name):
+    "papermill runs a table and a figure; the picture has something on it."
+    ended = execute(NOTEBOOKS / f"{name}.ipynb", smoke / name / f"{name}.ipynb", "preset=smoke", "device=cpu", f"results={smoke}")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    pixels = np.asarray(Image.open(smoke / name / f"{name}.png").convert("RGB"))
+    dark = (pixels < 200).any(-1)
+    assert dark.mean() > 0.01 and len(np.unique(pixels[dark], axis=0)) > 5
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_parameters(name):
+    "Every experiment's notebook has papermill's tag and exactly the parameters that command and Snakefile know."
+    papermill = pytest.importorskip("papermill")
+    found = papermill.inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))
+    assert set(found) == PARAMETERS
+    text = (NOTEBOOKS / f"{name}.ipynb").read_text()
+    assert f'"{name}"' in text.replace('\\"', '"')
+
+
+def test_unknown_parameters_and_lost_tags_fail(tmp_path):
+    ended = execute(NOTEBOOKS / "table5.ipynb", tmp_path / "out.ipynb", "presett=smoke")
+    assert ended.returncode == 1 and "no parameter 'presett'" in ended.stderr and ended.stderr.strip().count("\n") == 0
+    notebook = json.loads((NOTEBOOKS / "table5.ipynb").read_text())
+    for cell in notebook["cells"]:
+        cell["metadata"].pop("tags", None)
+    (tmp_path / "lost.ipynb").write_text(json.dumps(notebook))
+    ended = execute(tmp_path / "lost.ipynb", tmp_path / "out.ipynb", "preset=smoke")
+    assert ended.returncode == 1 and "no cell tagged `parameters`" in ended.stderr
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_notebook_that_stops_fails(tmp_path):
+    ended = execute(NOTEBOOKS / "table5.ipynb", tmp_path / "out.ipynb", "preset=large", f"results={tmp_path}")
+    assert ended.returncode == 1 and "There is no preset 'large'" in ended.stderr
+
+
+def test_paper_tables():
+    "Every cell of the paper's tables is there once."
+    folder = paper_folder()
+    assert folder is not None
+    lines = {1: 84, 2: 84, 3: 84, 4: 42, 6: 72, 7: 105, 8: 105}
+    for number, n in lines.items():
+        table = pd.read_csv(folder / f"table{number}.csv")
+        assert list(table) == ["table", "model", "task", "target", "metric", "method", "value"]
+        assert len(table) == n and (table.table == number).all()
+        assert not table.duplicated(["model", "task", "target", "metric", "method"]).any()
+        assert table.value.between(0, 100).all() and set(table.metric) == {"A_r", "A_f", "MIA"}
+    settings = pd.read_csv(folder / "table5.csv")
+    assert list(settings) == ["parameter", "resnet18", "vit"] and len(settings) == 9
+
+
+def jobs(text: str) -> list[tuple[str, str]]:
+    "(rule, description) of every job that a dry run lists."
+    parts = re.split(r"^(?:local)?rule (\w+):$", text, flags=re.M)[1:]
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_snakemake_plans_one_gpu_a_job(tmp_path):
+    "With the Slurm profile: shared models first, then the notebooks that need them, one GPU each."
+    line = [sys.executable, "-m", "snakemake", "--dry-run", "--profile", "profiles/slurm", "--config", f"results={tmp_path}", "preset=paper"]
+    ended = call([*line, "seeds=0", "backbone=resnet18", "target=rocket", "only=table1,table6,figure5"])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    planned = jobs(ended.stdout + ended.stderr)
+    work = [(rule, text) for rule, text in planned if rule in ("model", "notebook")]
+    assert all(re.search(r"\bgpu=1\b", text) for _, text in work)
+    models = {re.search(r"key=(\w+)", text).group(1) for rule, text in work if rule == "model"}
+    needs = {
+        re.search(r"name=(\w+)", text).group(1): set(re.findall(r"jobs/(\w{16})", text.split("output:")[0]))
+        for rule, text in work
+        if rule == "notebook"
+    }
+    assert set(needs) == {"table1", "table6", "figure5"}
+    assert len(models) == 3  # an original and a retrain on CIFAR-100, an original on CIFAR-10
+    assert needs["table1"] == needs["table6"] and len(needs["table1"]) == 2 and len(needs["figure5"]) == 1
+    assert needs["table1"] | needs["figure5"] == models  # every notebook waits for its models, every model is for a notebook
+    assert call([*line, "presett=paper"]).returncode != 0
+
+
+def test_settings_reach_the_command():
+    "The command that a line without a run names is one that the parser takes."
+    from maga.experiments import parser
+
+    told = Settings("paper", results="r", data_root="d").command("table1").split()
+    assert parser().parse_args(told[3:]).name == "table1"

@@ -1,0 +1,369 @@
+"""Judges that are asked in words: families, traps, interruption, and what is said when something is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+
+from maga.data import MagaError, digits
+from maga.judges import vlm
+from maga.judges.__main__ import main
+from maga.judges.contract import ask_all, draw_exemplars, image_hashes
+from maga.judges.mmicl import MMICL, PLACEHOLDER_ID, load_mmicl_judge, mmicl_text, tiny_mmicl
+from maga.judges.prompt import PROMPT, upsized
+from maga.judges.store import Stored
+from maga.judges.tiny import SIDE, tiny_vlm
+from maga.judges.vlm import SHOWN_EXACT, SharedPrefixScorer, VLMJudge, load_chat_model, load_vlm_judge
+from maga.transition import TransitionMatrix, estimate_transition
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*of its probability on True or False.*")
+
+
+@pytest.fixture(scope="module")
+def exemplars():
+    return draw_exemplars(digits()[0], 3, torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    "Where the tiny model of each family is, made at its first use."
+    made = {}
+
+    def folder(family):
+        if family == "smolvlm":
+            pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words")
+        if family not in made:
+            made[family] = str(tiny_vlm(family, tmp_path_factory.mktemp(family), torch.Generator().manual_seed(3)))
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture
+def judge(folders, exemplars):
+    def make(family, **given):
+        return load_vlm_judge(folders(family), exemplars, size=SIDE, **given)
+
+    return make
+
+
+def logits_of(judge, queries, concept, monkeypatch):
+    "The last logits behind the prompt, [n, vocabulary], in the order of the judge's blocks."
+    seen = []
+    read = vlm.read_answers
+    with monkeypatch.context() as m:
+        m.setattr(vlm, "read_answers", lambda words, after: seen.append(after(())[:, -1]) or read(words, after))
+        for block in judge.blocks(queries, [concept]):
+            judge.ask(queries, block)
+    return torch.cat(seen)
+
+
+# ---- the shared-prefix scorer, family by family
+
+
+@pytest.mark.parametrize("family", SHOWN_EXACT)
+def test_shared_prefix_equals_naive(judge, exemplars, monkeypatch, family):
+    slow, fast = (logits_of(judge(family, scorer=s, batch_size=8), exemplars, 4, monkeypatch) for s in ("naive", "shared"))
+    assert slow.dtype == torch.float32
+    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=0)
+    assert slow.std() > 0.3  # of a size at which 1e-5 means something
+
+
+@pytest.mark.parametrize("family", SHOWN_EXACT)
+def test_it_also_does_where_transformers_takes_no_features(judge, exemplars, monkeypatch, family):
+    fast = judge(family, scorer="shared")
+    fast.bank.takes_features = False
+    torch.testing.assert_close(
+        logits_of(fast, exemplars, 4, monkeypatch), logits_of(judge(family, scorer="naive"), exemplars, 4, monkeypatch), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("family", SHOWN_EXACT)
+def test_every_image_of_the_prompt_matters(judge, exemplars, family):
+    asked = judge(family)
+    pictures = upsized(exemplars.images[:4], SIDE)
+
+    def q(shown, other, query):
+        return asked.naive.answers("four", (pictures[shown], pictures[other]), [pictures[query]])[0]
+
+    reference = q(0, 1, 2)
+    for changed in (q(3, 1, 2), q(0, 3, 2), q(0, 1, 3)):
+        assert (changed - reference).abs() > 1e-4
+
+
+def test_qwen2_5_vl_is_wrong_without_explicit_positions(judge, exemplars, monkeypatch):
+    slow = logits_of(judge("qwen2_5_vl", scorer="naive"), exemplars, 4, monkeypatch)
+    monkeypatch.setattr(SharedPrefixScorer, "positions", lambda self, inputs: None)
+    fast = logits_of(judge("qwen2_5_vl", scorer="shared"), exemplars, 4, monkeypatch)
+    assert (fast - slow).abs().max() > 0.01  # no error, just wrong
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
+def test_words_of_several_pieces_are_read_alike(judge, exemplars, family):
+    both = [judge(family, scorer=s) for s in ("naive", "shared")]
+    assert max(map(len, both[0].naive.words.stems)) > 0
+    slow, fast = (ask_all(j, exemplars, [7]) for j in both)
+    torch.testing.assert_close(fast.confidence, slow.confidence, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fast.mass, slow.mass, atol=0, rtol=1e-4)
+
+
+def test_batches_do_not_change_the_answers(judge, exemplars):
+    one, many = (ask_all(judge("qwen3_vl", batch_size=b), exemplars, [0, 9]).confidence for b in (1, 64))
+    torch.testing.assert_close(one, many, atol=1e-5, rtol=0)
+
+
+def test_transition_matrix_of_a_vision_language_model(judge, exemplars, tmp_path):
+    made = estimate_transition(judge("internvl"), exemplars)
+    again = TransitionMatrix.load(made.save(tmp_path / "T.safetensors"))
+    assert again.about["prompt"] == PROMPT and again.about["judge"].startswith("vlm:") and "float32 32px" in again.about["revision"]
+    assert torch.equal(again.T, made.T)
+
+
+# ---- traps and mistakes
+
+
+def test_a_family_that_was_not_shown_exact_is_asked_naively_or_refused(folders, exemplars):
+    parts = load_chat_model(folders("internvl"), size=SIDE)
+    expected = ask_all(VLMJudge(parts, exemplars, "vlm:x", "1", scorer="naive"), exemplars, [2]).confidence
+    parts.model.config.model_type = "somebody_elses_vlm"
+    with pytest.raises(MagaError, match="not shown to be exact for the family somebody_elses_vlm"):
+        VLMJudge(parts, exemplars, "vlm:x", "1", scorer="shared")
+    with pytest.warns(UserWarning, match="Only the naive scorer is exact"):
+        judge = VLMJudge(parts, exemplars, "vlm:x", "1")
+    assert judge.shared is None
+    torch.testing.assert_close(ask_all(judge, exemplars, [2]).confidence, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", SHOWN_EXACT)
+@pytest.mark.parametrize("scorer", ["naive", "shared"])
+def test_a_processor_that_drops_images(judge, exemplars, family, scorer):
+    asked = judge(family, scorer=scorer)
+    template = asked.parts.processor.chat_template
+    asked.parts.processor.chat_template = template.replace("c['type'] == 'image' %}", "c['type'] == 'image' and loop.index < 5 %}").replace(
+        "{{ c['text'] }}", "{{ c.get('text', '') }}"
+    )
+    with pytest.raises(MagaError, match="drops images"):
+        asked.scores(exemplars, [0])
+
+
+def test_a_tokenizer_without_the_placeholder(folders, exemplars):
+    parts = load_chat_model(folders("qwen3_vl"), size=SIDE)
+    parts.processor.image_token = "<no such token>"
+    with pytest.raises(MagaError, match="no token for images"):
+        VLMJudge(parts, exemplars, "vlm:x", "1")
+    parts.processor.image_token = "<video>"
+    with pytest.raises(MagaError, match="the model expects"):
+        VLMJudge(parts, exemplars, "vlm:x", "1")
+
+
+def test_true_and_false_that_cannot_be_told_apart(folders, exemplars):
+    parts = load_chat_model(folders("qwen3_vl"), size=SIDE)
+    object.__setattr__(parts, "encode", None)
+    encode = parts.processor.tokenizer.encode
+    object.__setattr__(parts, "encode", lambda text: encode(text.replace("True", "?").replace("False", "?"), add_special_tokens=False))
+    with pytest.raises(MagaError, match="does not tell True"):
+        VLMJudge(parts, exemplars, "vlm:x", "1")
+
+
+@pytest.mark.parametrize("scorer", ["naive", "shared"])
+def test_logits_that_are_not_numbers(judge, exemplars, scorer):
+    asked = judge("internvl", scorer=scorer)
+    with torch.no_grad():
+        asked.parts.model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(MagaError, match="not numbers"):
+        asked.scores(exemplars, [0])
+
+
+def test_concepts_named_twice_or_unknown(judge, exemplars):
+    with pytest.raises(MagaError, match="four more than once"):
+        judge("internvl").scores(exemplars, [4, 4])
+    with pytest.raises(MagaError, match="no class 10"):
+        judge("internvl").scores(exemplars, [10])
+
+
+def test_a_model_that_cannot_see(tmp_path):
+    from maga.judges.tiny import tiny_encoder
+
+    folder = tiny_encoder(tmp_path, torch.Generator().manual_seed(0))
+    with pytest.raises(MagaError, match=r"holds no model|no image processor"):
+        load_chat_model(str(folder))
+
+
+def test_weights_that_are_not_there(exemplars, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MagaError) as told:
+        load_vlm_judge("some-org/some-model@abc", exemplars)
+    for words in ("some-org/some-model", str(tmp_path.cwd()), "hf download some-org/some-model", "judge `features`"):
+        assert words in str(told.value)
+    assert "\n" not in str(told.value)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(MagaError, match="holds no model"):
+        load_vlm_judge(str(tmp_path), exemplars)
+
+
+def test_a_device_out_of_memory(judge, exemplars):
+    asked = judge("internvl", batch_size=16)
+    expected = ask_all(asked, exemplars, [5]).confidence
+    answer = asked.shared.answers
+
+    def small(prefix, names):
+        if len(names) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return answer(prefix, names)
+
+    asked.shared.answers = small
+    with pytest.warns(UserWarning, match="out of memory: asking 4 prompts at once"):
+        halved = ask_all(asked, exemplars, [5]).confidence
+    torch.testing.assert_close(halved, expected, atol=1e-5, rtol=0)
+    with warnings.catch_warnings():  # it remembers: nothing fails a second time
+        warnings.filterwarnings("error", message=".*out of memory.*")
+        ask_all(asked, exemplars, [6])
+
+
+# ---- MMICL
+
+
+def test_mmicl_through_save_and_load(exemplars, tmp_path):
+    first = load_mmicl_judge(exemplars, str(tiny_mmicl(tmp_path / "a", torch.Generator().manual_seed(0))), dtype="float32")
+    first.model.save_pretrained(tmp_path / "b")
+    first.tokenizer.save_pretrained(tmp_path / "b")
+    second = load_mmicl_judge(exemplars, str(tmp_path / "b"), dtype="float32")
+    before, after = (ask_all(j, exemplars, [1, 6]) for j in (first, second))
+    assert torch.equal(before.confidence, after.confidence) and torch.equal(before.mass, after.mass)
+    assert before.mass.log().std(0).min() > 0.01  # the image matters
+    plain = MMICL.from_pretrained(tmp_path / "b")  # as upstream's class, whose parameters it has
+    assert {k for k, _ in plain.named_parameters()} == {k for k, _ in MMICL.__mro__[1].from_pretrained(tmp_path / "b").named_parameters()}
+
+
+def test_mmicl_puts_three_images_where_they_belong(exemplars, tmp_path):
+    judge = load_mmicl_judge(exemplars, str(tiny_mmicl(tmp_path, torch.Generator().manual_seed(0))), dtype="float32")
+    ids = judge.tokenizer([mmicl_text(PROMPT, c, 4) for c in ("one", "two")], return_tensors="pt").input_ids
+    features = torch.randn(6, 4, 32)
+    embedded, words = judge.model.embed(ids, features), judge.model.get_input_embeddings()(ids)
+    for b in range(2):
+        rows = iter(features[3 * b : 3 * b + 3].flatten(0, 1))
+        for p, token in enumerate(ids[b].tolist()):
+            expected = next(rows) if token == PLACEHOLDER_ID else words[b, p]
+            assert torch.equal(embedded[b, p], expected)
+        assert next(rows, None) is None
+
+
+# ---- kill -9
+
+RUN = """
+import json, sys, time
+from maga.judges import __main__ as command
+from maga.judges.vlm import VLMJudge
+ask, log = VLMJudge.ask, open(sys.argv[1], "a")
+def logged(self, queries, block):
+    hashes = self.hashes(queries)
+    for i in block.rows.tolist():
+        print(json.dumps([hashes[i], block.concepts[0]]), file=log, flush=True)
+    time.sleep(float(sys.argv[2]))
+    return ask(self, queries, block)
+VLMJudge.ask = logged
+sys.exit(command.main(sys.argv[3:]))
+"""
+
+
+def test_killed_and_resumed(folders, tmp_path):
+    batch = 8
+    given = ["--data", "digits", "--judge", f"vlm:{folders('qwen2_5_vl')}", "--exemplars", "3", "--size", str(SIDE), "--device", "cpu"]
+    given += ["--batch-size", str(batch)]
+    env = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), os.getcwd()])}
+
+    def start(out, log, pause):
+        return subprocess.Popen(
+            [sys.executable, "-c", RUN, str(tmp_path / log), str(pause), *given, "--out", str(tmp_path / out)],
+            env=env,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+
+    process = start("T.safetensors", "asked", 0.2)
+    answers = tmp_path / "T.safetensors.answers"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        files = list(answers.glob("*.jsonl"))
+        if files and files[0].read_bytes().count(b"\n") > 12:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, "it ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "T.safetensors").exists()
+    before = len((tmp_path / "asked").read_text().splitlines())
+    assert 0 < before < 300
+
+    assert start("T.safetensors", "asked", 0).wait() == 0
+    assert main([*given, "--out", str(tmp_path / "whole.safetensors")]) == 0
+    killed, whole = (TransitionMatrix.load(tmp_path / f"{name}.safetensors") for name in ("T", "whole"))
+    assert torch.equal(killed.S, whole.S) and torch.equal(killed.T, whole.T)
+    asked = Counter((tmp_path / "asked").read_text().splitlines())
+    assert len(asked) == 300 and max(asked.values()) <= 2
+    assert sum(n - 1 for n in asked.values()) <= batch
+
+    kept = next(answers.glob("*.jsonl")).read_text().splitlines()
+    pairs = Counter((q, c) for line in kept[1:] for record in [json.loads(line[9:])] for q in record["queries"] for c in record["concepts"])
+    assert len(pairs) == 300 and set(pairs.values()) == {1}
+
+
+def test_a_store_of_another_version_or_cut_off(judge, exemplars, tmp_path):
+    some = exemplars.subset(torch.arange(4))
+    first = Stored(judge("internvl"), exemplars, tmp_path)
+    q = first.scores(some, [0, 1])
+    path, whole = first.file.path, first.file.path.read_bytes()
+    path.write_bytes(whole[:-10])
+    with pytest.warns(UserWarning, match="was cut off"):
+        again = Stored(judge("internvl"), exemplars, tmp_path)
+    assert torch.equal(again.scores(some, [0, 1]), q)
+    path.write_bytes(whole[:50])
+    with pytest.raises(MagaError, match="first line is damaged or cut off"):
+        Stored(judge("internvl"), exemplars, tmp_path)
+    path.write_bytes(whole.replace(b'"queries": ["', b'"queries": ["0', 1))
+    with pytest.raises(MagaError, match=r"Line 2 of .* is damaged"):
+        Stored(judge("internvl"), exemplars, tmp_path)
+
+
+def test_a_changed_prompt_is_never_answered_from_old_answers(judge, exemplars, tmp_path):
+    some = exemplars.subset(torch.arange(2))
+    plain, changed = judge("internvl"), judge("internvl", prompt=PROMPT.replace("shows a photo", "is a photo"))
+    first = Stored(plain, exemplars, tmp_path).scores(some, [0])
+    second = Stored(changed, exemplars, tmp_path).scores(some, [0])
+    assert not torch.equal(first, second)
+    assert torch.equal(second, changed.scores(some, [0]))
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+
+
+# ---- the examples in a prompt
+
+
+def test_no_query_stands_in_its_own_prompt(judge, exemplars):
+    asked = judge("internvl")
+    hashes = image_hashes(exemplars.images)
+    for block in asked.blocks(exemplars, range(10)):
+        (k,) = block.concepts
+        for row in block.rows.tolist():
+            pair = asked.choice.pair(k, hashes[row])
+            assert hashes[row] not in (hashes[pair.shown], hashes[pair.other])
+            assert exemplars.labels[pair.shown] == k != exemplars.labels[pair.other]
+
+
+def test_dry_run_loads_no_weights(folders, capsys, tmp_path):
+    import shutil
+
+    folder = tmp_path / "processor only"
+    shutil.copytree(folders("qwen3_vl"), folder)
+    (folder / "model.safetensors").unlink()
+    status = main(
+        ["--data", "digits", "--judge", f"vlm:{folder}", "--exemplars", "2", "--size", str(SIDE), "--device", "cpu", "--dry-run", "--rate", "100"]
+    )
+    told = capsys.readouterr().out
+    assert status == 0 and "200 prompts" in told and "tokens" in told and "about" not in told and "at 100 a second" in told

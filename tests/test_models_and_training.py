@@ -1,0 +1,121 @@
+"""Checkpoints on full and broken disks, the provided checkpoint, a user's own network, and steps on a GPU."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from maga.data import MagaError, digits, load
+from maga.metrics import accuracy, predict
+from maga.models import ModelSpec, load_checkpoint, save_checkpoint
+from maga.training import PRETRAINING, Examples, FitConfig, fit
+from maga.unlearning import get_method
+
+from .conftest import generator
+
+
+def test_full_disk_leaves_the_old_checkpoint(tmp_path):
+    "A real limit on file size, in a process of its own: the write fails, the earlier file stays, nothing else is left."
+    program = """
+import resource, signal, sys, torch
+from maga.data import MagaError, digits
+from maga.models import ModelSpec, save_checkpoint
+spec = ModelSpec.of("resnet10", digits()[0])
+model = spec.make(torch.Generator())
+save_checkpoint(sys.argv[1], model, spec)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    save_checkpoint(sys.argv[1], model, spec, note="second")
+except MagaError as e:
+    sys.exit(f"refused: {e}")
+"""
+    path = tmp_path / "model.safetensors"
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 1 and "could not be written" in done.stderr and "nothing was changed" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    load_checkpoint(path)
+
+
+def test_checkpoint_of_other_classes(tmp_path, original, digit_sets):
+    train = digit_sets[0]
+    spec = ModelSpec.of("resnet10", train)
+    path = save_checkpoint(tmp_path / "m.safetensors", original, spec)
+    model, found = load_checkpoint(path)
+    assert found == spec and all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), original.state_dict().values(), strict=True))
+    with pytest.raises(MagaError, match="The model knows 10 classes"):
+        found.view(train.coarse())
+    with pytest.raises(MagaError, match="does not hold a resnet10 with 5 classes"):
+        load_checkpoint(path, ModelSpec.of("resnet10", train.coarse()))
+    with pytest.raises(MagaError, match="cannot be read"):
+        load_checkpoint(tmp_path / "nothing.safetensors")
+
+
+def test_the_provided_checkpoint(real_data):
+    file = real_data.parent / "checkpoints" / "resnet18-cifar100.safetensors"
+    if not file.exists():
+        pytest.skip("no checkpoint of a ResNet-18 lies beside the data")
+    _, test = load("cifar100", real_data)
+    model, _ = load_checkpoint(file, ModelSpec.of("resnet18", test))
+    some = torch.arange(512)
+    assert 70 < accuracy(predict(model, test, some), test.labels[some]) < 81
+
+
+class Own(nn.Module):
+    "A network as a user might have it: no convolution, dropout, a name of its own for everything."
+
+    def __init__(self, k=10):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.GELU(), nn.Dropout(0.1), nn.LayerNorm(64))
+        self.classify = nn.Linear(64, k)
+
+    def forward(self, x):
+        return self.classify(self.body(x))
+
+
+def test_a_users_own_module(split, transition):
+    torch.manual_seed(0)
+    train = split.train
+    model = fit(Own(), Examples.of(train), replace(PRETRAINING["digits"], lr=0.05, epochs=8), generator())
+    before = accuracy(predict(model, split.test, split.forget_test), split.test.labels[split.forget_test])
+    unlearned = get_method("maga")(model, split, get_method("maga").preset("digits", transition=transition), generator())
+    after = accuracy(predict(unlearned, split.test, split.forget_test), split.test.labels[split.forget_test])
+    assert before > 80 and after < 20
+
+
+def test_frozen_parameters_stay_frozen(digit_sets):
+    model = Own()
+    model.body.requires_grad_(False)
+    after = fit(model, Examples.of(digit_sets[0]), replace(PRETRAINING["digits"], epochs=1), generator())
+    assert torch.equal(after.body[1].weight, model.body[1].weight) and not torch.equal(after.classify.weight, model.classify.weight)
+    assert not after.body[1].weight.requires_grad and after.classify.weight.requires_grad
+
+
+def test_progress_is_told(digit_sets):
+    reports = []
+    config = FitConfig(2, 64, lr=0.01, pad=0, flip=False)
+    fit(Own(), Examples.of(digit_sets[0]), config, generator(), progress=reports.append)
+    steps = 2 * -(-len(digit_sets[0]) // 64)
+    assert reports[-1].step == reports[-1].steps == steps and reports[-1].epoch == 2
+    assert [r.step for r in reports] == sorted({r.step for r in reports}) and all(r.images_per_second > 0 for r in reports)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_captured_steps_agree_with_eager_ones(optimizer):
+    train = digits()[0].to("cuda")
+    base = ModelSpec.of("resnet10", train).make(generator())
+    config = FitConfig(3, 32, optimizer, lr=1e-3, schedule="cosine", pad=1, flip=False, amp=False)
+    torch.backends.cudnn.deterministic = True
+    captured, eager, on_cpu = (
+        fit(base, Examples.of(images), replace(config, capture=capture), generator()).cpu()
+        for images, capture in ((train, True), (train, False), (train.to("cpu"), False))
+    )
+    moved = max((a - b).abs().max() for a, b in zip(base.parameters(), eager.parameters(), strict=True))
+    for a, b, c in zip(captured.parameters(), eager.parameters(), on_cpu.parameters(), strict=True):
+        assert (a - b).abs().max() < 0.02 * moved and (a - c).abs().max() < 0.2 * moved
