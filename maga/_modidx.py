@@ -697,6 +697,7 @@ d = { 'settings': { 'branch': 'main',
                                  'maga.unlearning.overlap_of': ('unlearning.html#overlap_of', 'maga/unlearning.py'),
                                  'maga.unlearning.perturbed_examples': ('unlearning.html#perturbed_examples', 'maga/unlearning.py'),
                                  'maga.unlearning.random_label': ('unlearning.html#random_label', 'maga/unlearning.py'),
+                                 'maga.unlearning.ranked_labels': ('unlearning.html#ranked_labels', 'maga/unlearning.py'),
                                  'maga.unlearning.sample_retained': ('unlearning.html#sample_retained', 'maga/unlearning.py'),
                                  'maga.unlearning.show_flow': ('unlearning.html#show_flow', 'maga/unlearning.py'),
                                  'maga.unlearning.unlearn_with_labels': ('unlearning.html#unlearn_with_labels', 'maga/unlearning.py')}}}

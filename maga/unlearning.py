@@ -21,8 +21,9 @@ from .transition import TransitionMatrix
 
 # %% auto #0
 __all__ = ['Unlearn', 'METHODS', 'ALL_TASKS', 'PAPER_VIT', 'MAGA_PRESETS', 'Method', 'method', 'get_method', 'MaGAConfig',
-           'FeatureNoise', 'sample_retained', 'original_probabilities', 'overlap_of', 'perturbed_examples',
-           'feature_noise_banks', 'unlearn_with_labels', 'maga', 'random_label', 'no_noise', 'show_flow']
+           'FeatureNoise', 'sample_retained', 'original_probabilities', 'overlap_of', 'ranked_labels',
+           'perturbed_examples', 'feature_noise_banks', 'unlearn_with_labels', 'maga', 'random_label', 'no_noise',
+           'show_flow']
 
 # %% ../nbs/08_unlearning.ipynb #cee1247a
 Unlearn = Callable[..., nn.Module]
@@ -146,7 +147,7 @@ class FeatureNoise:
         strength = (p >= 0).float() * ((1 - progress) if self.anneal else 1.0)
         return x + noise * strength[:, None, None, None]
 
-# %% ../nbs/08_unlearning.ipynb #7fd5faf3
+# %% ../nbs/08_unlearning.ipynb #ae69d888
 def sample_retained(
     split: ForgetSplit,
     n: int,  # the paper: 10,000
@@ -176,6 +177,11 @@ def overlap_of(model: nn.Module, split: ForgetSplit, transition: TransitionMatri
     return class_overlap(transition.T, original_probabilities(model, split), split.train.labels[split.forget_train])
 
 
+def ranked_labels(model: nn.Module, split: ForgetSplit, config: MaGAConfig) -> Tensor:
+    "The τ-ranked perturbing labels of the forget set (eq. 5, 6): int64 [n_f]."
+    return perturbing_labels(overlap_of(model, split, config.transition), split.forbidden_labels(), config.tau)
+
+# %% ../nbs/08_unlearning.ipynb #4c6e2394
 def perturbed_examples(
     split: ForgetSplit,
     retained: Tensor,  # int64 [m]: indices of the retain sample
@@ -222,7 +228,7 @@ def unlearn_with_labels(
     retained = sample_retained(split, config.retain_images, generator)
     return fit(model, perturbed_examples(split, retained, labels, config, banks), config.fit, generator, progress=progress)
 
-# %% ../nbs/08_unlearning.ipynb #dfd513b9
+# %% ../nbs/08_unlearning.ipynb #135e05a8
 @method("maga", MAGA_PRESETS, source="MaGA, eq. 5–10, Algorithm 1, Table 5")
 def maga(
     model: nn.Module,  # the original; not changed
@@ -232,11 +238,10 @@ def maga(
     progress: Progress | None = None,
 ) -> nn.Module:
     "Machine-guided amnesiac unlearning: τ-ranked perturbing labels and the positive-negative noise pair."
-    R = overlap_of(model, split, config.transition)
-    labels = perturbing_labels(R, split.forbidden_labels(), config.tau)
+    labels = ranked_labels(model, split, config)
     return unlearn_with_labels(model, split, labels, config, generator, progress, noisy=True)
 
-# %% ../nbs/08_unlearning.ipynb #a567fb47
+# %% ../nbs/08_unlearning.ipynb #a66f3bd0
 @method("random_label", MAGA_PRESETS, source="MaGA's ablation RND, Table 6")
 def random_label(
     model: nn.Module,
@@ -259,8 +264,7 @@ def no_noise(
     progress: Progress | None = None,
 ) -> nn.Module:
     "w.o.FN: perturbing labels, no noise."
-    R = overlap_of(model, split, config.transition)
-    labels = perturbing_labels(R, split.forbidden_labels(), config.tau)
+    labels = ranked_labels(model, split, config)
     return unlearn_with_labels(model, split, labels, config, generator, progress, noisy=False)
 
 # %% ../nbs/08_unlearning.ipynb #d55d410a
