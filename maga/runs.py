@@ -43,10 +43,12 @@ __all__ = ['RECIPES', 'T_', 'COARSE', 'Training', 'original_of', 'retrain_of', '
            'provenance_of', 'unlearn', 'subject_of', 'all_measures', 'keep_outputs', 'kept_outputs', 'forgotten_traces',
            'run', 'BatchReport', 'BatchBar', 'finished', 'attempt', 'run_batch']
 
-# %% ../nbs/10a_runs.ipynb #717c9484
+# %% ../nbs/10a_runs.ipynb #0366a2bf
 RECIPES = PRETRAINING | {
     # ours, for the smoke test: handwritten digits in a second
     "smoke": replace(PRETRAINING["digits"], epochs=2),
+    # ours, for CIFAR-10 cut down to what a CPU can afford (cifar10_small) and the small residual network
+    "cifar10_small": FitConfig(40, 128, lr=0.2, pad=2, average=0.998),
     "smoke_vit": FitConfig(4, 16, "adamw", lr=3e-3, weight_decay=0.05, schedule="cosine", warmup=0.1, pad=0, flip=False),
 }
 
