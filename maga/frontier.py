@@ -75,7 +75,7 @@ def on_frontier(
     before = known.distance.cummin().shift(fill_value=float("inf"))
     return known[known.distance < before]
 
-# %% ../nbs/11b_frontier.ipynb #5d1911da
+# %% ../nbs/11b_frontier.ipynb #ad40bcae
 def _band(rows: pd.DataFrame, metric: str) -> tuple[float, float] | None:
     "Mean ± two standard deviations of the retrains' own values; `None` for fewer than two."
     own = rows.loc[rows.method == "retrain", metric].astype(float).dropna()
@@ -83,6 +83,8 @@ def _band(rows: pd.DataFrame, metric: str) -> tuple[float, float] | None:
 
 
 def _draw_panel(axis, points: pd.DataFrame, rows: pd.DataFrame, panel: Panel, colours: dict[str, tuple]) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     band = _band(rows, panel.metric)
     if band is not None:
         axis.axhspan(*band, color="0.9", zorder=0)
@@ -95,6 +97,9 @@ def _draw_panel(axis, points: pd.DataFrame, rows: pd.DataFrame, panel: Panel, co
             half = some[f"{panel.metric}_ci95"].fillna(0)
             axis.errorbar(100 * some.cost, some[panel.metric], half, label=method, elinewidth=0.7, capsize=0, **style)
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100]))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_title(panel.label, fontsize=8)
     axis.tick_params(labelsize=7)
 
@@ -141,7 +146,7 @@ def said_frontier(
             sentences.append(f"{panel.label}, ideal {panel.ideal:g}: {'; '.join(steps)}.")
     return sentences
 
-# %% ../nbs/11b_frontier.ipynb #4bce918b
+# %% ../nbs/11b_frontier.ipynb #bced8725
 @dataclass(frozen=True)
 class Bound:
     "A promise about a column: its mean lies in [low, high]."
@@ -181,7 +186,6 @@ def goals_met(
         within = points[(points.cost <= cost * slack) & ~points.method.isin(["original", "retrain"])]
         for _, point in within.iterrows():
             missed = {b.metric: max(b.low - point[b.metric], point[b.metric] - b.high, 0.0) for b in bounds}
-            lines.append(
-                {"cost at most": cost, "method": point.method, "budget": point.budget, "missed": sum(v > 0 for v in missed.values()), **missed}
-            )
+            counted = {"missed": sum(v > 0 for v in missed.values()), "unknown": sum(v != v for v in missed.values())}
+            lines.append({"cost at most": cost, "method": point.method, "budget": point.budget, **counted, **missed})
     return pd.DataFrame(lines)
