@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +24,11 @@ from .labels import label_choices, label_entropy
 from maga.runs import (
     BatchBar,
     BatchReport,
+    Given,
     Session,
     Training,
+    compared,
+    content_digest,
     original_of,
     outputs_of,
     retrain_of,
@@ -40,11 +45,12 @@ from .unlearning import METHODS, get_method
 # %% auto #0
 __all__ = ['BACKBONES', 'PRESETS', 'SMOKE_DATA', 'SMOKE_TARGETS', 'SMOKE_EPOCHS', 'RANDOM_IMAGES', 'COMPARED', 'WITH_TEACHER',
            'REFERENCES', 'ABLATION', 'BOTH', 'FINE_CLASSES', 'FINE_PARTS', 'TABLES', 'FIGURES', 'EXPERIMENTS',
-           'METRICS', 'WITHOUT_RUNS', 'SHOWN', 'Backbone', 'Preset', 'Settings', 'names_of', 'seeds_of', 'settings_of',
-           'Cell', 'shortened', 'make_cell', 'crossed', 'sweep', 'slow_sweep', 'sensitivity_cells', 'beyond_cells',
-           'Experiment', 'no_cells', 'experiment', 'paper_folder', 'paper_numbers', 'interval', 'value_of', 'line_of',
-           'settings_table', 'cifar10_spec', 'transition_table', 'chosen_labels', 'labels_table', 'Result', 'selected',
-           'checked_selection', 'run_cells', 'table_of', 'open_session', 'compute', 'shared_trainings', 'Arguments',
+           'METRICS', 'WITHOUT_RUNS', 'SHOWN', 'Backbone', 'Preset', 'checked_change', 'Settings', 'names_of',
+           'seeds_of', 'changes_of', 'switch_of', 'settings_of', 'Cell', 'shortened', 'make_cell', 'crossed', 'sweep',
+           'slow_sweep', 'sensitivity_cells', 'beyond_cells', 'Experiment', 'no_cells', 'experiment', 'paper_folder',
+           'paper_numbers', 'interval', 'value_of', 'line_of', 'settings_table', 'cifar10_spec', 'transition_table',
+           'chosen_labels', 'labels_table', 'Result', 'misfit', 'cells_of', 'selected', 'checked_selection',
+           'run_cells', 'pending', 'table_of', 'open_session', 'precision', 'compute', 'shared_trainings', 'Arguments',
            'parser', 'show_experiments', 'train_one', 'print_result', 'main']
 
 # %% ../nbs/10b_experiments.ipynb #d69212db
@@ -116,6 +122,16 @@ SMOKE_EPOCHS = 2  # at most
 RANDOM_IMAGES = "100"  # how many the random task forgets
 
 # %% ../nbs/10b_experiments.ipynb #cb9934ce
+def checked_change(name: str, place: str, value: Any, preset: str) -> None:
+    "`MagaError` if the method does not exist, is trained by a recipe, has no such field, or cannot take the value."
+    if name in ("original", "retrain"):
+        raise MagaError(f"The {name} is trained by a fixed recipe; only methods have settings to change.")
+    try:
+        with_change(get_method(name).preset(preset), place, value)
+    except (TypeError, AttributeError) as e:
+        raise MagaError(f"{name} cannot have {place}={value!r} ({e}).") from e
+
+
 @dataclass(frozen=True)
 class Settings:
     "What an experiment is run with: the command's options, a notebook's parameters."
@@ -129,6 +145,9 @@ class Settings:
     backbones: tuple[str, ...] = ()  # (): the preset's
     targets: tuple[str, ...] = ()  # run only these …
     methods: tuple[str, ...] = ()  # … and these; (): all
+    original: str = ""  # a file with a trained model that runs start from; "": originals are trained
+    bfloat16: bool = False  # on a CPU: everything in bfloat16
+    changes: tuple[tuple[str, str, Any], ...] = ()  # method, field, value: ("maga", "noise.size", 32)
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -139,6 +158,8 @@ class Settings:
         small = [b for b in self.backbones if (BACKBONES[b].preset == "digits") != (self.preset == "smoke")]
         if small:
             raise MagaError(f"{small[0]} is no backbone of the preset {self.preset}: resnet10 and vit_tiny are for smoke, the others for paper.")
+        for name, place, value in self.changes:
+            checked_change(name, place, value, "digits" if self.preset == "smoke" else "paper_resnet18")
 
     @property
     def size(self) -> Preset:
@@ -156,7 +177,9 @@ class Settings:
         "The command line that runs an experiment with these settings; folders and device are the reader's."
         judged = "" if self.judge == "features" else f" --judge {self.judge}"
         seeded = f" --seeds {','.join(map(str, self.seeds))}" if self.seeds else ""
-        return f"python -m maga.experiments {name} --preset {self.preset}{seeded}{judged}"
+        changed = ",".join(f"{m}.{place}={json.dumps(value)}" for m, place, value in self.changes)
+        set_to = f" --set {shlex.quote(changed)}" if changed else ""
+        return f"python -m maga.experiments {name} --preset {self.preset}{seeded}{judged}{set_to}{' --bfloat16' if self.bfloat16 else ''}"
 
 
 def names_of(text: str) -> tuple[str, ...]:
@@ -171,6 +194,28 @@ def seeds_of(text: str | int) -> tuple[int, ...]:
     except ValueError as e:
         raise MagaError(f"Seeds are whole numbers separated by commas, such as 0,1,2, not {text!r}.") from e
 
+
+def changes_of(text: str) -> tuple[tuple[str, str, Any], ...]:
+    "The changes in a text such as `maga.noise.size=32,ssd.alpha=5`: (method, field, value) each; `MagaError` if they are none."
+    found: list[tuple[str, str, Any]] = []
+    for part in names_of(text):
+        left, _, value = part.partition("=")
+        name, _, place = left.strip().partition(".")
+        if not (name and place and value):
+            raise MagaError(f"A change is METHOD.FIELD=VALUE, such as maga.noise.size=32, not {part!r}.")
+        try:
+            found.append((name, place, json.loads(value)))
+        except ValueError:
+            found.append((name, place, value.strip()))
+    return tuple(found)
+
+
+def switch_of(value: bool | str) -> bool:
+    "True or False, also as papermill and a shell write them."
+    if str(value) not in ("True", "False"):
+        raise MagaError(f"bfloat16 is True or False, not {value!r}.")
+    return str(value) == "True"
+
 # %% ../nbs/10b_experiments.ipynb #e65611d7
 def settings_of(
     preset: str,
@@ -182,9 +227,14 @@ def settings_of(
     backbone: str,  # "resnet18,vit_small"; "": the preset's
     target: str = "",  # "rocket,sea"; "": all
     methods: str = "",  # "retrain,maga"; "": all
+    original: str = "",  # a safetensors file; "": originals are trained
+    bfloat16: bool | str = False,
+    changes: str = "",  # "maga.noise.size=32"
 ) -> Settings:
     "Settings from the text of options and parameters."
-    return Settings(preset, device, str(results), str(data_root), seeds_of(seeds), judge, names_of(backbone), names_of(target), names_of(methods))
+    wanted = (names_of(backbone), names_of(target), names_of(methods))
+    more = (str(original), switch_of(bfloat16), changes_of(changes))
+    return Settings(preset, device, str(results), str(data_root), seeds_of(seeds), judge, *wanted, *more)
 
 # %% ../nbs/10b_experiments.ipynb #55d67b16
 @dataclass(frozen=True)
@@ -227,6 +277,7 @@ def make_cell(
 ) -> Cell:
     "The cell in the size of the preset."
     small, backbone = settings.preset == "smoke", settings.backbone(model)
+    changes = (*changes, *((place, value) for m, place, value in settings.changes if m == method))
     variant = " ".join(f"{k}={v}" for k, v in (*changes, *((k, v) for k, v in more.items() if k == "exemplars")))
     forgotten = RANDOM_IMAGES if task == "random" else SMOKE_TARGETS[target] if small else target
     spec = Spec(
@@ -459,7 +510,8 @@ def line_of(
         line[f"{metric}_paper"] = float(found.value.iloc[0]) if len(found) else float("nan")
         like = interval([value_of(r, metric if metric == "MIA" else f"legacy_{metric}") for r in good])[0]
         line[f"{metric}_difference"] = like - line[f"{metric}_paper"]
-    line["note"] = "; ".join(errors) or ("" if good else missing)
+    uncompared = sorted({f"TV: {r.missing['TV']}" for r in good if "TV" in r.missing})
+    line["note"] = "; ".join([*errors, *uncompared]) or ("" if good else missing)
     return line
 
 # %% ../nbs/10b_experiments.ipynb #b0c91dab
@@ -541,10 +593,30 @@ class Result:
     path: Path  # of table.csv
 
 
+def misfit(cell: Cell, original: str, session: Session) -> str:
+    "Why a given original cannot be that of a cell; empty where it can."
+    given = Given(original, cell.spec.data, cell.spec.backbone)
+
+    def why() -> str:
+        try:
+            trained(session, given)
+        except MagaError as e:
+            return str(e)
+        return ""
+
+    return session.facts.get((given.key, given), why)
+
+
+def cells_of(exp: Experiment, settings: Settings, session: Session) -> list[Cell]:
+    "The experiment's cells; those that the given original fits start from it."
+    cells, file = exp.cells(settings), settings.original
+    return [replace(c, spec=replace(c.spec, original=file)) if file and not misfit(c, file, session) else c for c in cells]
+
+
 def selected(cell: Cell, settings: Settings) -> bool:
-    "Whether the cell is among those that the user wants to run."
+    "Whether the cell is among those that the user wants to run; with a given original, among those that it fits."
     wanted = (settings.backbones, cell.spec.backbone), (settings.targets, cell.target), (settings.methods, cell.method)
-    return all(not names or value in names for names, value in wanted)
+    return all(not names or value in names for names, value in wanted) and cell.spec.original == settings.original
 
 
 def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:
@@ -552,6 +624,7 @@ def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:
     for what, names, known in (
         ("target", settings.targets, {c.target for c in cells}),
         ("method", settings.methods, {c.method for c in cells}),
+        ("method (of a change)", tuple(m for m, *_ in settings.changes), {c.method for c in cells}),
     ):
         for name in names:
             if cells and name not in known:
@@ -567,29 +640,37 @@ def run_cells(
 ) -> None:
     "Run what is selected and missing, neighbours in data, model and target one after the other."
     checked_selection(settings, cells)
-    specs = [s for c in cells if selected(c, settings) for s in c.specs(settings.all_seeds)]
+    chosen = [c for c in cells if selected(c, settings)]
+    asked = [c for c in cells if selected(c, replace(settings, original=""))]  # that the given original does not fit
+    if settings.original and asked and not chosen:
+        raise MagaError(misfit(asked[0], settings.original, session))
+    specs = [s for c in chosen for s in c.specs(settings.all_seeds)]
     specs.sort(key=lambda s: (s.data, s.backbone, s.training_seed, s.task, s.target))
     run_batch(specs, session, retry, progress)
 
 # %% ../nbs/10b_experiments.ipynb #a0ee2e55
+def pending(exp: Experiment, cell: Cell, settings: Settings) -> str:
+    "What a line without a run says: the command that fills it."
+    place = f"--backbone {cell.spec.backbone} --target {cell.target} --methods {cell.method}"
+    given = f" --original {shlex.quote(cell.spec.original)}" if cell.spec.original else ""
+    return f"not run: {settings.command(exp.name)} {place}{given}"
+
+
 def table_of(
     exp: Experiment,
     settings: Settings,
     session: Session,
 ) -> Result:
     "The experiment's table from the rows there are, written to `RESULTS/<name>/table.csv`."
-    cells = exp.cells(settings)
-    found = [[session.store.get(run_key(session, s)) for s in c.specs(settings.all_seeds)] for c in cells]
-    rows = [[r for r in some if r is not None] for some in found]
+    cells = cells_of(exp, settings, session)
+    keys = [dict.fromkeys(run_key(session, s) for s in c.specs(settings.all_seeds)) for c in cells]  # each once: a given original has no seeds
+    found = [[session.store.get(k) for k in some] for some in keys]
+    rows = [[compared(session, r) for r in some if r is not None] for some in found]
     if exp.name in WITHOUT_RUNS:
         table = WITHOUT_RUNS[exp.name](settings, session)
     else:
         paper = paper_numbers(exp.paper_table)
-        lines = [
-            line_of(c, some, paper, f"not run: {settings.command(exp.name)} --backbone {c.spec.backbone} --target {c.target} --methods {c.method}")
-            for c, some in zip(cells, rows, strict=True)
-        ]
-        table = pd.DataFrame(lines)
+        table = pd.DataFrame([line_of(c, some, paper, pending(exp, c, settings)) for c, some in zip(cells, rows, strict=True)])
     path = session.store.folder / exp.name / "table.csv"
     write_whole(path, lambda p: table.to_csv(p, index=False))
     return Result(exp, table, cells, rows, path)
@@ -601,7 +682,14 @@ def open_session(settings: Settings) -> Session:
         torch.set_num_threads(1)
     session = Session(Store(settings.results), settings.device, settings.data_root)
     session.files(settings.judge)
+    if settings.original:
+        content_digest(settings.original)
     return session
+
+
+def precision(settings: Settings, session: Session) -> torch.autocast:
+    "Inside, networks run in bfloat16 if that was asked for, on a CPU. No cast weights are kept: steps change them in place."
+    return torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16 and session.device.type == "cpu", cache_enabled=False)
 
 
 def compute(
@@ -614,16 +702,18 @@ def compute(
     "Run what is missing of an experiment, and write its table."
     exp = experiment(name)
     session = open_session(settings) if session is None else session
-    run_cells(exp.cells(settings), settings, session, retry, progress)
-    return table_of(exp, settings, session)
+    with precision(settings, session):
+        run_cells(cells_of(exp, settings, session), settings, session, retry, progress)
+        return table_of(exp, settings, session)
 
 # %% ../nbs/10b_experiments.ipynb #359cd619
 def shared_trainings(names: Sequence[str], settings: Settings) -> list[Training]:
     "Originals and retrains that experiments need, originals first, each once."
+    settings = replace(settings, original="")  # whether a given one serves is known only with its data at hand
     specs = [s for n in names for c in experiment(n).cells(settings) if selected(c, settings) for s in c.specs(settings.all_seeds)]
     looked_at = [cifar10_spec(settings)] if {"figure3", "figure5"} & set(names) else []
     compared = [replace(s, training_seed=seed) for s in specs for seed in (s.training_seed, *s.references)]
-    originals = {t.key: t for t in map(original_of, specs + looked_at)}
+    originals = {t.key: t for t in map(original_of, specs + looked_at) if isinstance(t, Training)}
     retrains = {t.key: t for t in map(retrain_of, compared)}
     return list((originals | retrains).values())
 
@@ -650,6 +740,9 @@ def parser() -> Arguments:
     p.add_argument("--backbone", default="", help="for example resnet18,vit_small; default: the preset's")
     p.add_argument("--target", default="", help="run only these targets, for example rocket")
     p.add_argument("--methods", default="", help="run only these methods, for example retrain,maga")
+    p.add_argument("--original", default="", help="a safetensors file with a trained model that runs start from; only runs that it fits are made")
+    p.add_argument("--bfloat16", action="store_true", help="on a CPU with bfloat16 matrix units: about three times as fast; a GPU does it anyway")
+    p.add_argument("--set", default="", help="change single settings of methods, for example maga.noise.size=32")
     p.add_argument("--retry", action="store_true", help="try failed runs again, though the code is the same")
     p.add_argument("--checkpoint", default="", help="train only the shared model with this key")
     p.add_argument("--list", action="store_true", help="list the experiments and end")
@@ -666,7 +759,9 @@ def train_one(key: str, names: Sequence[str], settings: Settings) -> None:
     wanted = next((t for t in shared_trainings(names, settings) if t.key == key), None)
     if wanted is None:
         raise MagaError(f"No experiment asked for needs the checkpoint {key}; are preset, seeds and backbone those that it was listed with?")
-    trained(open_session(settings), wanted)
+    session = open_session(settings)
+    with precision(settings, session):
+        trained(session, wanted)
     print(f"{wanted}: checkpoints/{key}.safetensors")
 
 # %% ../nbs/10b_experiments.ipynb #912ecca8
@@ -691,16 +786,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if a.name is None:
             raise MagaError(f"Name an experiment: all, {', '.join(EXPERIMENTS)}.")
-        settings = settings_of(a.preset, a.device, a.results, a.data_root, a.seeds, a.judge, a.backbone, a.target, a.methods)
+        wanted = (a.seeds, a.judge, a.backbone, a.target, a.methods)
+        settings = settings_of(a.preset, a.device, a.results, a.data_root, *wanted, a.original, a.bfloat16, a.set)
         names = list(EXPERIMENTS) if a.name == "all" else [experiment(a.name).name]
         if a.checkpoint:
             train_one(a.checkpoint, names, settings)
             return 0
         session = open_session(settings)
-        cells = [c for n in names for c in experiment(n).cells(settings)]
-        run_cells(cells, settings, session, a.retry, BatchBar(a.name) if cells else None)
-        for name in names:
-            print_result(table_of(experiment(name), settings, session))
+        cells = [c for n in names for c in cells_of(experiment(n), settings, session)]
+        with precision(settings, session):
+            run_cells(cells, settings, session, a.retry, BatchBar(a.name) if cells else None)
+            for name in names:
+                print_result(table_of(experiment(name), settings, session))
         everything = session.store.tidy()
         failed = int(everything.error.notna().sum()) if len(everything) else 0
         if failed:

@@ -5,6 +5,7 @@
 # %% ../nbs/10a_runs.ipynb #aa6ca0cf
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 import time
@@ -12,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +30,7 @@ from .data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random,
 from .evaluation import METRICS, Evidence, Subject
 from .judges.contract import draw_exemplars
 from .judges.named import JudgeOptions, judge_kind, make_judge
-from .metrics import Outputs, measure
+from .metrics import Outputs, agreement, measure, total_variation
 from .models import ModelSpec, load_checkpoint, save_checkpoint, to_device
 from .store import Row, Spec, Store, code_digest, key_of
 from .training import PRETRAINING, Examples, FitConfig, fit
@@ -36,12 +38,13 @@ from .transition import TransitionMatrix, estimate_transition
 from .unlearning import METHODS, get_method
 
 # %% auto #0
-__all__ = ['RECIPES', 'T_', 'COARSE', 'Training', 'original_of', 'retrain_of', 'with_change', 'config_of', 'Recent',
-           'shared_file', 'make_split', 'seen_by', 'seeded_generator', 'Session', 'synchronise', 'one_sentence',
-           'header_of', 'trained', 'outputs_of', 'fitting_file', 'looked_at', 'transition_key', 'transition_of',
-           'Dependencies', 'dependencies_of', 'run_key', 'package_versions', 'git_commit', 'device_name',
-           'provenance_of', 'unlearn', 'subject_of', 'all_measures', 'keep_outputs', 'kept_outputs', 'forgotten_traces',
-           'run', 'BatchReport', 'BatchBar', 'finished', 'attempt', 'run_batch']
+__all__ = ['RECIPES', 'T_', 'COARSE', 'COMPARISONS', 'NO_RETRAIN', 'Training', 'retrain_of', 'content_digest', 'Given',
+           'original_of', 'compared_later', 'with_change', 'config_of', 'Recent', 'shared_file', 'make_split',
+           'seen_by', 'seeded_generator', 'Session', 'synchronise', 'one_sentence', 'given_model', 'header_of',
+           'trained', 'outputs_of', 'fitting_file', 'looked_at', 'transition_key', 'transition_of', 'Dependencies',
+           'dependencies_of', 'run_key', 'package_versions', 'git_commit', 'device_name', 'provenance_of', 'unlearn',
+           'subject_of', 'all_measures', 'keep_outputs', 'kept_outputs', 'forgotten_traces', 'run', 'compared',
+           'BatchReport', 'BatchBar', 'finished', 'attempt', 'run_batch']
 
 # %% ../nbs/10a_runs.ipynb #0366a2bf
 RECIPES = PRETRAINING | {
@@ -74,14 +77,50 @@ class Training:
         return f"{self.backbone} on {self.data}" + (f" without {self.target} ({self.task})" if self.task else "") + f", seed {self.seed}"
 
 
-def original_of(spec: Spec) -> Training:
+def retrain_of(spec: Spec) -> Training:
+    "The model that a run is compared with."
+    return Training(spec.data, spec.backbone, spec.recipe, spec.training_seed, spec.task, spec.target)
+
+# %% ../nbs/10a_runs.ipynb #ba52e62d
+@lru_cache
+def _digest(path: str, changed: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def content_digest(path: str | Path) -> str:
+    "The hash of a file's content, 16 hexadecimal digits, remembered until the file changes; `MagaError` if it cannot be read."
+    try:
+        return _digest(str(path), Path(path).stat().st_mtime_ns)
+    except OSError as e:
+        raise MagaError(f"The original {path} cannot be read ({e.strerror}); expected a safetensors file with a trained model.") from e
+
+
+@dataclass(frozen=True)
+class Given:
+    "An original that the user brings."
+
+    path: str
+    data: str  # what the run wants of it: the classes of this data set …
+    backbone: str  # … and this network
+
+    @property
+    def key(self) -> str:
+        return content_digest(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.backbone} on {self.data} from {self.path}"
+
+
+def original_of(spec: Spec) -> Training | Given:
     "The model that a run starts from."
+    if spec.original and (spec.method != "retrain" or spec.measures == "all"):
+        return Given(spec.original, spec.data, spec.backbone)
     return Training(spec.data, spec.backbone, spec.recipe, spec.training_seed)
 
 
-def retrain_of(spec: Spec) -> Training:
-    "The model that a run is compared with."
-    return replace(original_of(spec), task=spec.task, target=spec.target)
+def compared_later(spec: Spec) -> bool:
+    "Whether the distances to the retrain wait until the store has one: a given original saves a training, and the run must not start another for them."
+    return bool(spec.original) and spec.method != "retrain" and spec.measures == "table"
 
 # %% ../nbs/10a_runs.ipynb #ab4715ba
 def with_change(
@@ -182,7 +221,7 @@ class Session:
         self.store, self.data_root = store, Path(data_root)
         self.device = pick_device(str(device))
         self.recent_images, self.recent_models, self.recent_outputs = Recent(3), Recent(4), Recent(8)
-        self.recent_subjects, self.facts = Recent(8), Recent(4)
+        self.recent_subjects, self.facts = Recent(8), Recent(32)
         self.loading = 0.0  # seconds spent on loading data
         self.failures: dict[str, str] = {}  # trainings that failed in this process
 
@@ -242,15 +281,35 @@ def _train(session: Session, training: Training) -> None:
     save_checkpoint(session.store.checkpoint(training.key), trained, model, **about)
 
 
+def given_model(session: Session, given: Given) -> nn.Module:
+    "The user's original on the device; `MagaError` where the file holds another network, or other classes, than the run is about."
+    wanted = session.model_spec(given.data, given.backbone)
+    try:
+        model, held = load_checkpoint(given.path, device=session.device)
+    except MagaError:  # the file may not say what it holds: then its tensors must fit
+        model, held = load_checkpoint(given.path, wanted, session.device)
+    for name in ("arch", "classes", "size", "mean", "std"):
+        there, asked = getattr(held, name), getattr(wanted, name)
+        if there != asked:
+            if name == "classes":
+                there, asked = (f"{len(k)}: {', '.join(k[:3])} …" for k in (there, asked))
+            raise MagaError(
+                f"The original {given.path} has the {name} {there}, but {given.backbone} on {given.data} has {asked}; give a file for these, or leave it out."
+            )
+    return model
+
+
 def header_of(session: Session, training: Training) -> dict[str, str]:
     "What a checkpoint says of itself: seconds, data, date."
     with safe_open(session.store.checkpoint(training.key), "pt") as f:
         return f.metadata() or {}
 
 
-def trained(session: Session, training: Training) -> nn.Module:
-    "The trained model, from this process's memory, from the store, or made now; `MagaError` if it cannot be made."
+def trained(session: Session, training: Training | Given) -> nn.Module:
+    "The trained model, from this process's memory, the user's file, the store, or made now; `MagaError` if it cannot be had."
     key, path = training.key, session.store.checkpoint(training.key)
+    if isinstance(training, Given):
+        return session.recent_models.get((key, training), lambda: given_model(session, training))
     if key in session.failures:
         raise MagaError(session.failures[key])
     try:
@@ -263,7 +322,7 @@ def trained(session: Session, training: Training) -> nn.Module:
     return session.recent_models.get(key, lambda: load_checkpoint(path, device=session.device)[0])
 
 
-def outputs_of(session: Session, training: Training, split: ForgetSplit) -> Outputs:
+def outputs_of(session: Session, training: Training | Given, split: ForgetSplit) -> Outputs:
     "The trained model's logits on every image, computed once while they are in use."
     return session.recent_outputs.get(training.key, lambda: Outputs.of(trained(session, training), split))
 
@@ -307,8 +366,9 @@ def transition_of(session: Session, spec: Spec) -> TransitionMatrix:
         generator = seeded_generator("exemplars", looked_at(spec)[1])
         exemplars = draw_exemplars(session.split(spec).train, spec.exemplars, generator)
         classifier = trained(session, original_of(spec)) if spec.judge == "features" else None
-        judge = make_judge(spec.judge, exemplars, classifier, JudgeOptions(device=str(session.device)))
-        estimate_transition(judge, exemplars).save(session.store.checkpoint(key))
+        with torch.autocast("cpu", enabled=False):  # similarities in single precision
+            judge = make_judge(spec.judge, exemplars, classifier, JudgeOptions(device=str(session.device)))
+            estimate_transition(judge, exemplars).save(session.store.checkpoint(key))
 
     return TransitionMatrix.load(shared_file(session.store, key, session.store.checkpoint(key), make))
 
@@ -318,7 +378,7 @@ class Dependencies:
     "Keys of what a run stands on; part of its own key."
 
     original: str
-    retrain: str
+    retrain: str  # "" where the run is compared with one later
     transition: str = ""  # of T; "" for methods that do not look at one
 
 
@@ -326,7 +386,7 @@ def dependencies_of(session: Session, spec: Spec) -> Dependencies:
     "The keys of original, retrain and T."
     guided = spec.method in METHODS and hasattr(config_of(spec), "transition")
     T = transition_key(session, spec) if guided and spec.method != "random_label" else ""
-    return Dependencies(original_of(spec).key, retrain_of(spec).key, T)
+    return Dependencies(original_of(spec).key, "" if compared_later(spec) else retrain_of(spec).key, T)
 
 
 def run_key(session: Session, spec: Spec) -> str:
@@ -368,8 +428,10 @@ def git_commit() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    "The card's name, or the number of threads on a CPU."
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    "The card's name; on a CPU the number of threads, and bfloat16 inside of its autocast."
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads{', bfloat16' if torch.is_autocast_enabled('cpu') else ''}"
 
 # %% ../nbs/10a_runs.ipynb #cab83a01
 def provenance_of(session: Session, split: ForgetSplit) -> dict[str, str]:
@@ -381,11 +443,11 @@ def provenance_of(session: Session, split: ForgetSplit) -> dict[str, str]:
 
 def unlearn(session: Session, spec: Spec, split: ForgetSplit) -> tuple[nn.Module, float]:
     "The unlearned model and the seconds that unlearning alone took, from the first step to the device's last."
+    if spec.method == "retrain":
+        return trained(session, retrain_of(spec)), float(header_of(session, retrain_of(spec))["seconds"])
     original = trained(session, original_of(spec))
     if spec.method == "original":
         return original, float("nan")
-    if spec.method == "retrain":
-        return trained(session, retrain_of(spec)), float(header_of(session, retrain_of(spec))["seconds"])
     config = config_of(spec)
     if dependencies_of(session, spec).transition:
         config = replace(config, transition=transition_of(session, spec))
@@ -399,11 +461,12 @@ def unlearn(session: Session, spec: Spec, split: ForgetSplit) -> tuple[nn.Module
     return model, time.perf_counter() - start
 
 # %% ../nbs/10a_runs.ipynb #352bc82e
-def subject_of(session: Session, training: Training, split: ForgetSplit) -> Subject:
-    "A shared model as a subject of the evaluation; its passes over the images are remembered."
+def subject_of(session: Session, training: Training | Given, split: ForgetSplit) -> Subject:
+    "A shared model as a subject of the evaluation; its passes over the images are remembered. How long a given original took nobody knows."
 
     def make() -> Subject:
-        return Subject(split, trained(session, training), float(header_of(session, training)["seconds"]))
+        model = trained(session, training)
+        return Subject(split, model, float("nan") if isinstance(training, Given) else float(header_of(session, training)["seconds"]))
 
     return session.recent_subjects.get((training.key, split.digest), make)
 
@@ -438,10 +501,17 @@ def kept_outputs(session: Session, key: str) -> dict[str, torch.Tensor] | None:
 def forgotten_traces(session: Session, spec: Spec, key: str) -> tuple[str, ...]:
     "What was made from forgotten images and lies in the store: to be deleted with them."
     stands_on = dependencies_of(session, spec)
-    traces = [f"checkpoints/{stands_on.original}.safetensors (the original model)", f"outputs/{key}.safetensors (logits of forgotten images)"]
+    traces = [f"outputs/{key}.safetensors (logits of forgotten images)"]
+    if spec.method != "retrain":
+        file = f"--original {spec.original}" if spec.original else f"checkpoints/{stands_on.original}.safetensors"
+        traces.insert(0, f"{file} (the original model)")
     if stands_on.transition:
         traces.append(f"{'--judge ' + spec.judge if session.files(spec.judge) else f'checkpoints/{stands_on.transition}.safetensors'} (T: exemplars)")
     return tuple(traces)
+
+
+COMPARISONS = ("TV", "TV_train", "agreement")  # of a measurement: what needs a retrain
+NO_RETRAIN = "the retrain has not been run yet (method retrain)"
 
 
 def run(
@@ -451,19 +521,39 @@ def run(
     "Unlearn, measure, and say where everything came from. Raises what goes wrong; keeps nothing but what runs share."
     split = session.split(spec)
     key = run_key(session, spec)
-    retrained = outputs_of(session, retrain_of(spec), split)
+    retrained = None if compared_later(spec) else outputs_of(session, retrain_of(spec), split)
     model, seconds = unlearn(session, spec, split)
     start = time.perf_counter()
     out = Outputs.of(model, split)
-    metrics, missing = asdict(measure(out, split, retrained)), dict[str, str]()
-    if spec.measures == "all":
-        more, missing = all_measures(session, spec, split, model, seconds)
-        metrics = more | metrics
+    with torch.autocast("cpu", enabled=False):  # models may run in bfloat16; what is measured on their outputs does not
+        metrics, missing = asdict(measure(out, split, retrained)), dict[str, str]()
+        if spec.measures == "all":
+            more, missing = all_measures(session, spec, split, model, seconds)
+            metrics = more | metrics
+    if retrained is None:
+        missing = dict.fromkeys(COMPARISONS, NO_RETRAIN)
     synchronise(session.device)
     times = {"unlearning": seconds, "evaluation": time.perf_counter() - start, "loading": session.loading}
     keep_outputs(session, key, out, split)
     stands_on, traces = asdict(dependencies_of(session, spec)), forgotten_traces(session, spec, key)
     return Row(key, spec, metrics, times, provenance_of(session, split), stands_on, missing, traces)
+
+# %% ../nbs/10a_runs.ipynb #92d14843
+def compared(session: Session, row: Row) -> Row:
+    "The row with its distances to the retrain, and kept like that, once the store has both models' logits; else the row as it is."
+    if row.failed or not compared_later(row.spec) or "TV" not in row.missing:
+        return row
+    retrain = replace(row.spec, method="retrain", changes=())
+    ours, gold = kept_outputs(session, row.key), kept_outputs(session, run_key(session, retrain))
+    if ours is None or gold is None:
+        return row
+    p, q = ({k: v.softmax(1) for k, v in logits.items()} for logits in (ours, gold))
+    f = session.split(row.spec).forget_test.cpu()
+    on = (p["test"][f], q["test"][f]) if len(f) else (p["forget_train"], q["forget_train"])
+    found = dict(zip(COMPARISONS, (total_variation(*on), total_variation(p["forget_train"], q["forget_train"]), agreement(*on)), strict=True))
+    missing = {k: v for k, v in row.missing.items() if k not in found}
+    stands_on = dict(row.dependencies) | {"retrain": retrain_of(row.spec).key}
+    return session.store.put(replace(row, metrics=dict(row.metrics) | found, missing=missing, dependencies=stands_on))
 
 # %% ../nbs/10a_runs.ipynb #6c7d1c24
 @dataclass(frozen=True)
