@@ -34,7 +34,7 @@ __all__ = ['Make', 'A_RETRAIN', 'RETRAINS', 'AN_ORIGINAL', 'A_TEACHER', 'TWO_SEE
            'avg_gap_of', 'tow_of', 'js_of', 'activation_distance_of', 'zrf_of', 'mentr_auc', 'rmia_auc', 'Floor',
            'floor', 'evaluate', 'comparison']
 
-# %% ../nbs/03c_evaluation.ipynb #1c868852
+# %% ../nbs/03c_evaluation.ipynb #592d0776
 class _Penultimate(nn.Module):
     "The model up to the input of its last linear layer, so that `predict` can read features."
 
@@ -57,8 +57,8 @@ class Subject:
 
     @cached_property
     def outputs(self) -> Outputs:
-        "Logits on all images: float32 [N_train, K] and [N_test, K]."
-        return Outputs.of(self.model, self.split)
+        "Logits on all images: float32 [N_train, K] and [N_test, K]; the remembered ones, else made now."
+        return self.once("outputs", lambda s: Outputs.of(s.model, s.split))
 
     @cached_property
     def features(self) -> Outputs:
