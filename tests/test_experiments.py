@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from maga.experiments import EXPERIMENTS, Settings, paper_folder
@@ -268,3 +269,28 @@ def test_settings_reach_the_command():
 
     told = Settings("paper", results="r", data_root="d").command("table1").split()
     assert parser().parse_args(told[3:]).name == "table1"
+
+
+def test_a_given_original(tmp_path):
+    "From a file: nothing is trained, a killed batch goes on, TV comes with the retrain, and a file that fits nothing ends with one sentence."
+    from maga.data import load
+    from maga.models import ModelSpec, save_checkpoint
+    from maga.training import PRETRAINING, Examples, fit
+
+    train, g = load("digits")[0], torch.Generator().manual_seed(0)
+    spec = ModelSpec.of("resnet10", train)
+    file = save_checkpoint(tmp_path / "mine.safetensors", fit(spec.make(g), Examples.of(train), PRETRAINING["digits"], g), spec)
+    before, results = file.read_bytes(), tmp_path / "results"
+    line = ("table1", "--device", "cpu", "--target", "rocket", "--original", str(file), "--bfloat16")
+    kill_when(command(results, *line, "--methods", "original,ssd,maga"), lambda: len(list((results / "rows").glob("*.json"))) >= 1)
+    assert call(command(results, *line, "--methods", "original,ssd,maga")).returncode == 0
+    assert len(metrics(results)) == 3 and len(list((results / "checkpoints").glob("*"))) == 1  # the checkpoint is T
+    assert all(m["TV"] is None for m in metrics(results).values())
+    assert call(command(results, *line, "--methods", "retrain")).returncode == 0
+    assert len(metrics(results)) == 4 and all(m["TV"] is not None for m in metrics(results).values())
+    table = pd.read_csv(results / "table1" / "table.csv")
+    told = table[(table.model == "resnet18") & (table.method == "finetune") & (table.target == "rocket")].note.item()
+    assert told.endswith(f"--bfloat16 --backbone resnet10 --target rocket --methods finetune --original {file}")
+    assert file.read_bytes() == before
+    ended = call(command(results, "table2", "--device", "cpu", "--original", str(file)))
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and "has the classes 10" in ended.stderr
