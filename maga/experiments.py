@@ -340,10 +340,10 @@ def crossed(
     "Every model with every target and every method."
     return [make_cell(settings, m, data, task, t, u) for m in models for t in targets for u in methods]
 
-# %% ../nbs/10b_experiments.ipynb #8e9d2204
+# %% ../nbs/10b_experiments.ipynb #667041dc
 COMPARED = ("original", "retrain", "finetune", "unsir", "amnesiac", "ssd", "maga")
 WITH_TEACHER = ("original", "retrain", "finetune", "bad_teacher", "amnesiac", "ssd", "maga")
-REFERENCES = (0, 1, 2)  # training seeds of the retrains that `beyond` compares with
+REFERENCES = (0, 1, 2)  # training seeds of the retrains that `beyond` and `frontier` compare with
 ABLATION = ("original", "retrain", "ssd", "random_label", "no_noise", "maga")
 BOTH = ("resnet18", "vit")
 
@@ -371,7 +371,7 @@ def beyond_cells(settings: Settings) -> list[Cell]:
     names = ("original", "retrain", *sorted(set(METHODS) - {"retrain"}))
     return [make_cell(settings, *ON_ROCKET, m, measures="all", references=REFERENCES) for m in names]
 
-# %% ../nbs/10b_experiments.ipynb #482278a7
+# %% ../nbs/10b_experiments.ipynb #67178a20
 AVERAGED = {"one_cycle": "one_cycle_averaged"}  # recipe -> the same with averaged weights
 PUBLISHED = "published"  # the budget of a method's usual preset
 
@@ -386,11 +386,10 @@ def budgets_of(method: str, prefix: str) -> list[str]:
 def frontier_cells(settings: Settings) -> list[Cell]:
     "Every method at every budget, for all cases of the preset; what is not defined for a task is left out."
     size, cells = settings.size, []
-    references = size.seeds if len(size.seeds) >= len(REFERENCES) else REFERENCES
     for model, data, task, target in size.frontier:
         defined = [m for m in sorted(set(METHODS) - {"retrain", "retrain_head"}) if task in METHODS[m].tasks]
         for name in ("original", "retrain", *defined):
-            cell = make_cell(settings, model, data, task, target, name, measures="all", references=references)
+            cell = make_cell(settings, model, data, task, target, name, measures="all", references=REFERENCES)
             spec = replace(cell.spec, recipe=AVERAGED.get(cell.spec.recipe, cell.spec.recipe))
             budgets = budgets_of(name, size.budgets) if settings.preset != "smoke" and model == "resnet18" else []
             cells += [replace(cell, variant=b.removeprefix(size.budgets), spec=replace(spec, preset=b)) for b in budgets]
