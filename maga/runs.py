@@ -26,6 +26,7 @@ from torch import nn
 import maga.attacks
 import maga.baselines
 import maga.newer
+import maga.restart
 import maga.soft
 from .cost import counted_passes
 from .data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass, load, pick_device, write_whole
