@@ -470,7 +470,7 @@ def unlearn(session: Session, spec: Spec, split: ForgetSplit) -> tuple[nn.Module
     synchronise(session.device)
     return model, time.perf_counter() - start, float(passes)
 
-# %% ../nbs/10a_runs.ipynb #575a17b4
+# %% ../nbs/10a_runs.ipynb #5e993077
 def looked_at_by(model: nn.Module, split: ForgetSplit, seconds: float, out: Outputs) -> Subject:
     "The model as a subject of the evaluation, with its passes over the images made."
     subject = Subject(split, model, seconds, {"outputs": out})
@@ -482,8 +482,8 @@ def subject_of(session: Session, training: Training | Given, split: ForgetSplit)
     "A shared model as a subject of the evaluation, remembered. How long a given original took nobody knows."
 
     def make() -> Subject:
-        seconds = float("nan") if isinstance(training, Given) else float(header_of(session, training)["seconds"])
-        return looked_at_by(trained(session, training), split, seconds, outputs_of(session, training, split))
+        model, out = trained(session, training), outputs_of(session, training, split)
+        return looked_at_by(model, split, float("nan") if isinstance(training, Given) else float(header_of(session, training)["seconds"]), out)
 
     return session.recent_subjects.get((training.key, split.digest), make)
 
