@@ -203,7 +203,7 @@ class WeightAverage:
         for p, a in zip(self.parameters, sums, strict=True):
             p.copy_(a / total)
 
-# %% ../nbs/02_training.ipynb #bbdc7b9d
+# %% ../nbs/02_training.ipynb #72022bd7
 class _Stepper:
     "Runs optimisation steps on a model that it owns."
 
@@ -253,7 +253,7 @@ class _Stepper:
         wanted = batch.target if batch.target.ndim == 1 else batch.target.argmax(1)
         return torch.stack([loss.detach().float(), (logits.detach().argmax(1) == wanted).sum().float()])
 
-
+# %% ../nbs/02_training.ipynb #62c0ce97
 def make_optimizer(
     config: FitConfig,
     parameters: Sequence[nn.Parameter],
