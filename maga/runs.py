@@ -24,6 +24,7 @@ from torch import nn
 import maga.attacks
 import maga.baselines
 import maga.newer
+import maga.restart
 from .data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass, load, pick_device, write_whole
 from .evaluation import METRICS, Evidence, Subject
 from .judges.contract import draw_exemplars
