@@ -173,7 +173,7 @@ def restart(
     "The original with shrunk weights and a little of a fresh start, trained on the retain set alone."
     return restart_from(model, split, config, generator, progress)
 
-# %% ../nbs/09f_restart.ipynb #68e2c079
+# %% ../nbs/09f_restart.ipynb #373fa994
 @dataclass(frozen=True)
 class EUkConfig(StartConfig):
     "What EU-k needs besides model and split."
@@ -198,7 +198,7 @@ def last_parameters(
     names, parameters = zip(*model.named_parameters(), strict=True)
     return list(names[next(i for i, p in enumerate(parameters) if p is first) :])
 
-
+# %% ../nbs/09f_restart.ipynb #f6c6c58b
 EU_K_PRESETS = {
     # the budgets of restart; k is ours: 11 of ResNet-18's 21 layers (its last two stages and the head), 25 of ViT-B/16's 50
     **{name: EUkConfig(fit_config, k=11) for name, fit_config in BUDGETS.items()},
