@@ -23,11 +23,12 @@ from .transition import TransitionMatrix
 from .unlearning import method, overlap_of, sample_retained
 
 # %% auto #0
-__all__ = ['MAGA_SOFT_PRESETS', 'Experts', 'view_probabilities', 'nearest_votes', 'neighbour_probabilities',
-           'judge_probabilities', 'product_of_experts', 'keep_own_label', 'vanishing', 'soft_labels', 'label_passes',
-           'show_opinions', 'MagaSoftConfig', 'retained_sample', 'retained_targets', 'maga_soft', 'soft_passes']
+__all__ = ['MAGA_SOFT_PRESETS', 'Experts', 'view_probabilities', 'nearest_votes', 'neighbour_votes', 'smoothed',
+           'judge_probabilities', 'product_of_experts', 'keep_own_label', 'believed', 'soft_labels', 'label_passes',
+           'show_opinions', 'MagaSoftConfig', 'vanishing', 'retained_sample', 'retained_targets', 'maga_soft',
+           'soft_passes']
 
-# %% ../nbs/09e_soft.ipynb #a0aac631
+# %% ../nbs/09e_soft.ipynb #c7c27240
 @dataclass(frozen=True)
 class Experts:
     "Who is asked what else a forget image looks like, and how much each counts. A weight of 0: not asked."
@@ -42,6 +43,7 @@ class Experts:
     k: int = 50  # neighbours that vote
     smoothing: float = 0.1  # share of the vote that all classes get in equal parts
     bank: int | None = None  # retained images that may vote, drawn at random; None: all
+    own: float = 0.5  # sub-class task: how much of the neighbours' share for the own superclass is believed, 0–1
 
     def __post_init__(self) -> None:
         weights = (self.views, self.neighbours, self.judge)
@@ -49,8 +51,10 @@ class Experts:
             raise MagaError(f"Experts need weights of at least 0, one of them above, and a power above 0, not {weights} and {self.power}.")
         if self.n_views < 1 or self.k < 1 or self.pad < 0 or (self.bank is not None and self.bank < 1):
             raise MagaError(f"n_views, k and bank must be at least 1 and pad at least 0, not {self.n_views}, {self.k}, {self.bank}, {self.pad}.")
-        if not 0 < self.smoothing < 1:
-            raise MagaError(f"smoothing is {self.smoothing}; expected a share above 0 and below 1, so that no class gets a vote of 0.")
+        if not 0 < self.smoothing < 1 or not 0 <= self.own <= 1:
+            raise MagaError(
+                f"smoothing must lie above 0 (so that no class gets a vote of 0) and below 1, and own in [0, 1], not {self.smoothing} and {self.own}."
+            )
 
 # %% ../nbs/09e_soft.ipynb #18624c47
 def view_probabilities(
@@ -71,7 +75,7 @@ def view_probabilities(
         total += predict(model, seen).softmax(1)
     return total / n_views
 
-# %% ../nbs/09e_soft.ipynb #9e239e96
+# %% ../nbs/09e_soft.ipynb #bd2afe01
 def nearest_votes(
     asked: Tensor,  # features of the images in question [n, d]
     known: Tensor,  # features of the images that vote [N, d]
@@ -90,20 +94,26 @@ def nearest_votes(
     return votes
 
 
-def neighbour_probabilities(
+def neighbour_votes(
     model: nn.Module,
     split: ForgetSplit,
     generator: torch.Generator,  # on the CPU: which retained images may vote
     k: int = 50,
-    smoothing: float = 0.1,  # ε, 0–1
     bank: int | None = None,  # retained images that may vote; None: all
 ) -> Tensor:
-    "The smoothed vote of the retained training images nearest in feature space: float32 [n_f, K], rows sum to 1."
+    "v: the vote of the retained training images nearest in feature space, float32 [n_f, K], rows sum to 1."
     train = split.train
     voters = split.retain_train if bank is None else sample_retained(split, bank, generator)
     asked, known = (predict(Penultimate(model), train, rows) for rows in (split.forget_train, voters))
-    votes = nearest_votes(asked, known, train.labels[voters], split.num_classes, k)
-    return (1 - smoothing) * votes + smoothing / split.num_classes
+    return nearest_votes(asked, known, train.labels[voters], split.num_classes, k)
+
+
+def smoothed(
+    votes: Tensor,  # [n, K], rows sum to 1
+    share: float,  # ε, 0–1
+) -> Tensor:
+    "The votes, with a share spread evenly over all classes: float32 [n, K], rows sum to 1."
+    return (1 - share) * votes + share / votes.shape[1]
 
 # %% ../nbs/09e_soft.ipynb #82f4f8e7
 def judge_probabilities(
@@ -126,7 +136,7 @@ def product_of_experts(
     logs = sum((w * p.double().clamp_min(1e-30).log() for w, p in zip(weights, probabilities, strict=True)), torch.zeros_like(forbidden).double())
     return soft_targets((logs - logs.amax(1, keepdim=True)).exp(), forbidden, power)
 
-# %% ../nbs/09e_soft.ipynb #83b47b7d
+# %% ../nbs/09e_soft.ipynb #24696466
 def keep_own_label(
     q: Tensor,  # distributions without the own label [n, K]
     own: Tensor,  # own labels, int64 [n]
@@ -136,13 +146,11 @@ def keep_own_label(
     return (q * (1 - share[:, None])).scatter_add(1, own[:, None], share[:, None])
 
 
-def vanishing(split: ForgetSplit) -> Tensor:
-    "bool [K]: classes that are forgotten as a whole."
-    gone = torch.zeros(split.num_classes, dtype=torch.bool, device=split.device)
-    gone[list(split.forgotten)] = True
-    return gone
+def believed(split: ForgetSplit, experts: Experts) -> float:
+    "b: how much of the neighbours' share for the own label is believed, 0–1."
+    return {"class": 0.0, "subclass": experts.own, "random": 1.0}[split.task]
 
-# %% ../nbs/09e_soft.ipynb #8dd55ab0
+# %% ../nbs/09e_soft.ipynb #cd46bf5a
 def soft_labels(
     model: nn.Module,  # the original; not changed
     split: ForgetSplit,
@@ -151,20 +159,19 @@ def soft_labels(
     transition: TransitionMatrix | None = None,  # T, where the judge has a weight
 ) -> Tensor:
     "What the experts say a retrain would answer on the forget set: float32 [n_f, K], rows sum to 1; classes that vanish get 0."
-    own, e = split.train.labels[split.forget_train], experts
-    stays = ~vanishing(split)[own]
+    own, e, b = split.train.labels[split.forget_train], experts, believed(split, experts)
     opinions = []
     if e.views:
         opinions.append((e.views, view_probabilities(model, split, generator, e.n_views, e.pad, e.flip)))
-    vote = torch.zeros(len(own), split.num_classes, device=split.device)
-    if e.neighbours or split.task != "class":
-        vote = neighbour_probabilities(model, split, generator, e.k, e.smoothing, e.bank)
-        opinions.append((e.neighbours, vote))
+    votes = torch.zeros(len(own), split.num_classes, device=split.device)
+    if e.neighbours or b:
+        votes = neighbour_votes(model, split, generator, e.k, e.bank)
+        opinions.append((e.neighbours, smoothed(votes, e.smoothing)))
     if e.judge:
         opinions.append((e.judge, judge_probabilities(model, split, transition)))
     weights, probabilities = zip(*opinions, strict=True)
     q = product_of_experts(probabilities, weights, split.forbidden_labels(), e.power)
-    return keep_own_label(q, own, vote.gather(1, own[:, None])[:, 0] * stays)
+    return keep_own_label(q, own, b * votes.gather(1, own[:, None])[:, 0])
 
 
 def label_passes(split: ForgetSplit, experts: Experts) -> float:
@@ -172,10 +179,10 @@ def label_passes(split: ForgetSplit, experts: Experts) -> float:
     n, e = len(split.forget_train), experts
     voters = len(split.retain_train) if e.bank is None else min(e.bank, len(split.retain_train))
     passes = e.n_views * n if e.views else 0
-    passes += voters + n if e.neighbours or split.task != "class" else 0
+    passes += voters + n if e.neighbours or believed(split, e) else 0
     return (passes + (n if e.judge else 0)) / 3
 
-# %% ../nbs/09e_soft.ipynb #5fdcec10
+# %% ../nbs/09e_soft.ipynb #51ba4d40
 def show_opinions(
     said: Mapping[str, Tensor],  # name of an expert (or of the retrains) -> distributions of the same n images [n, K]
     images: Tensor,  # these images, uint8 [n, 3, H, W]
@@ -188,7 +195,7 @@ def show_opinions(
     shares = torch.stack([p.float().cpu().mean(0) for p in said.values()]).mean(0)
     chosen = shares.topk(min(most, len(classes))).indices.sort().values
     n, names = len(images), [classes[k] for k in chosen.tolist()]
-    size = (0.9 * n + 1.2, 0.62 * len(said) + 1.5)
+    size = (1.25 * n + 1.2, 0.62 * len(said) + 1.5)
     figure, axes = plt.subplots(len(said) + 1, n, figsize=size, squeeze=False, dpi=70, layout="constrained")
     for column in range(n):
         axes[0, column].imshow(images[column].permute(1, 2, 0).cpu().numpy())
@@ -200,7 +207,7 @@ def show_opinions(
         axes[-1, column].set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     return figure
 
-# %% ../nbs/09e_soft.ipynb #d3ed230b
+# %% ../nbs/09e_soft.ipynb #18c6a148
 @dataclass(frozen=True)
 class MagaSoftConfig:
     "What `maga_soft` needs besides model and split."
@@ -216,6 +223,13 @@ class MagaSoftConfig:
             raise MagaError(f"retain_images must not be negative, not {self.retain_images}; None takes all.")
         if self.retain_targets not in ("hard", "distilled"):
             raise MagaError(f"retain_targets is {self.retain_targets!r}; expected hard or distilled.")
+
+
+def vanishing(split: ForgetSplit) -> Tensor:
+    "bool [K]: classes that are forgotten as a whole."
+    gone = torch.zeros(split.num_classes, dtype=torch.bool, device=split.device)
+    gone[list(split.forgotten)] = True
+    return gone
 
 
 def retained_sample(split: ForgetSplit, n: int | None, generator: torch.Generator) -> Tensor:
@@ -234,7 +248,7 @@ def retained_targets(
         return F.one_hot(split.train.labels[retained], split.num_classes).float()
     return removed_targets(predict(model, split.train, retained), vanishing(split).expand(len(retained), -1))
 
-# %% ../nbs/09e_soft.ipynb #8996e510
+# %% ../nbs/09e_soft.ipynb #82fbbd5c
 _SOFT = MagaSoftConfig()
 _FULL_EPOCH = FitConfig(1, 128, lr=0.02, nesterov=False, weight_decay=5e-4)
 MAGA_SOFT_PRESETS = {
@@ -249,7 +263,7 @@ MAGA_SOFT_PRESETS = {
     "digits": MagaSoftConfig(
         experts=Experts(pad=1, flip=False),
         retain_images=500,
-        fit=FitConfig(4, 32, lr=1e-2, nesterov=False, weight_decay=0.0, warmup=0.0, pad=1, flip=False),
+        fit=FitConfig(4, 32, lr=3e-2, nesterov=False, weight_decay=0.0, warmup=0.0, pad=1, flip=False),
     ),
 }
 
