@@ -21,17 +21,24 @@ from .training import PRETRAINING, Examples, FitConfig, Progress, fit
 from .unlearning import method, sample_retained
 
 # %% auto #0
-__all__ = ['BUDGETS', 'VIT_BUDGET', 'DIGITS_BUDGET', 'VOTERS', 'SMALL_BUDGETS', 'SMALL_VOTERS', 'RESTART_PRESETS', 'EU_K_PRESETS',
-           'NOT_PRESETS', 'RANDOM_MASK_PRESETS', 'StartConfig', 'fresh_weights', 'damaged', 'weight_layers',
-           'retained_examples', 'shrink_and_perturb', 'RestartConfig', 'restart', 'EUkConfig', 'last_parameters',
-           'eu_k', 'NotConfig', 'not_', 'RandomMaskConfig', 'random_mask']
+__all__ = ['BUDGETS', 'SMALL_BUDGETS', 'VIT_BUDGET', 'DIGITS_BUDGET', 'VOTERS', 'RESTART_PRESETS', 'EU_K_PRESETS', 'NOT_PRESETS',
+           'RANDOM_MASK_PRESETS', 'StartConfig', 'fresh_weights', 'damaged', 'weight_layers', 'retained_examples',
+           'shrink_and_perturb', 'RestartConfig', 'restart', 'EUkConfig', 'last_parameters', 'eu_k', 'NotConfig',
+           'not_', 'RandomMaskConfig', 'random_mask']
 
-# %% ../nbs/09f_restart.ipynb #840c8054
+# %% ../nbs/09f_restart.ipynb #349e9d4a
 BUDGETS = {
     "12.5%": FitConfig(5, 256, lr=0.1, average=0.998),
     "7.5%": FitConfig(3, 256, lr=0.1, average=0.995),
     "5%": FitConfig(2, 256, lr=0.05, average=0.99),
     "2.5%": FitConfig(1, 128, lr=0.03, average=0.99),
+}
+# for cifar10_small, where an epoch is 141 such batches: rate, average and shrinking were chosen for restart on another class and on
+# training images that were held out (experiments/search)
+SMALL_BUDGETS = {
+    "small_12.5%": FitConfig(4, 64, lr=0.05, pad=2, average=0.98),
+    "small_7.5%": FitConfig(2, 64, lr=0.05, pad=2, average=0.96),
+    "small_5%": FitConfig(1, 64, lr=0.05, pad=2, average=0.96),
 }
 # ours: one of the eight epochs in which the pretrained ViT-B/16 is fine-tuned; not tried at scale
 VIT_BUDGET = replace(PRETRAINING["vit_base"], epochs=1, average=0.99)
@@ -113,7 +120,7 @@ def retained_examples(
     certain = F.one_hot(split.train.labels[retained], k).float()
     return Examples(split.train, torch.cat([split.forget_train, retained]), torch.cat([forget.to(certain), certain]))
 
-# %% ../nbs/09f_restart.ipynb #98c59f71
+# %% ../nbs/09f_restart.ipynb #262c7d83
 def shrink_and_perturb(
     model: nn.Module,  # not changed
     split: ForgetSplit,
@@ -141,20 +148,13 @@ class RestartConfig(StartConfig):
 
 
 VOTERS = Experts(bank=10_000)
-# ours, for cifar10_small, where 12.5 % of a retrain are 700 steps: chosen on another class and on held-out training images (experiments/search)
-SMALL_BUDGETS = {
-    "small_12.5%": FitConfig(4, 64, lr=0.1, pad=2, average=0.98),
-    "small_5%": FitConfig(1, 64, lr=0.1, pad=2, average=0.96),
-}
-SMALL_VOTERS = Experts(n_views=4, pad=2, bank=2_500)
 RESTART_PRESETS = {
     # ours, found on one class of CIFAR-100 with ResNet-18
     "12.5%": RestartConfig(BUDGETS["12.5%"]),
     "7.5%": RestartConfig(BUDGETS["7.5%"]),
     "5%": RestartConfig(BUDGETS["5%"], shrink=0.7, experts=VOTERS, retain_images=44_000),
     "2.5%": RestartConfig(BUDGETS["2.5%"], shrink=0.8, experts=VOTERS, retain_images=40_000),
-    "small_12.5%": RestartConfig(SMALL_BUDGETS["small_12.5%"]),
-    "small_5%": RestartConfig(SMALL_BUDGETS["small_5%"], shrink=0.8, experts=SMALL_VOTERS),
+    **{name: RestartConfig(fit_config, shrink=0.6 if fit_config.epochs > 2 else 0.8) for name, fit_config in SMALL_BUDGETS.items()},
     "paper_resnet18": RestartConfig(BUDGETS["12.5%"]),  # no paper's: the name under which tables ask every method
     "paper_vit": RestartConfig(VIT_BUDGET, shrink=0.5, perturb=0.5),  # ours, not tried at scale: half-way back to the pretrained weights
     # ours, the best of ten on a part of digits' training images (below)
@@ -202,10 +202,11 @@ def last_parameters(
     names, parameters = zip(*model.named_parameters(), strict=True)
     return list(names[next(i for i, p in enumerate(parameters) if p is first) :])
 
-# %% ../nbs/09f_restart.ipynb #f6c6c58b
+# %% ../nbs/09f_restart.ipynb #a7fcbdc1
 EU_K_PRESETS = {
     # the budgets of restart; k is ours: 11 of ResNet-18's 21 layers (its last two stages and the head), 25 of ViT-B/16's 50
     **{name: EUkConfig(fit_config, k=11) for name, fit_config in BUDGETS.items()},
+    **{name: EUkConfig(fit_config, k=7) for name, fit_config in SMALL_BUDGETS.items()},  # the last two stages and the head of 13 layers
     "paper_resnet18": EUkConfig(BUDGETS["12.5%"], k=11),
     "paper_vit": EUkConfig(VIT_BUDGET, k=25),
     # ours, the best of ten on a part of digits' training images (below)
@@ -231,7 +232,7 @@ def eu_k(
 
     return fit(start, Examples.of(split.train, split.retain_train), config.fit, generator, trainable=trainable, progress=progress)
 
-# %% ../nbs/09f_restart.ipynb #45e4bff1
+# %% ../nbs/09f_restart.ipynb #f4f19867
 @dataclass(frozen=True)
 class NotConfig:
     "What NoT needs besides model and split."
@@ -242,7 +243,7 @@ class NotConfig:
 
 NOT_PRESETS = {
     # layer: Khalil et al. 2025; the budgets of restart
-    **{name: NotConfig(fit_config) for name, fit_config in BUDGETS.items()},
+    **{name: NotConfig(fit_config) for name, fit_config in (BUDGETS | SMALL_BUDGETS).items()},
     "paper_resnet18": NotConfig(BUDGETS["12.5%"]),
     "paper_vit": NotConfig(VIT_BUDGET),
     # ours, the best of ten on a part of digits' training images (below)
@@ -267,7 +268,7 @@ def not_(
     start = damaged(model, split, lambda name, p: -p if name in negated else p)
     return fit(start, Examples.of(split.train, split.retain_train), config.fit, generator, progress=progress)
 
-# %% ../nbs/09f_restart.ipynb #f9ddac0f
+# %% ../nbs/09f_restart.ipynb #9f976d91
 @dataclass(frozen=True)
 class RandomMaskConfig(StartConfig):
     "What a random mask needs besides model and split."
@@ -282,7 +283,7 @@ class RandomMaskConfig(StartConfig):
 
 RANDOM_MASK_PRESETS = {
     # the budgets of restart; the share is ours
-    **{name: RandomMaskConfig(fit_config) for name, fit_config in BUDGETS.items()},
+    **{name: RandomMaskConfig(fit_config) for name, fit_config in (BUDGETS | SMALL_BUDGETS).items()},
     "paper_resnet18": RandomMaskConfig(BUDGETS["12.5%"]),
     "paper_vit": RandomMaskConfig(VIT_BUDGET),
     # ours, the best of ten on a part of digits' training images (below)
