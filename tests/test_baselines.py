@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import maga.baselines as baselines
 import maga.newer as newer
+import maga.soft  # noqa: F401  registers maga_soft
 from maga.data import ForgetSplit, ImageSet, MagaError, digits, forget_class, forget_random, forget_subclass
 from maga.models import ModelSpec
 from maga.noise import NoiseConfig
@@ -17,7 +18,8 @@ from maga.unlearning import METHODS, Method, get_method
 
 PAPERS = ("retrain", "retrain_head", "finetune", "unsir", "bad_teacher", "amnesiac", "ssd")
 NEWER = ("neggrad_plus", "l1_sparse", "scrub", "salun", "delete", "trew", "head_distillation")
-NAMES = PAPERS + NEWER
+SOFT = ("maga_soft",)
+NAMES = PAPERS + NEWER + SOFT
 TASKS = ("class", "subclass", "random")
 
 
