@@ -202,11 +202,11 @@ def last_parameters(
     names, parameters = zip(*model.named_parameters(), strict=True)
     return list(names[next(i for i, p in enumerate(parameters) if p is first) :])
 
-# %% ../nbs/09f_restart.ipynb #a7fcbdc1
+# %% ../nbs/09f_restart.ipynb #b8607f6f
 EU_K_PRESETS = {
     # the budgets of restart; k is ours: 11 of ResNet-18's 21 layers (its last two stages and the head), 25 of ViT-B/16's 50
     **{name: EUkConfig(fit_config, k=11) for name, fit_config in BUDGETS.items()},
-    **{name: EUkConfig(fit_config, k=7) for name, fit_config in SMALL_BUDGETS.items()},  # the last two stages and the head of 13 layers
+    **{name: EUkConfig(fit_config, k=7) for name, fit_config in SMALL_BUDGETS.items()},  # the last two stages and the head, of 14 layers
     "paper_resnet18": EUkConfig(BUDGETS["12.5%"], k=11),
     "paper_vit": EUkConfig(VIT_BUDGET, k=25),
     # ours, the best of ten on a part of digits' training images (below)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import maga.baselines as baselines
 import maga.newer as newer
 import maga.restart as restart
+import maga.soft  # noqa: F401  registers maga_soft
 from maga.data import ForgetSplit, ImageSet, MagaError, digits, forget_class, forget_random, forget_subclass
 from maga.models import ModelSpec
 from maga.noise import NoiseConfig
@@ -18,8 +19,8 @@ from maga.unlearning import METHODS, Method, get_method
 
 PAPERS = ("retrain", "retrain_head", "finetune", "unsir", "bad_teacher", "amnesiac", "ssd")
 NEWER = ("neggrad_plus", "l1_sparse", "scrub", "salun", "delete", "trew", "head_distillation")
-RESTARTS = ("restart", "eu_k", "not_", "random_mask")
-NAMES = PAPERS + NEWER + RESTARTS
+OURS = ("maga_soft", "restart", "eu_k", "not_", "random_mask")
+NAMES = PAPERS + NEWER + OURS
 TASKS = ("class", "subclass", "random")
 
 
