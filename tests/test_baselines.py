@@ -19,8 +19,8 @@ from maga.unlearning import METHODS, Method, get_method
 
 PAPERS = ("retrain", "retrain_head", "finetune", "unsir", "bad_teacher", "amnesiac", "ssd")
 NEWER = ("neggrad_plus", "l1_sparse", "scrub", "salun", "delete", "trew", "head_distillation")
-OURS = ("maga_soft", "restart", "eu_k", "not_", "random_mask")
-NAMES = PAPERS + NEWER + OURS
+RESTARTS = ("restart", "eu_k", "not_", "random_mask")
+NAMES = (*PAPERS, *NEWER, "maga_soft", *RESTARTS)
 TASKS = ("class", "subclass", "random")
 
 
