@@ -20,7 +20,7 @@ from .models import autocast, pass_size, seeded, to_device
 # %% auto #0
 __all__ = ['NoiseConfig', 'noise_loss', 'NoiseBank', 'make_noise', 'combine_noise', 'shared_features']
 
-# %% ../nbs/07_noise.ipynb #20e73359
+# %% ../nbs/07_noise.ipynb #f0b9a40b
 @dataclass(frozen=True)
 class NoiseConfig:
     "How noise is optimised."
@@ -31,10 +31,14 @@ class NoiseConfig:
     penalty: float = 0.1  # λ: times the sum of squares over channels and pixels
     chunk: int | None = None  # images optimised at once, None: what suits the device; changes memory and speed, not the result
     amp: bool | None = None  # bfloat16 autocast; None: on CUDA only
+    stop: float | None = None  # mean cross entropy at which a class's positive noise is finished; None: after all steps
+    look: int = 5  # steps from one look at that cross entropy to the next
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.steps < 0 or not self.lr > 0 or self.penalty < 0:
             raise MagaError(f"Noise needs size ≥ 1, steps ≥ 0, lr > 0 and penalty ≥ 0, not {self.size}, {self.steps}, {self.lr}, {self.penalty}.")
+        if self.look < 1 or (self.stop is not None and not self.stop > 0):
+            raise MagaError(f"Stopping early needs stop > 0 (or None) and look ≥ 1, not {self.stop} and {self.look}.")
 
 
 def noise_loss(
@@ -47,7 +51,7 @@ def noise_loss(
     "What each noise image minimises: ±CE(f(N), y) + λ·ΣN², float32 [n]."
     return sign * F.cross_entropy(logits.float(), labels, reduction="none") + penalty * noise.square().sum((1, 2, 3))
 
-# %% ../nbs/07_noise.ipynb #a8d67022
+# %% ../nbs/07_noise.ipynb #03c42375
 @dataclass(frozen=True, eq=False)
 class NoiseBank:
     "Noise images of several classes."
@@ -55,6 +59,7 @@ class NoiseBank:
     classes: Tensor  # int64 [C]
     images: Tensor  # float32 [C, size, 3, S, S], in the model's normalised space
     losses: Tensor  # float32 [C]: mean cross entropy that the model has on each class's bank, against that class
+    steps: Tensor  # int64 [C]: steps of Adam that each class took
 
     def position(self, labels: Tensor) -> Tensor:  # int64 [n], each in `classes`
         "Where each label's bank stands: int64 [n]."
@@ -62,7 +67,89 @@ class NoiseBank:
         table[self.classes] = torch.arange(len(self.classes), device=self.classes.device)
         return table[labels]
 
+# %% ../nbs/07_noise.ipynb #df14fba6
+def _cross_entropies(model: nn.Module, x: Tensor, labels: Tensor, config: NoiseConfig) -> tuple[Tensor, Tensor]:
+    "(logits float32 [n, K], their cross entropies [n], without gradients)."
+    with autocast(x.device, config.amp):
+        logits = model(x.contiguous(memory_format=torch.channels_last)).float()
+    return logits, F.cross_entropy(logits.detach(), labels, reduction="none")
 
+
+def _some_steps(
+    model: nn.Module,  # frozen
+    noise: Tensor,  # [n, 3, S, S]: changed in place
+    means: Tensor,  # Adam's means of the gradient and of its square [2, n, 3, S, S]: changed in place
+    labels: Tensor,  # int64 [n]
+    sign: Literal[1, -1],
+    config: NoiseConfig,
+    steps: range,  # which steps, counted from 0
+) -> Tensor:
+    "The cross entropies [n] that the last of these steps saw, before it moved the images."
+    moving = noise.detach().requires_grad_(True)
+    adam = torch.optim.Adam([moving], lr=config.lr, fused=True)
+    done = torch.full((), float(steps.start), device=noise.device)
+    adam.state[moving] = {"step": done, "exp_avg": means[0], "exp_avg_sq": means[1]}
+    for _ in steps:
+        adam.zero_grad(set_to_none=True)
+        logits, seen = _cross_entropies(model, moving, labels, config)
+        noise_loss(logits, moving, labels, sign, config.penalty).sum().backward()
+        adam.step()
+    return seen
+
+# %% ../nbs/07_noise.ipynb #0c734306
+def _rounds(config: NoiseConfig, sign: Literal[1, -1]) -> list[range]:
+    "The steps between two looks; all of them at once where nothing stops early."
+    look = max(1, config.steps) if config.stop is None or sign == -1 else config.look
+    return [range(first, min(first + look, config.steps)) for first in range(0, config.steps, look)]
+
+
+def _one_round(
+    model: nn.Module,  # frozen
+    noise: Tensor,  # banks [C, size, 3, S, S]: changed in place
+    means: Tensor | None,  # Adam's means [2, C, size, 3, S, S]: changed in place; None: they begin at zero and are not kept
+    labels: Tensor,  # int64 [C * size]
+    sign: Literal[1, -1],
+    config: NoiseConfig,
+    steps: range,
+    chunk: int,  # images at once
+    tell: Callable[[int], None],  # told of each chunk how many steps of an image it took
+) -> Tensor:
+    "The same steps for all banks, chunk by chunk; float32 [C]: each class's mean cross entropy, as the last step saw it."
+    seen = torch.empty(len(labels), device=noise.device)
+    for first in range(0, len(labels), chunk):
+        part = slice(first, first + chunk)
+        images = noise.flatten(0, 1)[part]
+        both = torch.zeros(2, *images.shape, device=noise.device) if means is None else means.flatten(1, 2)[:, part]
+        seen[part] = _some_steps(model, images, both, labels[part], sign, config, steps)
+        tell(len(images) * len(steps))
+    return seen.view(-1, config.size).mean(1)
+
+
+def _optimise(
+    model: nn.Module,  # frozen
+    noise: Tensor,  # the start of each class's bank [C, size, 3, S, S]: changed in place
+    classes: Tensor,  # int64 [C]
+    sign: Literal[1, -1],
+    config: NoiseConfig,
+    chunk: int,  # images at once
+    tell: Callable[[int], None],
+) -> Tensor:
+    "All rounds for the classes that have not left; int64 [C]: how many steps each class took."
+    rounds, taken = _rounds(config, sign), torch.zeros_like(classes)
+    if len(rounds) == 1:  # nothing to look at, nothing to keep
+        _one_round(model, noise, None, classes.repeat_interleave(config.size), sign, config, rounds[0], chunk, tell)
+        return taken + config.steps
+    left, going, means = torch.arange(len(classes), device=noise.device), noise.clone(), torch.zeros(2, *noise.shape, device=noise.device)
+    for steps in rounds:
+        seen = _one_round(model, going, means, classes[left].repeat_interleave(config.size), sign, config, steps, chunk, tell)
+        noise[left], taken[left] = going, steps.stop
+        more = ~(seen <= (config.stop or 0.0))
+        left, going, means = left[more], going[more], means[:, more]
+        if len(left) == 0:
+            break
+    return taken
+
+# %% ../nbs/07_noise.ipynb #31dd7ae8
 def make_noise(
     model: nn.Module,  # frozen, in eval mode; not changed
     images: ImageSet,  # gives shape and device
@@ -70,43 +157,31 @@ def make_noise(
     sign: Literal[1, -1],  # 1: positive noise (eq. 7), -1: negative (eq. 8)
     config: NoiseConfig,
     generator: torch.Generator,  # on the CPU
-    progress: Callable[[int, int], None] | None = None,  # told (images done, of so many)
+    progress: Callable[[int, int], None] | None = None,  # told (steps taken, at most to be taken), summed over the images
 ) -> NoiseBank:
     "Banks of noise for the classes, all in one optimisation."
     device = images.device
     frozen = to_device(copy.deepcopy(model), device).eval().requires_grad_(False)
     side = images.size or images.images.shape[-1]
     with seeded(generator, device):
-        noise = torch.randn(len(classes) * config.size, 3, side, side, device=device)
+        noise = torch.randn(len(classes), config.size, 3, side, side, device=device)
     which = torch.tensor(list(classes), device=device)
-    labels = which.repeat_interleave(config.size)
-    losses = torch.empty(len(noise), device=device)
-    chunk = config.chunk or pass_size(images)
-    for first in range(0, len(noise), chunk):
-        part = slice(first, first + chunk)
-        noise[part], losses[part] = _optimise(frozen, noise[part], labels[part], sign, config)
+    chunk, most, done = config.chunk or pass_size(images), len(which) * config.size * config.steps, 0
+
+    def tell(steps: int) -> None:
+        nonlocal done
+        done += steps
         if progress is not None:
-            progress(min(first + chunk, len(noise)), len(noise))
+            progress(done, most)
+
+    taken = _optimise(frozen, noise, which, sign, config, chunk, tell)
     if not noise.isfinite().all():
         raise MagaError("The noise is no longer finite; take a smaller noise lr or a larger penalty.")
-    return NoiseBank(which, noise.view(len(which), config.size, 3, side, side), losses.view(len(which), -1).mean(1))
-
-
-def _optimise(model: nn.Module, start: Tensor, labels: Tensor, sign: Literal[1, -1], config: NoiseConfig) -> tuple[Tensor, Tensor]:
-    "Adam on one chunk: (noise [n, 3, S, S], its cross entropy [n])."
-
-    def forward(x: Tensor) -> Tensor:
-        with autocast(start.device, config.amp):
-            return model(x.contiguous(memory_format=torch.channels_last)).float()
-
-    noise = start.clone().requires_grad_(True)
-    adam = torch.optim.Adam([noise], lr=config.lr, fused=True)
-    for _ in range(config.steps):
-        adam.zero_grad(set_to_none=True)
-        noise_loss(forward(noise), noise, labels, sign, config.penalty).sum().backward()
-        adam.step()
+    labels = which.repeat_interleave(config.size)
     with torch.no_grad():
-        return noise.detach(), F.cross_entropy(forward(noise), labels, reduction="none")
+        parts = zip(noise.flatten(0, 1).split(chunk), labels.split(chunk), strict=True)
+        losses = torch.cat([_cross_entropies(frozen, x, y, config)[1] for x, y in parts])
+    return NoiseBank(which, noise, losses.view(len(which), -1).mean(1), taken)
 
 # %% ../nbs/07_noise.ipynb #828c2782
 def combine_noise(
