@@ -650,7 +650,7 @@ def labels_table(settings: Settings, session: Session) -> pd.DataFrame:
 
 WITHOUT_RUNS = {"table5": settings_table, "figure3": transition_table, "figure5": labels_table}
 
-# %% ../nbs/10b_experiments.ipynb #1610e87e
+# %% ../nbs/10b_experiments.ipynb #5b2ae94f
 def pending(exp: Experiment, cell: Cell, settings: Settings) -> str:
     "What a line without a run says: the command that fills it."
     place = f"--backbone {cell.spec.backbone} --target {cell.target} --methods {cell.method}"
@@ -684,11 +684,11 @@ def frontier_table(
 ) -> pd.DataFrame:
     "A row a method, budget, class and seed; a cell without a run has one row, which says which command fills it."
     retrained = {(c.model, c.task, c.target): [r for r in some if not r.failed] for c, some in zip(cells, rows, strict=True) if c.method == "retrain"}
-    lines = []
+    lines: list[dict[str, Any]] = []
     for cell, some in zip(cells, rows, strict=True):
         good = [r for r in some if not r.failed]
         auc = lira_auc(session, good, retrained[cell.model, cell.task, cell.target])
-        about = {"method": cell.method, "budget": cell.variant, "model": cell.model, "task": cell.task, "target": cell.target}
+        about: dict[str, Any] = {"method": cell.method, "budget": cell.variant, "model": cell.model, "task": cell.task, "target": cell.target}
         for row in some:
             measured = {m: value_of(row, m) for m in ("cost", "seconds", "A_r", "A_f", "MIA", "TV")}
             measured["TV_ratio"] = value_of(row, "neighbour_tv")
