@@ -38,7 +38,7 @@ from .models import ModelSpec, load_checkpoint, save_checkpoint, to_device
 from .store import Row, Spec, Store, code_digest, key_of
 from .training import PRETRAINING, Examples, FitConfig, fit
 from .transition import TransitionMatrix, estimate_transition
-from .unlearning import METHODS, get_method
+from .unlearning import get_method
 
 # %% auto #0
 __all__ = ['RECIPES', 'T_', 'COARSE', 'COMPARISONS', 'NO_RETRAIN', 'Training', 'retrain_of', 'content_digest', 'Given',
@@ -376,7 +376,7 @@ def transition_of(session: Session, spec: Spec) -> TransitionMatrix:
 
     return TransitionMatrix.load(shared_file(session.store, key, session.store.checkpoint(key), make))
 
-# %% ../nbs/10a_runs.ipynb #6df3990a
+# %% ../nbs/10a_runs.ipynb #60c68937
 @dataclass(frozen=True)
 class Dependencies:
     "Keys of what a run stands on; part of its own key."
@@ -388,7 +388,8 @@ class Dependencies:
 
 def dependencies_of(session: Session, spec: Spec) -> Dependencies:
     "The keys of original, retrain and T."
-    guided = spec.method in METHODS and hasattr(config_of(spec), "transition")
+    config = config_of(spec)
+    guided = getattr(config, "guided", hasattr(config, "transition"))  # a field for T means that it is looked at, unless it says no
     T = transition_key(session, spec) if guided and spec.method != "random_label" else ""
     return Dependencies(original_of(spec).key, "" if compared_later(spec) else retrain_of(spec).key, T)
 

@@ -197,7 +197,7 @@ def show_opinions(
         axes[-1, column].set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     return figure
 
-# %% ../nbs/09e_soft.ipynb #18c6a148
+# %% ../nbs/09e_soft.ipynb #8b8c616f
 @dataclass(frozen=True)
 class MagaSoftConfig:
     "What `maga_soft` needs besides model and split."
@@ -213,6 +213,11 @@ class MagaSoftConfig:
             raise MagaError(f"retain_images must not be negative, not {self.retain_images}; None takes all.")
         if self.retain_targets not in ("hard", "distilled"):
             raise MagaError(f"retain_targets is {self.retain_targets!r}; expected hard or distilled.")
+
+    @property
+    def guided(self) -> bool:
+        "Whether T is looked at; experiments then make or find one."
+        return self.experts.judge > 0
 
 
 def vanishing(split: ForgetSplit) -> Tensor:
