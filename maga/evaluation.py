@@ -23,7 +23,7 @@ from .data import ForgetSplit, MagaError
 from .distances import activation_distance, avg_gap, js_divergence, neighbour_tv_ratio, tow, zrf
 from .membership import attack_auc, cmia, logit_margin, modified_entropy, rmia_scores, u_lira_class
 from .metrics import Measurement, Outputs, accuracy, measure
-from .models import ModelSpec, features_and_logits, load_checkpoint, save_checkpoint, seeded
+from .models import ModelSpec, Penultimate, load_checkpoint, save_checkpoint, seeded
 from .training import Examples, FitConfig, fit
 
 # %% auto #0
@@ -34,18 +34,7 @@ __all__ = ['Make', 'A_RETRAIN', 'RETRAINS', 'AN_ORIGINAL', 'A_TEACHER', 'TWO_SEE
            'avg_gap_of', 'tow_of', 'js_of', 'activation_distance_of', 'zrf_of', 'mentr_auc', 'rmia_auc', 'Floor',
            'floor', 'evaluate', 'comparison']
 
-# %% ../nbs/03c_evaluation.ipynb #1c868852
-class _Penultimate(nn.Module):
-    "The model up to the input of its last linear layer, so that `predict` can read features."
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return features_and_logits(self.model, x)[0]
-
-
+# %% ../nbs/03c_evaluation.ipynb #592d0776
 @dataclass(frozen=True, eq=False)
 class Subject:
     "A model on a split, with what is known about it; every pass over the images is made at most once."
@@ -57,13 +46,13 @@ class Subject:
 
     @cached_property
     def outputs(self) -> Outputs:
-        "Logits on all images: float32 [N_train, K] and [N_test, K]."
-        return Outputs.of(self.model, self.split)
+        "Logits on all images: float32 [N_train, K] and [N_test, K]; the remembered ones, else made now."
+        return self.once("outputs", lambda s: Outputs.of(s.model, s.split))
 
     @cached_property
     def features(self) -> Outputs:
         "Penultimate features of all images: float32 [N_train, d] and [N_test, d]."
-        return Outputs.of(_Penultimate(self.model), self.split)
+        return Outputs.of(Penultimate(self.model), self.split)
 
     @cached_property
     def measurement(self) -> Measurement:

@@ -22,7 +22,7 @@ from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, MagaError, write_whole
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'seeded', 'to_device', 'autocast', 'pass_size', 'ModelSpec', 'recomputing', 'last_linear',
-           'evaluating', 'features_and_logits', 'save_checkpoint', 'load_checkpoint']
+           'evaluating', 'features_and_logits', 'Penultimate', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/01_models.ipynb #2754094c
 @contextmanager
@@ -208,6 +208,17 @@ def features_and_logits(
     finally:
         handle.remove()
     return seen[-1], logits
+
+
+class Penultimate(nn.Module):
+    "The model up to the input of its last linear layer, so that what reads logits (`predict`) reads features."
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return features_and_logits(self.model, x)[0]
 
 # %% ../nbs/01_models.ipynb #ab9250f3
 def save_checkpoint(

@@ -50,6 +50,7 @@ class Spec:
     training_seed: int = 0
     unlearning_seed: int = 0
     evaluation_seed: int = 0
+    original: str = ""  # a file with the trained model that runs start from; "": one is trained by the recipe
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

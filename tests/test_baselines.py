@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 import maga.baselines as baselines
 import maga.newer as newer
+import maga.restart as restart
+import maga.soft  # noqa: F401  registers maga_soft
 from maga.data import ForgetSplit, ImageSet, MagaError, digits, forget_class, forget_random, forget_subclass
 from maga.models import ModelSpec
 from maga.noise import NoiseConfig
@@ -17,7 +19,8 @@ from maga.unlearning import METHODS, Method, get_method
 
 PAPERS = ("retrain", "retrain_head", "finetune", "unsir", "bad_teacher", "amnesiac", "ssd")
 NEWER = ("neggrad_plus", "l1_sparse", "scrub", "salun", "delete", "trew", "head_distillation")
-NAMES = PAPERS + NEWER
+RESTARTS = ("restart", "eu_k", "not_", "random_mask")
+NAMES = (*PAPERS, *NEWER, "maga_soft", *RESTARTS)
 TASKS = ("class", "subclass", "random")
 
 
@@ -68,8 +71,10 @@ def short(name: str, make=None, batch_size: int = 20):
     if name == "unsir":
         return replace(c, noise=NoiseConfig(size=4, steps=2), repeats=2, impair=cut(c.impair), repair=cut(c.repair))
     changes = {"fit": cut(c.fit)}
-    if name in ("retrain", "bad_teacher"):
+    if hasattr(c, "make_model"):
         changes["make_model"] = make
+    if name == "eu_k":
+        changes["k"] = 1
     if name == "scrub":
         changes["max_epochs"] = 1
     return replace(c, **changes)
@@ -143,7 +148,7 @@ def scrambled(split: ForgetSplit, forget: bool) -> ForgetSplit:
     return replace(split, train=replace(split.train, images=images))
 
 
-@pytest.mark.parametrize("name", ("retrain", "retrain_head", "finetune", "l1_sparse", "unsir"))
+@pytest.mark.parametrize("name", ("retrain", "retrain_head", "finetune", "l1_sparse", "unsir", *RESTARTS))
 @pytest.mark.parametrize("task", TASKS)
 def test_forget_images_are_never_seen(name, task):
     "Splits that overlap: a method of retain images alone gives the same weights whatever the forget images show."
@@ -362,6 +367,50 @@ def test_head_distillation_leaves_the_encoder():
     model = model_of("resnet10", split.train)
     after, before = run("head_distillation", model, split), state(model)
     assert [k for k in after if not torch.equal(after[k], before[k])] == ["fc.weight", "fc.bias"]
+
+
+def test_eu_k_leaves_the_first_layers():
+    split = split_of("class")
+    model = model_of("resnet10", split.train)
+    after = run("eu_k", model, split, replace(short("eu_k", maker("resnet10", split.train)), k=3))
+    new = set(restart.last_parameters(model, 3))
+    assert {k for k, p in model.named_parameters() if not torch.equal(after[k], p)} == new
+    assert "fc.weight" in new and "conv1.weight" not in new
+
+
+def test_damage_forgets_batch_norms_statistics():
+    "The running statistics of the original were estimated on forget images too: nothing of them may be left."
+    split = split_of("class")
+    make = maker("resnet10", split.train)
+    model = make(torch.Generator().manual_seed(0))
+    other = copy.deepcopy(model)
+    for module in other.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean += 7
+    for name in RESTARTS:
+        assert equal(run(name, model, split, short(name, make)), run(name, other, split, short(name, make)))
+
+
+@pytest.mark.parametrize("average", (0.0, 0.9))
+def test_frozen_parameters_stay(average):
+    split = split_of("class")
+    make = maker("resnet10", split.train)
+    model = make(torch.Generator().manual_seed(0))
+    model.conv1.requires_grad_(False)
+    for name in ("restart", "random_mask"):
+        config = short(name, make)
+        after = run(name, model, split, replace(config, fit=replace(config.fit, average=average)))
+        assert torch.equal(after["conv1.weight"], model.conv1.weight) and not torch.equal(after["fc.weight"], model.fc.weight)
+
+
+def test_restart_needs_no_factory_without_noise():
+    "A transformer has parameters that cannot be reset; shrinking alone asks for nothing fresh."
+    split = split_of("class", 24)
+    model = model_of("vit_tiny", split.train)
+    config = replace(short("restart", batch_size=12), perturb=0.0)
+    assert not equal(run("restart", model, split, config), state(model))
+    with pytest.raises(MagaError, match="pass make_model"):
+        run("restart", model, split, replace(config, perturb=0.1))
 
 
 def test_tuning_never_sees_the_test_set():

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from maga.experiments import EXPERIMENTS, Settings, paper_folder
@@ -20,6 +21,7 @@ from maga.store import Store
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs" / "experiments"
 PARAMETERS = {"preset", "data_root", "results", "device", "seeds", "judge", "backbone", "target", "methods"}
+MORE = {"table1": {"original", "bfloat16", "changes"}}  # parameters that only one notebook has
 SMALL = (
     "table6",
     "--preset",
@@ -194,10 +196,10 @@ def test_notebooks_run_and_draw(smoke, name):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_parameters(name):
-    "Every experiment's notebook has papermill's tag and exactly the parameters that command and Snakefile know."
+    "Every experiment's notebook has papermill's tag and exactly the parameters that command and Snakefile know, Table 1 those of a CPU too."
     papermill = pytest.importorskip("papermill")
     found = papermill.inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))
-    assert set(found) == PARAMETERS
+    assert set(found) == PARAMETERS | MORE.get(name, set())
     text = (NOTEBOOKS / f"{name}.ipynb").read_text()
     assert f'"{name}"' in text.replace('\\"', '"')
 
@@ -267,3 +269,28 @@ def test_settings_reach_the_command():
 
     told = Settings("paper", results="r", data_root="d").command("table1").split()
     assert parser().parse_args(told[3:]).name == "table1"
+
+
+def test_a_given_original(tmp_path):
+    "From a file: nothing is trained, a killed batch goes on, TV comes with the retrain, and a file that fits nothing ends with one sentence."
+    from maga.data import load
+    from maga.models import ModelSpec, save_checkpoint
+    from maga.training import PRETRAINING, Examples, fit
+
+    train, g = load("digits")[0], torch.Generator().manual_seed(0)
+    spec = ModelSpec.of("resnet10", train)
+    file = save_checkpoint(tmp_path / "mine.safetensors", fit(spec.make(g), Examples.of(train), PRETRAINING["digits"], g), spec)
+    before, results = file.read_bytes(), tmp_path / "results"
+    line = ("table1", "--device", "cpu", "--target", "rocket", "--original", str(file), "--bfloat16")
+    kill_when(command(results, *line, "--methods", "original,ssd,maga"), lambda: len(list((results / "rows").glob("*.json"))) >= 1)
+    assert call(command(results, *line, "--methods", "original,ssd,maga")).returncode == 0
+    assert len(metrics(results)) == 3 and len(list((results / "checkpoints").glob("*"))) == 1  # the checkpoint is T
+    assert all(m["TV"] is None for m in metrics(results).values())
+    assert call(command(results, *line, "--methods", "retrain")).returncode == 0
+    assert len(metrics(results)) == 4 and all(m["TV"] is not None for m in metrics(results).values())
+    table = pd.read_csv(results / "table1" / "table.csv")
+    told = table[(table.model == "resnet18") & (table.method == "finetune") & (table.target == "rocket")].note.item()
+    assert told.endswith(f"--bfloat16 --backbone resnet10 --target rocket --methods finetune --original {file}")
+    assert file.read_bytes() == before
+    ended = call(command(results, "table2", "--device", "cpu", "--original", str(file)))
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and "has the classes 10" in ended.stderr
