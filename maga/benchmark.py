@@ -126,7 +126,7 @@ def plain_training(
             loss.item()
     return model.eval()
 
-
+# %% ../nbs/12_benchmark.ipynb #120b80d9
 @torch.no_grad()
 def plain_evaluation(
     model: nn.Module,
@@ -405,7 +405,7 @@ def say_memory(images: ImageSet, device: torch.device, say: Callable[[str], None
     if device.type == "cuda":
         say(f"the same step on this device: at most {vit_step_gb(images, device):.1f} GB allocated")
 
-
+# %% ../nbs/12_benchmark.ipynb #b2a7a5c7
 def run_benchmark(
     device: torch.device,
     root: str | Path,

@@ -166,7 +166,7 @@ def checked_change(name: str, place: str, value: Any, preset: str) -> None:
     except (TypeError, AttributeError) as e:
         raise MagaError(f"{name} cannot have {place}={value!r} ({e}).") from e
 
-
+# %% ../nbs/10b_experiments.ipynb #49752df2
 @dataclass(frozen=True)
 class Settings:
     "What an experiment is run with: the command's options, a notebook's parameters."
@@ -225,7 +225,7 @@ class Settings:
         set_to = f" --set {shlex.quote(changed)}" if changed else ""
         return f"python -m maga.experiments {name} --preset {self.preset}{seeded}{judged}{set_to}{' --bfloat16' if self.bfloat16 else ''}"
 
-
+# %% ../nbs/10b_experiments.ipynb #5632eb34
 def names_of(text: str) -> tuple[str, ...]:
     "The names in a text such as `rocket,mushroom`."
     return tuple(n.strip() for n in text.split(",") if n.strip())
@@ -729,7 +729,7 @@ def cells_of(exp: Experiment, settings: Settings, session: Session) -> list[Cell
     cells, file = exp.cells(settings), settings.original
     return [replace(c, spec=replace(c.spec, original=file)) if file and not misfit(c, file, session) else c for c in cells]
 
-
+# %% ../nbs/10b_experiments.ipynb #5aa629b2
 def selected(cell: Cell, settings: Settings) -> bool:
     "Whether the cell is among those that the user wants to run; with a given original, among those that it fits."
     wanted = (settings.backbones, cell.spec.backbone), (settings.targets, cell.target), (settings.methods, cell.method)
@@ -912,7 +912,7 @@ def print_result(result: Result) -> None:
     print(table[columns].head(60).to_string(index=False, max_colwidth=44, float_format=lambda v: f"{v:.2f}", na_rep=""))
     print(f"-> {result.path}")
 
-
+# %% ../nbs/10b_experiments.ipynb #3624eca9
 def main(arguments: Sequence[str] | None = None) -> int:
     "The command: 0 when the tables were written, 1 and one sentence when they could not be."
     try:

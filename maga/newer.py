@@ -200,7 +200,7 @@ def scrub_batches(n_forget: int, n_retain: int, config: ScrubConfig) -> Callable
 
     return batches
 
-
+# %% ../nbs/09a_newer.ipynb #24df2ce7
 @method("scrub", SCRUB_PRESETS, source="Kurmanji et al. 2023")
 def scrub(
     model: nn.Module,

@@ -284,7 +284,7 @@ def _train(session: Session, training: Training) -> None:
     about = {"seconds": f"{seconds:.3f}", "training": str(training), "data": train.digest, "date": date.today().isoformat()}
     save_checkpoint(session.store.checkpoint(training.key), trained, model, **about)
 
-
+# %% ../nbs/10a_runs.ipynb #71ad4cc4
 def given_model(session: Session, given: Given) -> nn.Module:
     "The user's original on the device; `MagaError` where the file holds another network, or other classes, than the run is about."
     wanted = session.model_spec(given.data, given.backbone)

@@ -62,7 +62,7 @@ class Method:
             raise MagaError(f"{self.name} has no preset {name!r}; its presets are {', '.join(self.presets)}.")
         return replace(self.presets[name], **changes)
 
-
+# %% ../nbs/08_unlearning.ipynb #3490bba0
 METHODS: dict[str, Method] = {}
 ALL_TASKS = ("class", "subclass", "random")
 
