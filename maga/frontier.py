@@ -146,7 +146,7 @@ def said_frontier(
             sentences.append(f"{panel.label}, ideal {panel.ideal:g}: {'; '.join(steps)}.")
     return sentences
 
-# %% ../nbs/11b_frontier.ipynb #bced8725
+# %% ../nbs/11b_frontier.ipynb #7d45dd4a
 @dataclass(frozen=True)
 class Bound:
     "A promise about a column: its mean lies in [low, high]."
@@ -188,4 +188,5 @@ def goals_met(
             missed = {b.metric: max(b.low - point[b.metric], point[b.metric] - b.high, 0.0) for b in bounds}
             counted = {"missed": sum(v > 0 for v in missed.values()), "unknown": sum(v != v for v in missed.values())}
             lines.append({"cost at most": cost, "method": point.method, "budget": point.budget, **counted, **missed})
-    return pd.DataFrame(lines)
+    metrics = dict.fromkeys(b.metric for bounds in GOALS.values() for b in bounds)
+    return pd.DataFrame(lines, columns=["cost at most", "method", "budget", "missed", "unknown", *metrics])
