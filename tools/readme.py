@@ -12,7 +12,7 @@ def rendered() -> str:
     for cell in json.loads((root / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            parts.append(source.replace("](images/", "](nbs/images/"))
         elif not source.startswith("#| hide"):
             parts.append(f"```python\n{source}\n```")
             for output in cell["outputs"]:
