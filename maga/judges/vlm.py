@@ -11,12 +11,12 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from ..data import ImageSet, MagaError
 from .contract import Answers, Block, ask_all, checked_concepts, image_hashes
@@ -25,8 +25,8 @@ from .weights import fetched, model_source, revision_of
 
 # %% auto #0
 __all__ = ['ONE_TILE', 'SHOWN_EXACT', 'LOW_MASS', 'ChatModel', 'image_runs', 'placeholder_of', 'checked_runs', 'NaiveScorer',
-           'Seen', 'ImageBank', 'Prefix', 'SharedPrefixScorer', 'out_of_memory', 'in_halves', 'warn_if_ignored',
-           'WordJudge', 'VLMJudge', 'load_chat_model', 'load_vlm_judge']
+           'Seen', 'Encoded', 'ImageBank', 'Prefix', 'SharedPrefixScorer', 'out_of_memory', 'in_halves',
+           'warn_if_ignored', 'WordJudge', 'VLMJudge', 'load_chat_model', 'load_vlm_judge']
 
 # %% ../../nbs/04d_vlm.ipynb #9cf9c26b
 ONE_TILE: dict[str, dict[str, Any]] = {
@@ -153,6 +153,14 @@ class Seen:
     deep: tuple[Tensor, ...] = ()  # Qwen3-VL: features for its first layers
 
 
+@dataclass
+class Encoded(ModelOutput):
+    "What a vision tower would have given for several images, in the form that `transformers` hands around."
+
+    pooler_output: Any = None  # float [n, tokens, d], or n of [tokens, d]
+    deepstack_features: Any = None  # Qwen3-VL: for each of its first layers, n of [tokens, d]
+
+
 class ImageBank:
     "Every image that was asked about, encoded once."
 
@@ -198,7 +206,7 @@ class ImageBank:
         features = [s.features.to(device) for s in some if s.features is not None]
         pooled: Any = torch.stack(features) if self.parts.family == "internvl" else features
         deep = [[layer.to(device) for layer in layers] for layers in zip(*(s.deep for s in some), strict=True)]
-        return {"mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=pooled, deepstack_features=deep)}}
+        return {"mm_encoder_outputs": {"image": Encoded(pooler_output=pooled, deepstack_features=deep)}}
 
 # %% ../../nbs/04d_vlm.ipynb #38a2dcb0
 @dataclass(frozen=True, eq=False)
