@@ -8,9 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shlex
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +34,7 @@ from maga.runs import (
     Training,
     compared,
     content_digest,
+    finished,
     kept_outputs,
     original_of,
     outputs_of,
@@ -53,8 +58,9 @@ __all__ = ['SMOKE_DATA', 'SMOKE_TARGETS', 'SMOKE_EPOCHS', 'RANDOM_IMAGES', 'ON_R
            'budgets_of', 'frontier_cells', 'Experiment', 'no_cells', 'experiment', 'paper_folder', 'paper_numbers',
            'interval', 'value_of', 'line_of', 'settings_table', 'cifar10_spec', 'transition_table', 'chosen_labels',
            'labels_table', 'pending', 'lira_auc', 'frontier_table', 'Result', 'misfit', 'cells_of', 'selected',
-           'checked_selection', 'run_cells', 'lines_table', 'table_of', 'open_session', 'precision', 'compute',
-           'shared_trainings', 'Arguments', 'parser', 'show_experiments', 'train_one', 'print_result', 'main']
+           'checked_selection', 'specs_of', 'lines_table', 'table_of', 'open_session', 'precision', 'compute',
+           'shared_trainings', 'Arguments', 'parser', 'show_experiments', 'processes_of', 'end_with_parent', 'helpers',
+           'run_missing', 'train_one', 'print_result', 'main']
 
 # %% ../nbs/10b_experiments.ipynb #4f111fbd
 @dataclass(frozen=True)
@@ -748,22 +754,15 @@ def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:
                 raise MagaError(f"No experiment asked for has the {what} {name!r}; there are {', '.join(sorted(known))}.")
 
 
-def run_cells(
-    cells: Sequence[Cell],
-    settings: Settings,
-    session: Session,
-    retry: bool = False,
-    progress: Callable[[BatchReport], None] | None = None,
-) -> None:
-    "Run what is selected and missing, neighbours in data, model and target one after the other."
+def specs_of(cells: Sequence[Cell], settings: Settings, session: Session) -> list[Spec]:
+    "The runs that are selected, neighbours in data, model and target one after the other."
     checked_selection(settings, cells)
     chosen = [c for c in cells if selected(c, settings)]
     asked = [c for c in cells if selected(c, replace(settings, original=""))]  # that the given original does not fit
     if settings.original and asked and not chosen:
         raise MagaError(misfit(asked[0], settings.original, session))
     specs = [s for c in chosen for s in c.specs(settings.all_seeds)]
-    specs.sort(key=lambda s: (s.data, s.backbone, s.training_seed, s.task, s.target))
-    run_batch(specs, session, retry, progress)
+    return sorted(specs, key=lambda s: (s.data, s.backbone, s.training_seed, s.task, s.target))
 
 # %% ../nbs/10b_experiments.ipynb #2ffbe96e
 def lines_table(exp: Experiment, settings: Settings, session: Session, cells: Sequence[Cell], rows: Sequence[Sequence[Row]]) -> pd.DataFrame:
@@ -795,7 +794,7 @@ def table_of(
 
 
 def open_session(settings: Settings) -> Session:
-    "The store and the device that the settings name. On digits one thread is faster than two, and gives the same bits on every machine."
+    "The store and the device that the settings name. On digits one thread is nearly as fast as two, and gives the same bits on every machine."
     if settings.preset == "smoke":
         torch.set_num_threads(1)
     session = Session(Store(settings.results), settings.device, settings.data_root)
@@ -821,7 +820,7 @@ def compute(
     exp = experiment(name)
     session = open_session(settings) if session is None else session
     with precision(settings, session):
-        run_cells(cells_of(exp, settings, session), settings, session, retry, progress)
+        run_batch(specs_of(cells_of(exp, settings, session), settings, session), session, retry, progress)
         return table_of(exp, settings, session)
 
 # %% ../nbs/10b_experiments.ipynb #cd62587c
@@ -861,6 +860,8 @@ def parser() -> Arguments:
     p.add_argument("--original", default="", help="a safetensors file with a trained model that runs start from; only runs that it fits are made")
     p.add_argument("--bfloat16", action="store_true", help="on a CPU with bfloat16 matrix units: about three times as fast; a GPU does it anyway")
     p.add_argument("--set", default="", help="change single settings of methods, for example maga.noise.size=32")
+    p.add_argument("--processes", type=int, default=0, help="how many work on it side by side; default: one, for smoke on a CPU one a core (at most four)")
+    p.add_argument("--beside", type=float, default=0.0, help=argparse.SUPPRESS)  # a helper: where in the batch it begins, 0–1
     p.add_argument("--retry", action="store_true", help="try failed runs again, though the code is the same")
     p.add_argument("--checkpoint", default="", help="train only the shared model with this key")
     p.add_argument("--list", action="store_true", help="list the experiments and end")
@@ -870,6 +871,49 @@ def parser() -> Arguments:
 def show_experiments() -> None:
     for e in EXPERIMENTS.values():
         print(f"{e.name:12s} {e.title}")
+
+
+def processes_of(asked: int, settings: Settings, session: Session) -> int:
+    "How many processes share the work: as many as asked for; for 0 one, and for the smoke test on a CPU one a core, at most four."
+    if asked < 0:
+        raise MagaError(f"--processes is {asked}; expected how many processes work side by side, or 0 for what suits the device.")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or (min(4, cores) if settings.preset == "smoke" and session.device.type == "cpu" else 1)
+
+
+def end_with_parent() -> None:
+    "Waits for the end of standard input, which the starting process holds open, and ends this process."
+    threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
+
+
+@contextmanager
+def helpers(arguments: Sequence[str], n: int) -> Iterator[None]:
+    "Inside, n more processes make rows of the same command."
+    line = [sys.executable, "-m", "maga.experiments", *arguments]
+    places = [str(i / (n + 1)) for i in range(1, n + 1)]
+    quiet: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "start_new_session": True}
+    started = [subprocess.Popen([*line, "--beside", place], **quiet) for place in places]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def run_missing(cells: Sequence[Cell], settings: Settings, session: Session, a: argparse.Namespace, arguments: Sequence[str]) -> None:
+    "Run what is selected and missing, as a helper from another place on, or with helpers."
+    specs = specs_of(cells, settings, session)
+    missing = sum(finished(session, key) is None for key in {run_key(session, s) for s in specs})
+    processes = max(1, min(processes_of(a.processes, settings, session), missing))
+    if session.device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    if a.beside:
+        first = int(a.beside * len(specs))
+        run_batch([*specs[first:], *specs[:first]], session)
+    else:
+        with helpers(arguments, processes - 1):
+            run_batch(specs, session, a.retry, BatchBar(a.name) if cells else None)
 
 
 def train_one(key: str, names: Sequence[str], settings: Settings) -> None:
@@ -915,8 +959,11 @@ def print_result(result: Result) -> None:
 # %% ../nbs/10b_experiments.ipynb #3624eca9
 def main(arguments: Sequence[str] | None = None) -> int:
     "The command: 0 when the tables were written, 1 and one sentence when they could not be."
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         a = parser().parse_args(arguments)
+        if a.beside:
+            end_with_parent()
         if a.list:
             show_experiments()
             return 0
@@ -931,7 +978,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         session = open_session(settings)
         cells = [c for n in names for c in cells_of(experiment(n), settings, session)]
         with precision(settings, session):
-            run_cells(cells, settings, session, a.retry, BatchBar(a.name) if cells else None)
+            run_missing(cells, settings, session, a, arguments)
+            if a.beside:
+                return 0
             for name in names:
                 print_result(table_of(experiment(name), settings, session))
         everything = session.store.tidy()

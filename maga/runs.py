@@ -9,7 +9,7 @@ import hashlib
 import platform
 import subprocess
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -588,7 +588,7 @@ class BatchReport:
     failed: int  # of these, with an error
     running: int  # here and in other processes
     waiting: int  # not begun
-    computed: int  # of the done ones, in this process
+    computed: int  # of the done ones, since the batch began, here and in other processes
     seconds: float  # since the batch began
     now: str = ""  # what is running here
 
@@ -658,38 +658,40 @@ def run_batch(
     progress: Callable[[BatchReport], None] | None = None,
 ) -> list[Row]:
     "The rows of all specifications, in their order: found, computed here, or computed by another process meanwhile."
-    begun, since = time.perf_counter(), time.time() if retry else None
+    begun, started = time.perf_counter(), time.time()
+    since = started if retry else None
     keys = [run_key(session, s) for s in specs]
-    queue = deque(dict(zip(keys, specs, strict=True)).items())
+    waiting = dict(zip(keys, specs, strict=True))
     rows: dict[str, Row] = {}
-    computed = elsewhere = 0
+    computed = 0
+
+    def gather() -> None:
+        nonlocal computed
+        for key in list(waiting):
+            row = finished(session, key, since)
+            if row is not None:
+                computed += session.store.row_path(key).stat().st_mtime >= started
+                rows[key] = row
+                del waiting[key]
 
     def tell(now: str = "") -> None:
         if progress is not None:
-            running = bool(now) + elsewhere
-            failed = sum(r.failed for r in rows.values())
-            progress(
-                BatchReport(len(rows), failed, running, max(0, len(set(keys)) - len(rows) - running), computed, time.perf_counter() - begun, now)
-            )
+            failed, running = sum(r.failed for r in rows.values()), len(session.store.claims.taken() & waiting.keys())
+            progress(BatchReport(len(rows), failed, running, len(waiting) - running, computed, time.perf_counter() - begun, now))
 
-    while queue:
-        moved, elsewhere_now = len(rows), 0
-        for _ in range(len(queue)):
-            key, spec = queue.popleft()
-            row = finished(session, key, since)
-            if row is None:
+    gather()
+    while waiting:
+        before = len(waiting)
+        for key, spec in list(waiting.items()):
+            if key in waiting:
                 with session.store.claims.held(key) as mine:
-                    if mine and (row := finished(session, key, since)) is None:
+                    if mine and finished(session, key, since) is None:
                         tell(str(spec))
-                        row, computed = attempt(session, spec, key), computed + 1
-            if row is None:
-                queue.append((key, spec))
-                elsewhere_now += 1
-            else:
-                rows[key] = row
-        elsewhere = elsewhere_now
-        tell()
-        if queue and len(rows) == moved:
+                        attempt(session, spec, key)
+                gather()
+        if len(waiting) == before:
+            tell()
             time.sleep(0.3)
+    tell()
     session.store.sweep()
     return [rows[k] for k in keys]

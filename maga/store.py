@@ -175,6 +175,11 @@ class ClaimFiles:
         found = (p.name.rsplit(".", 1)[1] for p in self.folder.glob(f"{key}.*"))
         return sorted(int(n) for n in found if n.isdigit())
 
+    def taken(self) -> set[str]:
+        "The keys that somebody works on."
+        claims = (p.name.rsplit(".", 1) for p in self.folder.glob("*.*"))
+        return {key for key, n in claims if n.isdigit() and not self.dead(key, int(n))}
+
     def dead(self, key: str, n: int) -> bool:
         "Whether the owner of a claim is gone: its process ended (same machine), or it was silent for too long."
         path = self.folder / f"{key}.{n}"

@@ -70,9 +70,9 @@ def kill_when(line: list[str], moment) -> None:
 
 
 def test_three_kills_change_nothing(tmp_path):
-    "Killed while the first model is trained, while the first rows are written, and in the middle: the rows are those of a batch left alone."
+    "Killed while the first model is trained, while the first rows are written, and with a helper beside: the rows are those of a batch left alone."
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    assert call(command(alone, *SMALL)).returncode == 0
+    assert call(command(alone, *SMALL, "--processes", "1")).returncode == 0
     line, rows, claims = command(killed, *SMALL), killed / "rows", killed / "claims"
 
     def first_training() -> bool:  # the run's claim and the model's: training has begun, nothing is finished
@@ -81,15 +81,28 @@ def test_three_kills_change_nothing(tmp_path):
     def finished(n: int):
         return lambda: rows.is_dir() and len(list(rows.glob("*.json"))) >= n
 
-    kill_when(line, first_training)
+    kill_when([*line, "--processes", "1"], first_training)
     assert not metrics(killed)
-    kill_when(line, finished(1))
-    kill_when(line, lambda: finished(3)() and any(claims.iterdir()))
-    left = len(metrics(killed))
-    assert 3 <= left < 5
+    kill_when([*line, "--processes", "1"], finished(1))
+    assert 1 <= len(metrics(killed)) < 3
+    working = Store(killed).claims.taken
+    kill_when([*line, "--processes", "2"], lambda: finished(2)() and working())
+    until = time.monotonic() + 20
+    while working():
+        assert time.monotonic() < until, "a helper works on although its command was killed"
+        time.sleep(0.05)
     assert call(line).returncode == 0
     assert metrics(killed) == metrics(alone) and len(metrics(alone)) == 5
     assert not list(claims.iterdir())
+
+
+def test_helpers_make_the_same_rows(tmp_path):
+    "Two processes at one command: each row is made once, by one or the other, and a wrong number is one sentence."
+    line = command(tmp_path, *SMALL, "--processes", "2")
+    assert call(line).returncode == 0
+    assert len(metrics(tmp_path)) == 5 and not list((tmp_path / "claims").iterdir())
+    ended = call(command(tmp_path, *SMALL, "--processes", "-1"))
+    assert (ended.returncode, ended.stderr.strip().count("\n")) == (1, 0) and "--processes is -1" in ended.stderr
 
 
 WORKER = """

@@ -14,18 +14,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
 from ..data import ImageSet, MagaError
-from .clip import load_clip_judge
 from .contract import FeatureJudge, Judge
-from .mmicl import MMICL_TOKENIZER, load_mmicl_judge, mmicl_text, with_image_tokens
-from .names import load_name_judge
 from .prompt import PROMPT, ExampleChoice, upsized
-from .tiny import SIDE, tiny_vlm
-from .toy import load_toy_judge
-from .vllm import load_vllm_judge
-from .vlm import ChatModel, checked_runs, load_vlm_judge, placeholder_of
 from .weights import fetched, model_source
 
 # %% auto #0
@@ -73,7 +65,7 @@ def make_judge(
     classifier: nn.Module | None = None,  # for `features`
     options: JudgeOptions | None = None,
 ) -> Judge:
-    "The judge of that name; `MagaError` in one sentence where it cannot be had."
+    "The judge of that name; `MagaError` in one sentence where it cannot be had. Only what this kind of judge needs is imported: it takes seconds."
     kind, model = judge_kind(name)
     o = options or JudgeOptions()
     if kind == "features":
@@ -81,18 +73,30 @@ def make_judge(
             raise MagaError("The judge features needs a classifier: pass --checkpoint (and --arch where the file does not say what it holds).")
         return FeatureJudge(classifier, exemplars)
     if kind == "toy-vlm":
+        from maga.judges.toy import load_toy_judge
+
         return load_toy_judge(exemplars, batch_size=o.batch_size)
     if kind == "names":
+        from maga.judges.names import load_name_judge
+
         return load_name_judge(exemplars, **({"where": model} if model else {}), device=o.device)
     if kind == "clip":
+        from maga.judges.clip import load_clip_judge
+
         return load_clip_judge(model, exemplars, o.device)
     if kind == "mmicl":
+        from maga.judges.mmicl import load_mmicl_judge
+
         dtype = "bfloat16" if o.dtype == "auto" else o.dtype
         return load_mmicl_judge(
             exemplars, **({"where": model} if model else {}), device=o.device, batch_size=o.batch_size, dtype=dtype, prompt=o.prompt
         )
     if kind == "vllm":
+        from maga.judges.vllm import load_vllm_judge
+
         return load_vllm_judge(model, exemplars, o.prompt, o.size, **({} if o.dtype == "auto" else {"dtype": o.dtype}))
+    from maga.judges.vlm import load_vlm_judge
+
     loading: dict[str, Any] = {"dtype": o.dtype, "device_map": o.device_map, "quantisation": o.quantisation, "size": o.size}
     return load_vlm_judge(model, exemplars, o.device, o.batch_size, o.prompt, o.scorer, **loading)
 
@@ -125,11 +129,17 @@ class JudgingCost:
 # %% ../../nbs/04l_named.ipynb #0c1e30dc
 def _tokens(kind: str, model: str, exemplars: ImageSet, o: JudgeOptions) -> list[tuple[int, int]]:
     "For each concept: tokens before the query image, tokens from it on; by the model's own processor. No weights are loaded."
+    from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+
     if kind == "mmicl":
+        from maga.judges.mmicl import MMICL_TOKENIZER, mmicl_text, with_image_tokens
+
         where = model if (Path(model) / "tokenizer.json").exists() else MMICL_TOKENIZER
         name, extra = model_source(where)
         words = with_image_tokens(fetched(lambda: AutoTokenizer.from_pretrained(name, **extra), where, kind))
         return [(0, len(words.encode(mmicl_text(o.prompt, label)))) for label in exemplars.classes]
+    from maga.judges.vlm import ChatModel, checked_runs, placeholder_of
+
     name, extra = model_source(model)
     config = fetched(lambda: AutoConfig.from_pretrained(name, **extra), model, kind)
     processor = fetched(lambda: AutoProcessor.from_pretrained(name, **extra), model, kind)
@@ -156,6 +166,8 @@ def judging_cost(
     estimated = False
     try:
         if kind == "toy-vlm":
+            from maga.judges.tiny import SIDE, tiny_vlm
+
             with tempfile.TemporaryDirectory() as folder:
                 texts = ["True", "False", *(f" {c}," for c in exemplars.classes)]
                 lengths = _tokens("vlm", str(tiny_vlm("internvl", folder, torch.Generator(), texts)), exemplars, JudgeOptions(size=SIDE))
