@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +25,27 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .cost import counted_passes
 from .data import ForgetSplit, ImageSet, MagaError, digits, forget_class, load, pick_device
 from .judges.contract import FeatureJudge, draw_exemplars
 from .metrics import Outputs, entropy_mia, measure
-from .models import ModelSpec, autocast, recomputing
-from .training import Batch, Examples, FitConfig, cross_entropy, fit, make_optimizer
+from .models import ModelSpec, autocast, clock, recomputing
+from .training import PRETRAINING, Batch, Examples, FitConfig, cross_entropy, fit, make_optimizer
 from .transition import estimate_transition
-from .unlearning import MAGA_PRESETS, feature_noise_banks, perturbed_examples, ranked_labels, sample_retained
+from .unlearning import MAGA_PRESETS, METHODS, feature_noise_banks, get_method, perturbed_examples, ranked_labels, sample_retained
 
 # %% auto #0
 __all__ = ['seconds', 'in_turns', 'Comparison', 'PlainDataset', 'plain_training', 'plain_evaluation', 'compare_training',
            'compare_evaluation', 'kernel_share', 'compare_capture', 'matmul_peak', 'training_operations', 'LivingBytes',
-           'unfilled', 'two_steps', 'step_bytes', 'vit_bytes', 'stage_times', 'cifar_like', 'shared_class',
-           'vit_step_gb', 'say_memory', 'run_benchmark', 'main']
+           'unfilled', 'two_steps', 'step_bytes', 'vit_bytes', 'stage_times', 'method_times', 'cifar_like',
+           'shared_class', 'has_bfloat16', 'say_peak', 'vit_step_gb', 'say_memory', 'run_benchmark', 'main']
 
 # %% ../nbs/12_benchmark.ipynb #c34596cd
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     "Wall-clock seconds of one call, the device waited for before and after."
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = clock(device)
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return clock(device) - start
 
 
 def in_turns(
@@ -358,6 +356,31 @@ def stage_times(
     table = table.assign(of_retrain=table.seconds / times["true retrain"])
     return table.assign(peak_gb=peaks) if peaks else table
 
+# %% ../nbs/12_benchmark.ipynb #5c1f0a22
+def method_times(
+    spec: ModelSpec,
+    split: ForgetSplit,  # class-wise
+    preset: str,  # of every method
+    pretraining: FitConfig,  # of the retrain; the original gets one epoch of it
+    names: Sequence[str] | None = None,  # of methods; None: all but the head's retraining, which takes longer than a retrain
+) -> pd.DataFrame:
+    "A line a method, the retrain's first: columns method, seconds, of_retrain (seconds over the retrain's), passes (image passes over the retrain's)."
+    device, g, lines = split.device, torch.Generator().manual_seed(0), []
+    original = fit(spec.make(g), Examples.of(split.train), replace(pretraining, epochs=1), g)
+    exemplars = draw_exemplars(split.train, 10, g)
+    given = {"transition": estimate_transition(FeatureJudge(original, exemplars), exemplars), "make_model": spec.make}
+    wanted = sorted(set(METHODS) - {"retrain_head"}) if names is None else names
+    for name in ("retrain", *(n for n in wanted if n != "retrain")):
+        config = get_method(name).preset(preset, split.task)
+        config = replace(config, fit=pretraining) if name == "retrain" else config
+        config = replace(config, **{k: v for k, v in given.items() if hasattr(config, k)})
+        with counted_passes(device) as passes:
+            took = seconds(partial(get_method(name), original, split, config, torch.Generator().manual_seed(0)), device)
+        lines.append({"method": name, "seconds": took, "passes": float(passes)})
+    table = pd.DataFrame(lines)
+    return table.assign(of_retrain=table.seconds / table.seconds[0], passes=table.passes / table.passes[0])
+
+
 # %% ../nbs/12_benchmark.ipynb #5752905c
 def cifar_like(root: str | Path, device: torch.device, n_train: int, n_test: int) -> tuple[ImageSet, ImageSet]:
     "A subset of CIFAR-100, or random pixels of its shape where it is not at hand."
@@ -381,6 +404,20 @@ def shared_class(train: ImageSet, test: ImageSet) -> int:
     "The class with most images in the smaller of its two parts: subsets may miss a class."
     k = len(train.classes)
     return int(torch.minimum(train.labels.bincount(minlength=k), test.labels.bincount(minlength=k)).argmax())
+
+
+def has_bfloat16() -> bool:
+    "Whether this CPU multiplies in bfloat16: with matrix units (AMX) or vector instructions (AVX-512)."
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def say_peak(comparisons: Sequence[Comparison], spec: ModelSpec, device: torch.device, say: Callable[[str], None]) -> None:
+    "Tells the device's measured peak, and how much of it pretraining uses, in each precision that was measured."
+    for what in (c for c in comparisons if c.what.startswith(f"pretraining, {spec.arch}")):
+        half = device.type == "cuda" or "bfloat16" in what.what
+        peak, used = matmul_peak(device, torch.bfloat16 if half else torch.float32), what.ours * training_operations(spec)
+        name = "bfloat16" if half else "float32"
+        say(f"matrix product in {name} {peak / 1e12:.2f} TFLOP/s; pretraining uses {used / 1e12:.2f} TFLOP/s of them, {100 * used / peak:.0f} %")
 
 
 def vit_step_gb(
@@ -411,8 +448,8 @@ def run_benchmark(
     root: str | Path,
     quick: bool,
     say: Callable[[str], None] = print,
-) -> tuple[list[Comparison], pd.DataFrame]:
-    "All comparisons and the stages of MaGA; tells what it finds as it goes."
+) -> tuple[list[Comparison], pd.DataFrame, pd.DataFrame]:
+    "All comparisons, the stages of MaGA, the times of all methods; tells what it finds as it goes."
     cuda = device.type == "cuda"
     n = (50_000 if cuda else 1_000) // (4 if quick else 1)
     train, test = cifar_like(root, device, n, max(200, n // 5))
@@ -420,7 +457,7 @@ def run_benchmark(
     resnet, small = ModelSpec.of("resnet18", train), ModelSpec.of("resnet10", small_train)
     name = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     say(f"{name}; torch {torch.__version__}; {train.name}, {len(train):,} images")
-    halves: tuple[bool | None, ...] = (None,) if cuda or not torch.cpu._is_amx_tile_supported() else (None, True)
+    halves: tuple[bool | None, ...] = (None, True) if not cuda and has_bfloat16() else (None,)
     split, small_split = forget_class(train, test, shared_class(train, test)), forget_class(small_train, small_test, "three")
     plan: list[Callable[[], Comparison]] = []
     for amp in halves:
@@ -440,22 +477,23 @@ def run_benchmark(
     for work in plan:
         comparisons.append(work())
         say(str(comparisons[-1]))
-    peak = matmul_peak(device, torch.bfloat16 if cuda else torch.float32)
-    used = comparisons[0].ours * training_operations(resnet)
-    say(f"matrix product {peak / 1e12:.2f} TFLOP/s; pretraining uses {used / 1e12:.2f} TFLOP/s of them, {100 * used / peak:.0f} %")
+    say_peak(comparisons, resnet, device, say)
     if cuda:
         tables = {p: stage_times(resnet, split, p, FitConfig()) for p in ("paper_resnet18", "fast")}
         stages = pd.concat([t.assign(stage=p + ": " + t.stage) for p, t in tables.items()], ignore_index=True)
+        methods = method_times(resnet, split, "paper_resnet18", FitConfig())
     else:
         share = kernel_share(small, small_train)
         most = ", ".join(f"{c.ratio / share:.1f}×" for c in comparisons if small.arch in c.what and c.unit == "images/s")
         say(
             f"convolutions and products, which the plain way computes too, are {100 * share:.0f} % of a small step: the ratios could be at most {most}"
         )
-        stages = stage_times(small, small_split, "digits", FitConfig(12, 32, lr=0.1, pad=1, flip=False))
-    say(stages.round(3).to_string(index=False))
+        stages = stage_times(small, small_split, "digits", PRETRAINING["digits"])
+        methods = method_times(small, small_split, "digits", PRETRAINING["digits"])
+    for table in (stages, methods):
+        say(table.round(3).to_string(index=False))
     say_memory(small_train, device, say)
-    return comparisons, stages
+    return comparisons, stages, methods
 
 # %% ../nbs/12_benchmark.ipynb #a4d1ee25
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -464,19 +502,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--data-root", default="data", help="folder that holds CIFAR-100; random pixels are used where there is none")
     parser.add_argument("--quick", action="store_true", help="a few minutes: smaller subsets")
-    parser.add_argument("--out", help="also write comparisons.csv and stages.csv into this folder")
+    parser.add_argument("--out", help="also write comparisons.csv, stages.csv and methods.csv into this folder")
     args = parser.parse_args(arguments)
     try:
-        comparisons, stages = run_benchmark(pick_device(args.device), args.data_root, args.quick)
+        comparisons, stages, methods = run_benchmark(pick_device(args.device), args.data_root, args.quick)
         if args.out:
             folder = Path(args.out)
             folder.mkdir(parents=True, exist_ok=True)
             pd.DataFrame([asdict(c) | {"ratio": c.ratio} for c in comparisons]).to_csv(folder / "comparisons.csv", index=False)
             stages.to_csv(folder / "stages.csv", index=False)
+            methods.to_csv(folder / "methods.csv", index=False)
     except MagaError as e:
         print(e, file=sys.stderr)
         return 1
-    print("ours over plain: " + "; ".join(f"{c.what} {c.ratio:.1f}×" for c in comparisons))
+    share = methods.set_index("method").of_retrain["maga"]
+    print("ours over plain: " + "; ".join(f"{c.what} {c.ratio:.1f}×" for c in comparisons) + f"; maga in {share:.2f} of a retrain's time")
     return 0
 
 # %% ../nbs/12_benchmark.ipynb #bbc30b72

@@ -23,7 +23,7 @@ from .data import ForgetSplit, MagaError
 from .distances import activation_distance, avg_gap, js_divergence, neighbour_tv_ratio, tow, zrf
 from .membership import attack_auc, cmia, logit_margin, modified_entropy, rmia_scores, u_lira_class
 from .metrics import Measurement, Outputs, accuracy, measure
-from .models import ModelSpec, Penultimate, load_checkpoint, save_checkpoint, seeded
+from .models import ModelSpec, Penultimate, clock, load_checkpoint, save_checkpoint, seeded
 from .training import Examples, FitConfig, fit
 
 # %% auto #0
@@ -87,15 +87,9 @@ def timed(
     make: Callable[[], nn.Module],  # unlearns or trains, and returns the model
 ) -> Subject:
     "The model as a subject, with the seconds that making it took."
-
-    def now() -> float:
-        if split.device.type == "cuda":
-            torch.cuda.synchronize(split.device)
-        return time.perf_counter()
-
-    start = now()
+    start = clock(split.device)
     model = make()
-    return Subject(split, model, now() - start)
+    return Subject(split, model, clock(split.device) - start)
 
 # %% ../nbs/03c_evaluation.ipynb #2f300f96
 Make = ModelSpec | Callable[[torch.Generator], nn.Module]  # a description, or a function of one's own

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, MagaError, write_whole
 
 # %% auto #0
-__all__ = ['ARCHITECTURES', 'seeded', 'to_device', 'autocast', 'pass_size', 'ModelSpec', 'recomputing', 'last_linear',
+__all__ = ['ARCHITECTURES', 'seeded', 'to_device', 'autocast', 'pass_size', 'clock', 'ModelSpec', 'recomputing', 'last_linear',
            'evaluating', 'features_and_logits', 'Penultimate', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/01_models.ipynb #2754094c
@@ -117,6 +118,14 @@ def pass_size(images: ImageSet) -> int:
     "How many images one pass without weight gradients takes: 1024 of 32 × 32 on a GPU, 32 of them on a CPU; in proportion to the pixels."
     side = images.size or images.images.shape[-1]
     return max(8, (2**20 if images.device.type == "cuda" else 2**15) // side**2)
+
+# %% ../nbs/01_models.ipynb #1c0c0a02
+def clock(device: torch.device | str) -> float:
+    "Seconds of a clock that is read when the device has finished all that it was given; differences of two readings mean something."
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 # %% ../nbs/01_models.ipynb #4513dc9f
 @dataclass(frozen=True)

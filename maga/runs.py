@@ -34,7 +34,7 @@ from .evaluation import METRICS, Evidence, Subject
 from .judges.contract import draw_exemplars
 from .judges.named import JudgeOptions, judge_kind, make_judge
 from .metrics import Outputs, agreement, measure, total_variation
-from .models import ModelSpec, load_checkpoint, save_checkpoint, to_device
+from .models import ModelSpec, clock, load_checkpoint, save_checkpoint, to_device
 from .store import Row, Spec, Store, code_digest, key_of
 from .training import PRETRAINING, Examples, FitConfig, fit
 from .transition import TransitionMatrix, estimate_transition
@@ -43,8 +43,8 @@ from .unlearning import get_method
 # %% auto #0
 __all__ = ['RECIPES', 'T_', 'COARSE', 'COMPARISONS', 'NO_RETRAIN', 'Training', 'retrain_of', 'content_digest', 'Given',
            'original_of', 'compared_later', 'with_change', 'config_of', 'Recent', 'shared_file', 'make_split',
-           'seen_by', 'seeded_generator', 'Session', 'synchronise', 'one_sentence', 'given_model', 'header_of',
-           'trained', 'outputs_of', 'fitting_file', 'looked_at', 'transition_key', 'transition_of', 'Dependencies',
+           'seen_by', 'seeded_generator', 'Session', 'one_sentence', 'given_model', 'header_of', 'trained',
+           'outputs_of', 'fitting_file', 'looked_at', 'transition_key', 'transition_of', 'Dependencies',
            'dependencies_of', 'run_key', 'package_versions', 'git_commit', 'device_name', 'provenance_of',
            'retrain_passes', 'unlearn', 'looked_at_by', 'subject_of', 'evidence_of', 'all_measures', 'keep_outputs',
            'kept_outputs', 'forgotten_traces', 'run', 'compared', 'BatchReport', 'BatchBar', 'finished', 'attempt',
@@ -254,12 +254,6 @@ class Session:
         return [TransitionMatrix.load(n) for n in judge.split(",") if n.endswith(".safetensors")]
 
 # %% ../nbs/10a_runs.ipynb #3aeb71a8
-def synchronise(device: torch.device) -> None:
-    "Wait until the device has finished: a clock read before that would be wrong."
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def one_sentence(error: BaseException) -> str:
     "An error in one line: a mistake of the user's as it is, anything else with its kind."
     text = str(error).strip().split("\n")[0] or "no message"
@@ -277,10 +271,9 @@ def _train(session: Session, training: Training) -> None:
     else:
         examples = Examples.of(model.view(train.coarse() if training.data in COARSE else train))
     generator = torch.Generator().manual_seed(training.seed)
-    start = time.perf_counter()
+    start = clock(session.device)
     trained = fit(model.make(generator), examples, RECIPES[training.recipe], generator)
-    synchronise(session.device)
-    seconds = time.perf_counter() - start
+    seconds = clock(session.device) - start
     about = {"seconds": f"{seconds:.3f}", "training": str(training), "data": train.digest, "date": date.today().isoformat()}
     save_checkpoint(session.store.checkpoint(training.key), trained, model, **about)
 
@@ -464,12 +457,10 @@ def unlearn(session: Session, spec: Spec, split: ForgetSplit) -> tuple[nn.Module
     if hasattr(config, "make_model"):
         config = replace(config, make_model=session.model_spec(spec.data, spec.backbone).make)
     generator = seeded_generator("unlearning", spec.unlearning_seed)
-    synchronise(session.device)
-    start = time.perf_counter()
+    start = clock(session.device)
     with counted_passes(session.device) as passes:
         model = get_method(spec.method)(original, split, config, generator)
-    synchronise(session.device)
-    return model, time.perf_counter() - start, float(passes)
+    return model, clock(session.device) - start, float(passes)
 
 # %% ../nbs/10a_runs.ipynb #5e993077
 def looked_at_by(model: nn.Module, split: ForgetSplit, seconds: float, out: Outputs) -> Subject:
@@ -548,7 +539,7 @@ def run(
     key = run_key(session, spec)
     retrained = None if compared_later(spec) else outputs_of(session, retrain_of(spec), split)
     model, seconds, passes = unlearn(session, spec, split)
-    start = time.perf_counter()
+    start = clock(session.device)
     out = Outputs.of(model, split)
     everything = evidence_of(session, spec, split, looked_at_by(model, split, seconds, out)) if spec.measures == "all" else None
     with torch.autocast("cpu", enabled=False):  # models may run in bfloat16; what is measured on their outputs does not
@@ -556,8 +547,7 @@ def run(
         metrics = more | asdict(measure(out, split, retrained)) | {"cost": passes / retrain_passes(spec, split)}
     if retrained is None:
         missing = dict.fromkeys(COMPARISONS, NO_RETRAIN)
-    synchronise(session.device)
-    times = {"unlearning": seconds, "evaluation": time.perf_counter() - start, "loading": session.loading}
+    times = {"unlearning": seconds, "evaluation": clock(session.device) - start, "loading": session.loading}
     keep_outputs(session, key, out, split)
     stands_on, traces = asdict(dependencies_of(session, spec)), forgotten_traces(session, spec, key)
     return Row(key, spec, metrics, times, provenance_of(session, split), stands_on, missing, traces)
