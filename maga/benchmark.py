@@ -30,7 +30,8 @@ from .data import ForgetSplit, ImageSet, MagaError, digits, forget_class, load, 
 from .judges.contract import FeatureJudge, draw_exemplars
 from .metrics import Outputs, entropy_mia, measure
 from .models import ModelSpec, autocast, clock, recomputing
-from .training import PRETRAINING, Batch, Examples, FitConfig, cross_entropy, fit, make_optimizer
+from .runs import RECIPES  # and with it every method is registered
+from .training import Batch, Examples, FitConfig, cross_entropy, fit, make_optimizer
 from .transition import estimate_transition
 from .unlearning import MAGA_PRESETS, METHODS, feature_noise_banks, get_method, perturbed_examples, ranked_labels, sample_retained
 
@@ -488,8 +489,8 @@ def run_benchmark(
         say(
             f"convolutions and products, which the plain way computes too, are {100 * share:.0f} % of a small step: the ratios could be at most {most}"
         )
-        stages = stage_times(small, small_split, "digits", PRETRAINING["digits"])
-        methods = method_times(small, small_split, "digits", PRETRAINING["digits"])
+        stages = stage_times(small, small_split, "digits", RECIPES["digits"])
+        methods = method_times(small, small_split, "digits", RECIPES["digits"])
     for table in (stages, methods):
         say(table.round(3).to_string(index=False))
     say_memory(small_train, device, say)
