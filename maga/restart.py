@@ -21,10 +21,10 @@ from .training import PRETRAINING, Examples, FitConfig, Progress, fit
 from .unlearning import method, sample_retained
 
 # %% auto #0
-__all__ = ['BUDGETS', 'SMALL_BUDGETS', 'VIT_BUDGET', 'DIGITS_BUDGET', 'VOTERS', 'RESTART_PRESETS', 'EU_K_PRESETS', 'NOT_PRESETS',
-           'RANDOM_MASK_PRESETS', 'StartConfig', 'fresh_weights', 'damaged', 'weight_layers', 'retained_examples',
-           'shrink_and_perturb', 'RestartConfig', 'restart', 'EUkConfig', 'last_parameters', 'eu_k', 'NotConfig',
-           'not_', 'RandomMaskConfig', 'random_mask']
+__all__ = ['BUDGETS', 'SMALL_BUDGETS', 'VIT_BUDGET', 'DIGITS_BUDGET', 'VOTERS', 'FEW_VOTERS', 'RESTART_PRESETS', 'EU_K_PRESETS',
+           'NOT_PRESETS', 'RANDOM_MASK_PRESETS', 'StartConfig', 'fresh_weights', 'damaged', 'weight_layers',
+           'retained_examples', 'shrink_and_perturb', 'RestartConfig', 'restart', 'EUkConfig', 'last_parameters',
+           'eu_k', 'NotConfig', 'not_', 'RandomMaskConfig', 'random_mask']
 
 # %% ../nbs/09f_restart.ipynb #349e9d4a
 BUDGETS = {
@@ -147,14 +147,17 @@ class RestartConfig(StartConfig):
             raise MagaError(f"shrink and perturb must lie in [0, 1] and not both be 0, not {self.shrink} and {self.perturb}.")
 
 
-VOTERS = Experts(bank=10_000)
+VOTERS = Experts(bank=10_000, power=0.5)
+FEW_VOTERS = Experts(n_views=4, pad=2, bank=2_500, power=0.4)  # for cifar10_small, from the same search
 RESTART_PRESETS = {
     # ours, found on one class of CIFAR-100 with ResNet-18
     "12.5%": RestartConfig(BUDGETS["12.5%"]),
     "7.5%": RestartConfig(BUDGETS["7.5%"]),
     "5%": RestartConfig(BUDGETS["5%"], shrink=0.7, experts=VOTERS, retain_images=44_000),
     "2.5%": RestartConfig(BUDGETS["2.5%"], shrink=0.8, experts=VOTERS, retain_images=40_000),
-    **{name: RestartConfig(fit_config, shrink=0.6 if fit_config.epochs > 2 else 0.8) for name, fit_config in SMALL_BUDGETS.items()},
+    "small_12.5%": RestartConfig(SMALL_BUDGETS["small_12.5%"]),
+    "small_7.5%": RestartConfig(SMALL_BUDGETS["small_7.5%"], shrink=0.8),
+    "small_5%": RestartConfig(SMALL_BUDGETS["small_5%"], shrink=0.8, experts=FEW_VOTERS),
     "paper_resnet18": RestartConfig(BUDGETS["12.5%"]),  # no paper's: the name under which tables ask every method
     "paper_vit": RestartConfig(VIT_BUDGET, shrink=0.5, perturb=0.5),  # ours, not tried at scale: half-way back to the pretrained weights
     # ours, the best of ten on a part of digits' training images (below)
