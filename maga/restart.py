@@ -147,8 +147,8 @@ class RestartConfig(StartConfig):
             raise MagaError(f"shrink and perturb must lie in [0, 1] and not both be 0, not {self.shrink} and {self.perturb}.")
 
 
-VOTERS = Experts(bank=10_000, power=0.5)
-FEW_VOTERS = Experts(n_views=4, pad=2, bank=2_500, power=0.4)  # for cifar10_small, from the same search
+VOTERS = Experts(bank=10_000, power=0.75)  # the power from experiments/search
+FEW_VOTERS = Experts(n_views=4, pad=2, bank=2_500, power=0.75)  # for cifar10_small, from the same search
 RESTART_PRESETS = {
     # ours, found on one class of CIFAR-100 with ResNet-18
     "12.5%": RestartConfig(BUDGETS["12.5%"]),

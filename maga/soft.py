@@ -244,7 +244,7 @@ def retained_targets(
     return removed_targets(predict(model, split.train, retained), vanishing(split).expand(len(retained), -1))
 
 # %% ../nbs/09e_soft.ipynb #5f2c3f92
-_SOFT = MagaSoftConfig(experts=Experts(bank=10_000, power=0.5))  # the geometric mean of two
+_SOFT = MagaSoftConfig(experts=Experts(bank=10_000, power=0.75))  # the power from experiments/search
 _FULL_EPOCH = FitConfig(1, 128, lr=0.02, nesterov=False, weight_decay=5e-4)
 MAGA_SOFT_PRESETS = {
     # ours: of a retrain's 40 epochs, 1.6 % for 3 epochs of 10,500 images and 0.3 % for asking the experts
@@ -254,7 +254,7 @@ MAGA_SOFT_PRESETS = {
     "2.5%": replace(_SOFT, retain_images=42_000, fit=_FULL_EPOCH),
     # ours, for cifar10_small: chosen on another class and on training images that were held out (experiments/search)
     "small_2.5%": MagaSoftConfig(
-        experts=Experts(n_views=4, pad=2, bank=2_500, power=0.4),
+        experts=Experts(n_views=4, pad=2, bank=2_500, power=0.75),
         retain_images=5_000,
         fit=FitConfig(1, 32, lr=0.016, nesterov=False, weight_decay=0.0, warmup=0.0, pad=2),
     ),
