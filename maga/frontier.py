@@ -187,14 +187,11 @@ GOALS = {  # largest cost -> what is wanted of it
 }
 
 
-def goals_met(
-    table: pd.DataFrame,
-    slack: float = 1.02,  # of the cost: the statistics of batch norm and the bank of neighbours are passes, too
-) -> pd.DataFrame:
+def goals_met(table: pd.DataFrame) -> pd.DataFrame:
     "A row a goal and point within the goal's cost: how many bounds it misses, how many are unknown, and each miss (0: holds)."
     points, lines = frontier_points(table), []
     for cost, bounds in GOALS.items():
-        within = points[(points.cost <= cost * slack) & ~points.method.isin(["original", "retrain"])]
+        within = points[(points.cost <= cost) & ~points.method.isin(["original", "retrain"])]
         for _, point in within.iterrows():
             missed = {b.metric: max(b.low - point[b.metric], point[b.metric] - b.high, 0.0) for b in bounds}
             counted = {"missed": sum(v > 0 for v in missed.values()), "unknown": sum(v != v for v in missed.values())}

@@ -16,29 +16,42 @@ from torch import Tensor, nn
 from .baselines import MakeModel, fresh_model
 from .data import ForgetSplit, MagaError
 from .models import to_device
-from .soft import Experts, soft_labels
+from .soft import Experts, retained_sample, soft_labels
 from .training import PRETRAINING, Examples, FitConfig, Progress, fit
-from .unlearning import method, sample_retained
+from .unlearning import method
 
 # %% auto #0
 __all__ = ['BUDGETS', 'SMALL_BUDGETS', 'VIT_BUDGET', 'DIGITS_BUDGET', 'VOTERS', 'FEW_VOTERS', 'RESTART_PRESETS', 'EU_K_PRESETS',
-           'NOT_PRESETS', 'RANDOM_MASK_PRESETS', 'StartConfig', 'fresh_weights', 'damaged', 'weight_layers',
-           'retained_examples', 'shrink_and_perturb', 'RestartConfig', 'restart', 'EUkConfig', 'last_parameters',
-           'eu_k', 'NotConfig', 'not_', 'RandomMaskConfig', 'random_mask']
+           'NOT_PRESETS', 'RANDOM_MASK_PRESETS', 'RecoveryConfig', 'StartConfig', 'fresh_weights', 'damaged',
+           'weight_layers', 'retained_examples', 'shrink_and_perturb', 'RestartConfig', 'restart', 'EUkConfig',
+           'last_parameters', 'eu_k', 'NotConfig', 'not_', 'RandomMaskConfig', 'random_mask']
 
 # %% ../nbs/09f_restart.ipynb #349e9d4a
+@dataclass(frozen=True)
+class RecoveryConfig:
+    "How a damaged network is trained again."
+
+    fit: FitConfig
+    retain_images: int | None = None  # drawn from the retain set once; None: all of it
+
+    def __post_init__(self) -> None:
+        if self.fit.freeze_batch_norm:
+            raise MagaError("Damaged weights need new batch-norm statistics: leave freeze_batch_norm at False in fit.")
+
+
+# for 49,500 retained images
 BUDGETS = {
-    "12.5%": FitConfig(5, 256, lr=0.1, average=0.998),
-    "7.5%": FitConfig(3, 256, lr=0.1, average=0.995),
-    "5%": FitConfig(2, 256, lr=0.05, average=0.99),
-    "2.5%": FitConfig(1, 128, lr=0.03, average=0.99),
+    "12.5%": RecoveryConfig(FitConfig(5, 256, lr=0.1, average=0.998), 48_800),
+    "7.5%": RecoveryConfig(FitConfig(3, 256, lr=0.1, average=0.995), 48_300),
+    "5%": RecoveryConfig(FitConfig(2, 256, lr=0.05, average=0.99), 47_800),
+    "2.5%": RecoveryConfig(FitConfig(1, 128, lr=0.03, average=0.99), 46_100),
 }
 # for cifar10_small, where an epoch is 141 such batches: rate, average and shrinking were chosen for restart on another class and on
 # training images that were held out (experiments/search)
 SMALL_BUDGETS = {
-    "small_12.5%": FitConfig(4, 64, lr=0.05, pad=2, average=0.98),
-    "small_7.5%": FitConfig(2, 64, lr=0.05, pad=2, average=0.96),
-    "small_5%": FitConfig(1, 64, lr=0.05, pad=2, average=0.96),
+    "small_12.5%": RecoveryConfig(FitConfig(4, 64, lr=0.05, pad=2, average=0.98)),
+    "small_7.5%": RecoveryConfig(FitConfig(2, 64, lr=0.05, pad=2, average=0.96)),
+    "small_5%": RecoveryConfig(FitConfig(1, 64, lr=0.05, pad=2, average=0.96)),
 }
 # ours: one of the eight epochs in which the pretrained ViT-B/16 is fine-tuned; not tried at scale
 VIT_BUDGET = replace(PRETRAINING["vit_base"], epochs=1, average=0.99)
@@ -47,15 +60,10 @@ DIGITS_BUDGET = FitConfig(3, 32, lr=0.1, pad=1, flip=False, average=0.95)
 
 # %% ../nbs/09f_restart.ipynb #986e5942
 @dataclass(frozen=True)
-class StartConfig:
+class StartConfig(RecoveryConfig):
     "How to train after the damage, and where fresh weights come from."
 
-    fit: FitConfig
     make_model: MakeModel | None = None  # (generator) -> untrained model; None: modules are reset
-
-    def __post_init__(self) -> None:
-        if self.fit.freeze_batch_norm:
-            raise MagaError("Damaged weights need new batch-norm statistics: leave freeze_batch_norm at False in fit.")
 
 
 def fresh_weights(
@@ -139,7 +147,6 @@ class RestartConfig(StartConfig):
     shrink: float = 0.6  # λ: 1 keeps the weights, 0 leaves the fresh ones alone
     perturb: float = 0.1  # γ: share of a fresh initialisation; with 0 no factory is needed
     experts: Experts | None = None  # who says what the forget images look like; None: they are not shown
-    retain_images: int | None = None  # drawn from the retain set once; None: all of it
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,14 +158,14 @@ VOTERS = Experts(bank=10_000, power=0.75)  # the power from experiments/search
 FEW_VOTERS = Experts(n_views=4, pad=2, bank=2_500, power=0.75)  # for cifar10_small, from the same search
 RESTART_PRESETS = {
     # ours, found on one class of CIFAR-100 with ResNet-18
-    "12.5%": RestartConfig(BUDGETS["12.5%"]),
-    "7.5%": RestartConfig(BUDGETS["7.5%"]),
-    "5%": RestartConfig(BUDGETS["5%"], shrink=0.7, experts=VOTERS, retain_images=44_000),
-    "2.5%": RestartConfig(BUDGETS["2.5%"], shrink=0.8, experts=VOTERS, retain_images=40_000),
-    "small_12.5%": RestartConfig(SMALL_BUDGETS["small_12.5%"]),
-    "small_7.5%": RestartConfig(SMALL_BUDGETS["small_7.5%"], shrink=0.8),
-    "small_5%": RestartConfig(SMALL_BUDGETS["small_5%"], shrink=0.8, experts=FEW_VOTERS),
-    "paper_resnet18": RestartConfig(BUDGETS["12.5%"]),  # no paper's: the name under which tables ask every method
+    "12.5%": RestartConfig(**vars(BUDGETS["12.5%"])),
+    "7.5%": RestartConfig(**vars(BUDGETS["7.5%"])),
+    "5%": RestartConfig(BUDGETS["5%"].fit, 44_000, shrink=0.7, experts=VOTERS),
+    "2.5%": RestartConfig(BUDGETS["2.5%"].fit, 39_400, shrink=0.8, experts=VOTERS),
+    "small_12.5%": RestartConfig(**vars(SMALL_BUDGETS["small_12.5%"])),
+    "small_7.5%": RestartConfig(**vars(SMALL_BUDGETS["small_7.5%"]), shrink=0.8),
+    "small_5%": RestartConfig(**vars(SMALL_BUDGETS["small_5%"]), shrink=0.8, experts=FEW_VOTERS),
+    "paper_resnet18": RestartConfig(**vars(BUDGETS["12.5%"])),  # no paper's: the name under which tables ask every method
     "paper_vit": RestartConfig(VIT_BUDGET, shrink=0.5, perturb=0.5),  # ours, not tried at scale: half-way back to the pretrained weights
     # ours, the best of ten on a part of digits' training images (below)
     "digits": RestartConfig(DIGITS_BUDGET),
@@ -176,7 +183,7 @@ def restart(
     "The original with shrunk weights and a little of a fresh start, trained on retained images and, where experts are asked, on forget images under soft targets."
     fresh = fresh_weights(model, split, config.make_model, generator) if config.perturb else {}
     forget = soft_labels(model, split, config.experts, generator) if config.experts is not None else None
-    retained = sample_retained(split, config.retain_images, generator) if config.retain_images is not None else None
+    retained = retained_sample(split, config.retain_images, generator)
     start = shrink_and_perturb(model, split, config.shrink, config.perturb, fresh)
     return fit(start, retained_examples(split, forget, retained), config.fit, generator, progress=progress)
 
@@ -208,9 +215,9 @@ def last_parameters(
 # %% ../nbs/09f_restart.ipynb #b8607f6f
 EU_K_PRESETS = {
     # the budgets of restart; k is ours: 11 of ResNet-18's 21 layers (its last two stages and the head), 25 of ViT-B/16's 50
-    **{name: EUkConfig(fit_config, k=11) for name, fit_config in BUDGETS.items()},
-    **{name: EUkConfig(fit_config, k=7) for name, fit_config in SMALL_BUDGETS.items()},  # the last two stages and the head, of 14 layers
-    "paper_resnet18": EUkConfig(BUDGETS["12.5%"], k=11),
+    **{name: EUkConfig(**vars(budget), k=11) for name, budget in BUDGETS.items()},
+    **{name: EUkConfig(**vars(budget), k=7) for name, budget in SMALL_BUDGETS.items()},  # the last two stages and the head, of 14 layers
+    "paper_resnet18": EUkConfig(**vars(BUDGETS["12.5%"]), k=11),
     "paper_vit": EUkConfig(VIT_BUDGET, k=25),
     # ours, the best of ten on a part of digits' training images (below)
     "digits": EUkConfig(DIGITS_BUDGET, k=3),
@@ -233,21 +240,21 @@ def eu_k(
     def trainable(net: nn.Module) -> list[nn.Parameter]:
         return [p for name, p in net.named_parameters() if name in new and p.requires_grad]
 
-    return fit(start, Examples.of(split.train, split.retain_train), config.fit, generator, trainable=trainable, progress=progress)
+    retained = retained_sample(split, config.retain_images, generator)
+    return fit(start, retained_examples(split, None, retained), config.fit, generator, trainable=trainable, progress=progress)
 
 # %% ../nbs/09f_restart.ipynb #f4f19867
 @dataclass(frozen=True)
-class NotConfig:
+class NotConfig(RecoveryConfig):
     "What NoT needs besides model and split."
 
-    fit: FitConfig
     layer: int = 0  # which of the layers with weights is negated: 0 the first, -1 the last
 
 
 NOT_PRESETS = {
     # layer: Khalil et al. 2025; the budgets of restart
-    **{name: NotConfig(fit_config) for name, fit_config in (BUDGETS | SMALL_BUDGETS).items()},
-    "paper_resnet18": NotConfig(BUDGETS["12.5%"]),
+    **{name: NotConfig(**vars(budget)) for name, budget in (BUDGETS | SMALL_BUDGETS).items()},
+    "paper_resnet18": NotConfig(**vars(BUDGETS["12.5%"])),
     "paper_vit": NotConfig(VIT_BUDGET),
     # ours, the best of ten on a part of digits' training images (below)
     "digits": NotConfig(DIGITS_BUDGET),
@@ -269,7 +276,8 @@ def not_(
     prefix, layer = layers[config.layer]
     negated = {f"{prefix}.{name}".lstrip(".") for name, _ in layer.named_parameters(recurse=False)}
     start = damaged(model, split, lambda name, p: -p if name in negated else p)
-    return fit(start, Examples.of(split.train, split.retain_train), config.fit, generator, progress=progress)
+    retained = retained_sample(split, config.retain_images, generator)
+    return fit(start, retained_examples(split, None, retained), config.fit, generator, progress=progress)
 
 # %% ../nbs/09f_restart.ipynb #9f976d91
 @dataclass(frozen=True)
@@ -286,8 +294,8 @@ class RandomMaskConfig(StartConfig):
 
 RANDOM_MASK_PRESETS = {
     # the budgets of restart; the share is ours
-    **{name: RandomMaskConfig(fit_config) for name, fit_config in (BUDGETS | SMALL_BUDGETS).items()},
-    "paper_resnet18": RandomMaskConfig(BUDGETS["12.5%"]),
+    **{name: RandomMaskConfig(**vars(budget)) for name, budget in (BUDGETS | SMALL_BUDGETS).items()},
+    "paper_resnet18": RandomMaskConfig(**vars(BUDGETS["12.5%"])),
     "paper_vit": RandomMaskConfig(VIT_BUDGET),
     # ours, the best of ten on a part of digits' training images (below)
     "digits": RandomMaskConfig(DIGITS_BUDGET),
@@ -306,4 +314,5 @@ def random_mask(
     fresh = fresh_weights(model, split, config.make_model, generator)
     mask = {name: (torch.rand(p.shape, generator=generator) < config.share).to(split.device) for name, p in model.named_parameters()}
     start = damaged(model, split, lambda name, p: torch.where(mask[name], fresh[name], p))
-    return fit(start, Examples.of(split.train, split.retain_train), config.fit, generator, progress=progress)
+    retained = retained_sample(split, config.retain_images, generator)
+    return fit(start, retained_examples(split, None, retained), config.fit, generator, progress=progress)
