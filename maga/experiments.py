@@ -59,8 +59,8 @@ __all__ = ['SMOKE_DATA', 'SMOKE_TARGETS', 'SMOKE_EPOCHS', 'RANDOM_IMAGES', 'ON_R
            'interval', 'value_of', 'line_of', 'settings_table', 'cifar10_spec', 'transition_table', 'chosen_labels',
            'labels_table', 'pending', 'lira_auc', 'frontier_table', 'Result', 'misfit', 'cells_of', 'selected',
            'checked_selection', 'specs_of', 'lines_table', 'table_of', 'open_session', 'precision', 'compute',
-           'shared_trainings', 'Arguments', 'parser', 'show_experiments', 'processes_of', 'end_with_parent', 'helpers',
-           'run_missing', 'train_one', 'print_result', 'main']
+           'Arguments', 'parser', 'show_experiments', 'shared_trainings', 'train_one', 'processes_of',
+           'end_with_parent', 'helpers', 'run_missing', 'print_result', 'main']
 
 # %% ../nbs/10b_experiments.ipynb #4f111fbd
 @dataclass(frozen=True)
@@ -824,17 +824,6 @@ def compute(
         return table_of(exp, settings, session)
 
 # %% ../nbs/10b_experiments.ipynb #cd62587c
-def shared_trainings(names: Sequence[str], settings: Settings) -> list[Training]:
-    "Originals and retrains that experiments need, originals first, each once."
-    settings = replace(settings, original="")  # whether a given one serves is known only with its data at hand
-    specs = [s for n in names for c in experiment(n).cells(settings) if selected(c, settings) for s in c.specs(settings.all_seeds)]
-    looked_at = [cifar10_spec(settings)] if {"figure3", "figure5"} & set(names) else []
-    compared = [replace(s, training_seed=seed) for s in specs for seed in (s.training_seed, *s.references)]
-    originals = {t.key: t for t in map(original_of, specs + looked_at) if isinstance(t, Training)}
-    retrains = {t.key: t for t in map(retrain_of, compared)}
-    return list((originals | retrains).values())
-
-
 class Arguments(argparse.ArgumentParser):
     "Complains like the rest of the house: one sentence."
 
@@ -872,7 +861,29 @@ def show_experiments() -> None:
     for e in EXPERIMENTS.values():
         print(f"{e.name:12s} {e.title}")
 
+# %% ../nbs/10b_experiments.ipynb #fdc9a900
+def shared_trainings(names: Sequence[str], settings: Settings) -> list[Training]:
+    "Originals and retrains that experiments need, originals first, each once."
+    settings = replace(settings, original="")  # whether a given one serves is known only with its data at hand
+    specs = [s for n in names for c in experiment(n).cells(settings) if selected(c, settings) for s in c.specs(settings.all_seeds)]
+    looked_at = [cifar10_spec(settings)] if {"figure3", "figure5"} & set(names) else []
+    compared = [replace(s, training_seed=seed) for s in specs for seed in (s.training_seed, *s.references)]
+    originals = {t.key: t for t in map(original_of, specs + looked_at) if isinstance(t, Training)}
+    retrains = {t.key: t for t in map(retrain_of, compared)}
+    return list((originals | retrains).values())
 
+
+def train_one(key: str, names: Sequence[str], settings: Settings) -> None:
+    "Train one shared model; `MagaError` if no experiment asked for needs it."
+    wanted = next((t for t in shared_trainings(names, settings) if t.key == key), None)
+    if wanted is None:
+        raise MagaError(f"No experiment asked for needs the checkpoint {key}; are preset, seeds and backbone those that it was listed with?")
+    session = open_session(settings)
+    with precision(settings, session):
+        trained(session, wanted)
+    print(f"{wanted}: checkpoints/{key}.safetensors")
+
+# %% ../nbs/10b_experiments.ipynb #578b2b18
 def processes_of(asked: int, settings: Settings, session: Session) -> int:
     "How many processes share the work: as many as asked for; for 0 one, and for the smoke test on a CPU one a core, at most four."
     if asked < 0:
@@ -914,17 +925,6 @@ def run_missing(cells: Sequence[Cell], settings: Settings, session: Session, a: 
     else:
         with helpers(arguments, processes - 1):
             run_batch(specs, session, a.retry, BatchBar(a.name) if cells else None)
-
-
-def train_one(key: str, names: Sequence[str], settings: Settings) -> None:
-    "Train one shared model; `MagaError` if no experiment asked for needs it."
-    wanted = next((t for t in shared_trainings(names, settings) if t.key == key), None)
-    if wanted is None:
-        raise MagaError(f"No experiment asked for needs the checkpoint {key}; are preset, seeds and backbone those that it was listed with?")
-    session = open_session(settings)
-    with precision(settings, session):
-        trained(session, wanted)
-    print(f"{wanted}: checkpoints/{key}.safetensors")
 
 # %% ../nbs/10b_experiments.ipynb #622168ce
 SHOWN = [

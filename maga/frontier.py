@@ -115,7 +115,7 @@ def _draw_panel(axis, points: pd.DataFrame, rows: pd.DataFrame, panel: Panel, st
     axis.set_title(panel.label, fontsize=8)
     axis.tick_params(labelsize=7)
 
-
+# %% ../nbs/11b_frontier.ipynb #f01ab77c
 def show_frontier(
     table: pd.DataFrame,  # a row a method, budget, class and seed
     panels: tuple[Panel, ...] = PANELS,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from .baselines import MakeModel, fresh_model
 from .data import ForgetSplit, MagaError
 from .models import to_device
-from .soft import Experts, retained_sample, soft_labels
+from .soft import Experts, soft_labels
 from .training import PRETRAINING, Examples, FitConfig, Progress, fit
-from .unlearning import method
+from .unlearning import method, sample_retained
 
 # %% auto #0
 __all__ = ['BUDGETS', 'SMALL_BUDGETS', 'VIT_BUDGET', 'DIGITS_BUDGET', 'VOTERS', 'FEW_VOTERS', 'RESTART_PRESETS', 'EU_K_PRESETS',
            'NOT_PRESETS', 'RANDOM_MASK_PRESETS', 'RecoveryConfig', 'StartConfig', 'fresh_weights', 'damaged',
-           'weight_layers', 'retained_examples', 'shrink_and_perturb', 'RestartConfig', 'restart', 'EUkConfig',
-           'last_parameters', 'eu_k', 'NotConfig', 'not_', 'RandomMaskConfig', 'random_mask']
+           'weight_layers', 'retained_examples', 'recovered', 'shrink_and_perturb', 'RestartConfig', 'restart',
+           'EUkConfig', 'last_parameters', 'eu_k', 'NotConfig', 'not_', 'RandomMaskConfig', 'random_mask']
 
 # %% ../nbs/09f_restart.ipynb #349e9d4a
 @dataclass(frozen=True)
@@ -128,6 +128,21 @@ def retained_examples(
     certain = F.one_hot(split.train.labels[retained], k).float()
     return Examples(split.train, torch.cat([split.forget_train, retained]), torch.cat([forget.to(certain), certain]))
 
+
+def recovered(
+    start: nn.Module,  # the damaged network; not changed
+    split: ForgetSplit,
+    config: RecoveryConfig,
+    generator: torch.Generator,
+    progress: Progress | None,
+    *,
+    forget: Tensor | None = None,  # see `retained_examples`
+    trainable: Callable[[nn.Module], Sequence[nn.Parameter]] | None = None,  # which parameters move; None: all
+) -> nn.Module:
+    "The damaged network, trained on the retained images that the configuration draws."
+    examples = retained_examples(split, forget, sample_retained(split, config.retain_images, generator))
+    return fit(start, examples, config.fit, generator, trainable=trainable, progress=progress)
+
 # %% ../nbs/09f_restart.ipynb #262c7d83
 def shrink_and_perturb(
     model: nn.Module,  # not changed
@@ -183,9 +198,8 @@ def restart(
     "The original with shrunk weights and a little of a fresh start, trained on retained images and, where experts are asked, on forget images under soft targets."
     fresh = fresh_weights(model, split, config.make_model, generator) if config.perturb else {}
     forget = soft_labels(model, split, config.experts, generator) if config.experts is not None else None
-    retained = retained_sample(split, config.retain_images, generator)
     start = shrink_and_perturb(model, split, config.shrink, config.perturb, fresh)
-    return fit(start, retained_examples(split, forget, retained), config.fit, generator, progress=progress)
+    return recovered(start, split, config, generator, progress, forget=forget)
 
 # %% ../nbs/09f_restart.ipynb #373fa994
 @dataclass(frozen=True)
@@ -240,8 +254,7 @@ def eu_k(
     def trainable(net: nn.Module) -> list[nn.Parameter]:
         return [p for name, p in net.named_parameters() if name in new and p.requires_grad]
 
-    retained = retained_sample(split, config.retain_images, generator)
-    return fit(start, retained_examples(split, None, retained), config.fit, generator, trainable=trainable, progress=progress)
+    return recovered(start, split, config, generator, progress, trainable=trainable)
 
 # %% ../nbs/09f_restart.ipynb #f4f19867
 @dataclass(frozen=True)
@@ -276,8 +289,7 @@ def not_(
     prefix, layer = layers[config.layer]
     negated = {f"{prefix}.{name}".lstrip(".") for name, _ in layer.named_parameters(recurse=False)}
     start = damaged(model, split, lambda name, p: -p if name in negated else p)
-    retained = retained_sample(split, config.retain_images, generator)
-    return fit(start, retained_examples(split, None, retained), config.fit, generator, progress=progress)
+    return recovered(start, split, config, generator, progress)
 
 # %% ../nbs/09f_restart.ipynb #9f976d91
 @dataclass(frozen=True)
@@ -314,5 +326,4 @@ def random_mask(
     fresh = fresh_weights(model, split, config.make_model, generator)
     mask = {name: (torch.rand(p.shape, generator=generator) < config.share).to(split.device) for name, p in model.named_parameters()}
     start = damaged(model, split, lambda name, p: torch.where(mask[name], fresh[name], p))
-    retained = retained_sample(split, config.retain_images, generator)
-    return fit(start, retained_examples(split, None, retained), config.fit, generator, progress=progress)
+    return recovered(start, split, config, generator, progress)

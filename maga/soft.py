@@ -25,7 +25,7 @@ from .unlearning import method, overlap_of, sample_retained
 # %% auto #0
 __all__ = ['MAGA_SOFT_PRESETS', 'Experts', 'view_probabilities', 'nearest_votes', 'neighbour_votes', 'smoothed',
            'judge_probabilities', 'product_of_experts', 'keep_own_label', 'believed', 'soft_labels', 'show_opinions',
-           'MagaSoftConfig', 'vanishing', 'retained_sample', 'retained_targets', 'maga_soft']
+           'MagaSoftConfig', 'vanishing', 'retained_targets', 'maga_soft']
 
 # %% ../nbs/09e_soft.ipynb #c7c27240
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def neighbour_votes(
 ) -> Tensor:
     "v: the vote of the retained training images nearest in feature space, float32 [n_f, K], rows sum to 1."
     train = split.train
-    voters = split.retain_train if bank is None else sample_retained(split, bank, generator)
+    voters = sample_retained(split, bank, generator)
     asked, known = (predict(Penultimate(model), train, rows) for rows in (split.forget_train, voters))
     return nearest_votes(asked, known, train.labels[voters], split.num_classes, k)
 
@@ -227,11 +227,6 @@ def vanishing(split: ForgetSplit) -> Tensor:
     return gone
 
 
-def retained_sample(split: ForgetSplit, n: int | None, generator: torch.Generator) -> Tensor:
-    "n random indices of the retain set; all of it for None, without a draw: int64."
-    return split.retain_train if n is None else sample_retained(split, n, generator)
-
-
 def retained_targets(
     model: nn.Module,
     split: ForgetSplit,
@@ -279,7 +274,7 @@ def maga_soft(
 ) -> nn.Module:
     "Fine-tuning on forget images with the experts' distributions and on retained images."
     soft = soft_labels(model, split, config.experts, generator, config.transition)
-    retained = retained_sample(split, config.retain_images, generator)
+    retained = sample_retained(split, config.retain_images, generator)
     targets = torch.cat([soft, retained_targets(model, split, retained, config.retain_targets)])
     examples = Examples(split.train, torch.cat([split.forget_train, retained]), targets)
     return fit(model, examples, config.fit, generator, progress=progress)

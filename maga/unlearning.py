@@ -152,12 +152,12 @@ class FeatureNoise:
 # %% ../nbs/08_unlearning.ipynb #ae69d888
 def sample_retained(
     split: ForgetSplit,
-    n: int,  # the paper: 10,000
+    n: int | None,  # the paper: 10,000; None: all
     generator: torch.Generator,
 ) -> Tensor:
-    "n random indices of the retain set, or all of it where it is smaller: int64."
+    "n random indices of the retain set, or all of it where it is smaller: int64; for None all of it, in its order and without a draw."
     kept = split.retain_train
-    return kept[torch.randperm(len(kept), generator=generator)[:n].to(kept.device)]
+    return kept if n is None else kept[torch.randperm(len(kept), generator=generator)[:n].to(kept.device)]
 
 
 def original_probabilities(model: nn.Module, split: ForgetSplit) -> Tensor:

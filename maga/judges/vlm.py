@@ -160,7 +160,7 @@ class Encoded(ModelOutput):
     pooler_output: Any = None  # float [n, tokens, d], or n of [tokens, d]
     deepstack_features: Any = None  # Qwen3-VL: for each of its first layers, n of [tokens, d]
 
-
+# %% ../../nbs/04d_vlm.ipynb #e25c11f3
 class ImageBank:
     "Every image that was asked about, encoded once."
 
