@@ -12,7 +12,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 
 demo: $(READY)  ## the whole method on handwritten digits; results/demo
 	mkdir -p results/demo
-	OMP_NUM_THREADS=1 papermill --no-progress-bar nbs/experiments/demo.ipynb results/demo/demo.ipynb -k python3 -p results results $(ARGS)
+	OMP_NUM_THREADS=1 papermill --no-progress-bar nbs/experiments/studies/demo.ipynb results/demo/demo.ipynb -k python3 -p results results $(ARGS)
 	@echo; cat results/demo/table.csv; echo; echo "Executed notebook, table and pictures: results/demo"
 
 reproduce: $(READY)  ## every table and figure on this machine; ARGS="--config preset=paper" for the paper's settings

@@ -8,7 +8,13 @@
 # `python -m maga.experiments` and notebooks take up each other's work, and a job that is started again goes on.
 # A run that failed is a line with its error in the table: it does not stop the rest.
 
-from maga.experiments import EXPERIMENTS, settings_of, shared_trainings
+from pathlib import Path
+
+from maga.experiments.__main__ import shared_trainings
+from maga.experiments.catalogue import EXPERIMENTS
+from maga.experiments.settings import settings_of
+
+NOTEBOOKS = {p.stem: str(p) for p in Path("nbs/experiments").rglob("*.ipynb")}
 
 OPTIONS = {"preset": "smoke", "device": "auto", "results": "results", "data_root": "data", "seeds": "", "judge": "features", "backbone": "", "target": "", "methods": ""}
 unknown = sorted(set(config) - set(OPTIONS) - {"only"})
@@ -53,7 +59,7 @@ rule model:
 rule notebook:
     input:
         lambda w: models_of(w.name),
-        notebook="nbs/experiments/{name}.ipynb",
+        notebook=lambda w: NOTEBOOKS[w.name],
     output:
         f"{RESULTS}/{{name,[a-z0-9]+}}/table.csv",
     log:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from maga.data import digits, forget_class
+from maga.data import forget_class
 from maga.judges.contract import FeatureJudge, draw_exemplars
+from maga.judges.transition import estimate_transition
 from maga.models import ModelSpec
+from maga.sources import digits
 from maga.training import PRETRAINING, Examples, fit
-from maga.transition import estimate_transition
 
 torch.set_num_threads(1)
 

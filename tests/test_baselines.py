@@ -1,21 +1,27 @@
 """Every registered method: the contract, on three kinds of network and three tasks; and the mistakes of public unlearning code."""
 
 import copy
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import maga.baselines as baselines
-import maga.newer as newer
-import maga.restart as restart
-import maga.soft  # noqa: F401  registers maga_soft
-from maga.data import ForgetSplit, ImageSet, MagaError, digits, forget_class, forget_random, forget_subclass
+from maga.data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
+from maga.device import seeded
+from maga.methods import distillation, relabelling
+from maga.methods.contract import METHODS, Method, forget_then_retain, get_method, paired_batches
+from maga.methods.dampening import mean_gradients
+from maga.methods.distillation import kl_divergence, removed_targets, scrub_batches
+from maga.methods.noise import NoiseConfig
+from maga.methods.relabelling import saliency_mask
+from maga.methods.restart import last_parameters
+from maga.methods.retraining import reinitialised
+from maga.methods.tuning import tune, tuning_split
 from maga.models import ModelSpec
-from maga.noise import NoiseConfig
+from maga.sources import digits
 from maga.training import Batch, Examples, FitConfig, fit
-from maga.unlearning import METHODS, Method, get_method
 
 PAPERS = ("retrain", "retrain_head", "finetune", "unsir", "bad_teacher", "amnesiac", "ssd")
 NEWER = ("neggrad_plus", "l1_sparse", "scrub", "salun", "delete", "trew", "head_distillation")
@@ -48,7 +54,7 @@ def maker(kind: str, images: ImageSet):
     if kind == "own":
 
         def make(generator: torch.Generator) -> nn.Module:
-            with baselines.seeded(generator):
+            with seeded(generator):
                 return Own(len(images.classes))
 
         return make
@@ -169,10 +175,10 @@ def test_delete_sees_forget_images_alone():
 @pytest.mark.parametrize("task", TASKS)
 def test_sets_do_not_overlap(task):
     split = split_of(task)
-    examples = newer.forget_then_retain(split)
+    examples = forget_then_retain(split)
     assert sorted(examples.indices.tolist()) == list(range(len(split.train)))
     n = len(split.forget_train)
-    steps = newer.paired_batches(n, len(split.retain_train), 20, 5)(torch.Generator().manual_seed(0))
+    steps = paired_batches(n, len(split.retain_train), 20, 5)(torch.Generator().manual_seed(0))
     rows = torch.cat([s[s >= n] for s in steps])
     assert sorted(rows.tolist()) == list(range(n, len(split.train)))
     assert all(int((s < n).sum()) == 5 for s in steps)
@@ -203,11 +209,11 @@ def test_reinitialised_resets_every_layer_or_refuses():
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(7.0)
-    fresh = baselines.reinitialised(model, torch.Generator().manual_seed(0))
+    fresh = reinitialised(model, torch.Generator().manual_seed(0))
     assert all((p != 7).all() for p in fresh.parameters())
     model.scale = nn.Parameter(torch.ones(1))
     with pytest.raises(MagaError, match="pass make_model"):
-        baselines.reinitialised(model, torch.Generator())
+        reinitialised(model, torch.Generator())
 
 
 def test_make_model_must_not_give_the_original():
@@ -224,7 +230,7 @@ def test_the_student_learns_and_the_teacher_does_not(name, monkeypatch):
     split = split_of("class")
     model = model_of("resnet10", split.train)
     seen = []
-    module = baselines if name == "bad_teacher" else newer
+    module = sys.modules[get_method(name).run.__module__]
     real = module.fit
 
     def watched(start, *args, **kwargs):
@@ -246,7 +252,7 @@ def test_unsir_noise_carries_the_forgotten_label(target, monkeypatch):
     train, test = digits()
     split = forget_class(train, test, target)
     shown = []
-    monkeypatch.setattr(baselines, "fit", lambda model, examples, *a, **k: shown.append(examples) or model)
+    monkeypatch.setattr(relabelling, "fit", lambda model, examples, *a, **k: shown.append(examples) or model)
     run("unsir", model_of("resnet10", train), split)
     impair, repair = shown
     noisy = impair.perturbation.at >= 0
@@ -259,7 +265,7 @@ def test_unsir_subclass_noise_carries_the_coarse_label(monkeypatch):
     train, test = digits()
     split = forget_subclass(train, test, "three")
     shown = []
-    monkeypatch.setattr(baselines, "fit", lambda model, examples, *a, **k: shown.append(examples) or model)
+    monkeypatch.setattr(relabelling, "fit", lambda model, examples, *a, **k: shown.append(examples) or model)
     run("unsir", model_of("resnet10", split.train), split)
     assert set(shown[0].targets[shown[0].perturbation.at >= 0].tolist()) == {1}  # three is in the second pair of digits
 
@@ -267,9 +273,9 @@ def test_unsir_subclass_noise_carries_the_coarse_label(monkeypatch):
 @pytest.mark.parametrize("task", TASKS)
 def test_wrong_labels_are_wrong_and_drawn_once(task, monkeypatch):
     split = split_of(task)
-    for module, name in ((baselines, "amnesiac"), (newer, "salun")):
+    for name in ("amnesiac", "salun"):
         shown = []
-        monkeypatch.setattr(module, "fit", lambda model, examples, *a, seen=shown, **k: seen.append(examples) or model)
+        monkeypatch.setattr(relabelling, "fit", lambda model, examples, *a, seen=shown, **k: seen.append(examples) or model)
         run(name, model_of("resnet10", split.train), split)
         (examples,) = shown
         assert (examples.targets[split.forget_train] != split.train.labels[split.forget_train]).all()
@@ -284,14 +290,14 @@ def test_bad_teacher_is_indifferent_to_the_references_scale():
     model = fit(model_of("resnet10", split.train), Examples.of(split.train), brief, torch.Generator().manual_seed(0))
     config = short("bad_teacher", make)
     ours = run("bad_teacher", model, split, config)
-    original = baselines.kl_divergence
+    original = kl_divergence
 
     def scaled(net: nn.Module, batch: Batch):
         loss, logits = original(net, batch)
         return loss / split.num_classes, logits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "kl_divergence", scaled)
+        patch.setattr(distillation, "kl_divergence", scaled)
         theirs = run("bad_teacher", model, split, config)
     moved = torch.cat([(ours[k] - p).abs().flatten() for k, p in model.named_parameters()]).mean()
     apart = torch.cat([(ours[k] - theirs[k]).abs().flatten() for k, _ in model.named_parameters()]).mean()
@@ -302,7 +308,7 @@ def test_ssd_counts_mini_batches_not_images():
     "The importance is the mean over mini-batches of the squared gradient of the batch's mean loss: batch size matters."
     split = split_of("class")
     model = model_of("resnet10", split.train)
-    by_four, by_one = (baselines.mean_gradients(model, split.train, torch.arange(8).split(n), torch.square) for n in (4, 1))
+    by_four, by_one = (mean_gradients(model, split.train, torch.arange(8).split(n), torch.square) for n in (4, 1))
     assert not torch.allclose(by_four["fc.weight"], by_one["fc.weight"], rtol=0.1)
     probe = copy.deepcopy(model).eval()
     slow = torch.zeros_like(probe.fc.weight)
@@ -324,8 +330,8 @@ def test_salun_puts_weights_back_despite_momentum_and_decay():
     model = model_of("resnet10", split.train)
     config = replace(short("salun"), fit=FitConfig(2, 16, lr=0.05, momentum=0.9, weight_decay=0.1, schedule="constant", pad=0, flip=False))
     after = run("salun", model, split, config)
-    gradients = baselines.mean_gradients(model, split.train, [split.forget_train], torch.clone)
-    mask = newer.saliency_mask(gradients, 0.5)
+    gradients = mean_gradients(model, split.train, [split.forget_train], torch.clone)
+    mask = saliency_mask(gradients, 0.5)
     total, free = sum(m.numel() for m in mask.values()), sum(int(m.sum()) for m in mask.values())
     assert free == round(total / 2)
     assert all(torch.equal(after[k][~mask[k]], p[~mask[k]]) for k, p in model.named_parameters())
@@ -333,7 +339,7 @@ def test_salun_puts_weights_back_despite_momentum_and_decay():
 
 def test_scrub_takes_its_max_epochs_first():
     config = replace(short("scrub"), fit=replace(short("scrub").fit, epochs=3, batch_size=10), max_epochs=2, forget_batch=4)
-    batches = newer.scrub_batches(8, 30, config)
+    batches = scrub_batches(8, 30, config)
     kinds = ["".join("f" if (b < 8).all() else "r" for b in batches(torch.Generator())) for _ in range(3)]
     assert kinds == ["ffrrr", "ffrrr", "rrr"]
 
@@ -342,7 +348,7 @@ def test_delete_asks_the_teacher_about_the_same_view(monkeypatch):
     split = split_of("class")
     model = model_of("resnet10", split.train).eval()
     caught = []
-    monkeypatch.setattr(newer, "fit", lambda m, examples, config, generator, *, objective, **k: caught.append(objective) or m)
+    monkeypatch.setattr(distillation, "fit", lambda m, examples, config, generator, *, objective, **k: caught.append(objective) or m)
     run("delete", model, split)
     rows = torch.tensor([0, 2])
     x = torch.randn(2, 3, 8, 8)
@@ -357,8 +363,8 @@ def test_delete_asks_the_teacher_about_the_same_view(monkeypatch):
 def test_trew_without_tilt_is_deletes_target():
     logits = torch.randn(5, 10)
     forbidden = torch.eye(10, dtype=torch.bool)[:5]
-    q = newer.removed_targets(logits, forbidden)
-    assert torch.equal(q, newer.removed_targets(logits, forbidden, 0.0 * torch.randn(5, 10)))
+    q = removed_targets(logits, forbidden)
+    assert torch.equal(q, removed_targets(logits, forbidden, 0.0 * torch.randn(5, 10)))
     assert (q[forbidden] == 0).all() and torch.allclose(q.sum(1), torch.ones(5))
 
 
@@ -373,7 +379,7 @@ def test_eu_k_leaves_the_first_layers():
     split = split_of("class")
     model = model_of("resnet10", split.train)
     after = run("eu_k", model, split, replace(short("eu_k", maker("resnet10", split.train)), k=3))
-    new = set(restart.last_parameters(model, 3))
+    new = set(last_parameters(model, 3))
     assert {k for k, p in model.named_parameters() if not torch.equal(after[k], p)} == new
     assert "fc.weight" in new and "conv1.weight" not in new
 
@@ -416,7 +422,7 @@ def test_restart_needs_no_factory_without_noise():
 def test_tuning_never_sees_the_test_set():
     for task in TASKS:
         split = split_of(task)
-        part = newer.tuning_split(split, torch.Generator().manual_seed(0))
+        part = tuning_split(split, torch.Generator().manual_seed(0))
         assert len(part.train) + len(part.test) == len(split.train) and part.task == split.task
         known = {i.numpy().tobytes() for i in split.train.images}
         assert all(i.numpy().tobytes() in known for i in torch.cat([part.train.images, part.test.images]))
@@ -431,7 +437,7 @@ def test_tune_reports_settings_that_fail():
     model = model_of("resnet10", split.train)
     good = short("finetune")
     bad = replace(good, fit=replace(good.fit, lr=1e30))
-    tried = newer.tune("finetune", [bad, good], model, split, model)
+    tried = tune("finetune", [bad, good], model, split, model)
     assert tried[0].config == good and tried[0].gap >= 0 and tried[0].error == ""
     assert tried[1].config == bad and tried[1].gap != tried[1].gap and "at step" in tried[1].error
 

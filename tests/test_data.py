@@ -14,20 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from maga.data import (
-    CIFAR20_NAMES,
-    CIFAR100_COARSE,
-    ImageSet,
-    MagaError,
-    forget_class,
-    forget_random,
-    forget_subclass,
-    from_folder,
-    from_parquet,
-    from_torchvision,
-    load,
-    pick_device,
-)
+from maga.data import ImageSet, MagaError, forget_class, forget_random, forget_subclass
+from maga.device import pick_device
+from maga.sources import CIFAR20_NAMES, CIFAR100_COARSE, from_folder, from_parquet, from_torchvision, load
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +69,7 @@ def test_parquet_keeps_pixels_order_and_names(parquet):
 
 def test_second_load_comes_from_the_cache(parquet, monkeypatch):
     first = from_parquet(parquet)
-    monkeypatch.setattr("maga.data.decode_all", lambda *a: pytest.fail("decoded a second time"))
+    monkeypatch.setattr("maga.sources.decode_all", lambda *a: pytest.fail("decoded a second time"))
     again = from_parquet(parquet)
     assert [s.digest for s in first] == [s.digest for s in again]
 

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import maga.attacks  # noqa: F401  registers its metrics
-from maga.data import ForgetSplit, ImageSet, MagaError, digits, forget_class, forget_random, forget_subclass
-from maga.distances import activation_distance, js_divergence, retrain_spread, tow
-from maga.evaluation import METRICS, Evidence, Subject, evaluate, get_metric, timed, train_originals, train_retrains
-from maga.membership import modified_entropy, u_lira_class
-from maga.metrics import entropy_mia, measure
-from maga.models import seeded
-from maga.newer import tuning_split
+from maga.data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
+from maga.device import seeded
+from maga.measures.contract import METRICS, Evidence, Subject, get_metric, timed
+from maga.measures.distances import activation_distance, js_divergence, retrain_spread, tow
+from maga.measures.evaluation import evaluate, train_originals, train_retrains
+from maga.measures.membership import modified_entropy, u_lira_class
+from maga.measures.metrics import entropy_mia, measure
+from maga.methods.tuning import tuning_split
+from maga.sources import digits
 from maga.training import Batch, Examples, FitConfig, fit
 
 CONFIG = FitConfig(1, 32, lr=0.05, pad=0, flip=False)

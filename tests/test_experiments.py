@@ -15,12 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from maga.experiments import EXPERIMENTS, Settings, paper_folder
-from maga.store import Store
-from maga.unlearning import METHODS
+from maga.experiments.catalogue import EXPERIMENTS
+from maga.experiments.report import paper_folder
+from maga.experiments.settings import Settings
+from maga.experiments.store import Store
+from maga.methods.contract import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = ROOT / "nbs" / "experiments"
+NOTEBOOKS = {p.stem: p for p in (ROOT / "nbs" / "experiments").rglob("*.ipynb")}
 PARAMETERS = {"preset", "data_root", "results", "device", "seeds", "judge", "backbone", "target", "methods"}
 MORE = {"table1": {"original", "bfloat16", "changes"}, "frontier": {"bfloat16"}}  # parameters that not every notebook has
 SMALL = (
@@ -108,10 +110,13 @@ def test_helpers_make_the_same_rows(tmp_path):
 WORKER = """
 import sys
 from pathlib import Path
-import maga.runs as runs
-from maga.experiments import Settings, experiment, open_session, selected
+import maga.experiments.runs as runs
+import maga.experiments.session as session
+from maga.experiments.catalogue import experiment
+from maga.experiments.report import open_session, selected
+from maga.experiments.settings import Settings
 
-train, attempt, log = runs._train, runs.attempt, Path(sys.argv[1], f"log{sys.argv[2]}")
+train, attempt, log = session._train, runs.attempt, Path(sys.argv[1], f"log{sys.argv[2]}")
 log.touch()
 
 def note(kind, key):
@@ -126,7 +131,7 @@ def noted_attempt(session, spec, key):
     note("run", key)
     return attempt(session, spec, key)
 
-runs._train, runs.attempt = noted_train, noted_attempt
+session._train, runs.attempt = noted_train, noted_attempt
 settings = Settings(results=sys.argv[1], device="cpu", backbones=("resnet10",), targets=("rocket",))
 specs = [c.specs((0,))[0] for c in experiment("table6").cells(settings) if selected(c, settings)]
 rows = runs.run_batch(specs, open_session(settings))
@@ -212,7 +217,7 @@ def execute(notebook: Path, output: Path, *parameters: str) -> subprocess.Comple
 @pytest.mark.parametrize("name", ["table1", "figure6", "frontier"])
 def test_notebooks_run_and_draw(smoke, name):
     "papermill runs a table, a figure and the frontier; the picture has something on it."
-    ended = execute(NOTEBOOKS / f"{name}.ipynb", smoke / name / f"{name}.ipynb", "preset=smoke", "device=cpu", f"results={smoke}")
+    ended = execute(NOTEBOOKS[name], smoke / name / f"{name}.ipynb", "preset=smoke", "device=cpu", f"results={smoke}")
     assert ended.returncode == 0, ended.stderr[-2000:]
     pixels = np.asarray(Image.open(smoke / name / f"{name}.png").convert("RGB"))
     dark = (pixels < 200).any(-1)
@@ -223,16 +228,16 @@ def test_notebooks_run_and_draw(smoke, name):
 def test_parameters(name):
     "Every experiment's notebook has papermill's tag and exactly the parameters that command and Snakefile know, Table 1 those of a CPU too."
     papermill = pytest.importorskip("papermill")
-    found = papermill.inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))
+    found = papermill.inspect_notebook(str(NOTEBOOKS[name]))
     assert set(found) == PARAMETERS | MORE.get(name, set())
-    text = (NOTEBOOKS / f"{name}.ipynb").read_text()
+    text = (NOTEBOOKS[name]).read_text()
     assert f'"{name}"' in text.replace('\\"', '"')
 
 
 def test_unknown_parameters_and_lost_tags_fail(tmp_path):
-    ended = execute(NOTEBOOKS / "table5.ipynb", tmp_path / "out.ipynb", "presett=smoke")
+    ended = execute(NOTEBOOKS["table5"], tmp_path / "out.ipynb", "presett=smoke")
     assert ended.returncode == 1 and "no parameter 'presett'" in ended.stderr and ended.stderr.strip().count("\n") == 0
-    notebook = json.loads((NOTEBOOKS / "table5.ipynb").read_text())
+    notebook = json.loads((NOTEBOOKS["table5"]).read_text())
     for cell in notebook["cells"]:
         cell["metadata"].pop("tags", None)
     (tmp_path / "lost.ipynb").write_text(json.dumps(notebook))
@@ -242,7 +247,7 @@ def test_unknown_parameters_and_lost_tags_fail(tmp_path):
 
 
 def test_a_notebook_that_stops_fails(tmp_path):
-    ended = execute(NOTEBOOKS / "table5.ipynb", tmp_path / "out.ipynb", "preset=large", f"results={tmp_path}")
+    ended = execute(NOTEBOOKS["table5"], tmp_path / "out.ipynb", "preset=large", f"results={tmp_path}")
     assert ended.returncode == 1 and "There is no preset 'large'" in ended.stderr
 
 
@@ -290,7 +295,7 @@ def test_snakemake_plans_one_gpu_a_job(tmp_path):
 
 def test_settings_reach_the_command():
     "The command that a line without a run names is one that the parser takes."
-    from maga.experiments import parser
+    from maga.experiments.__main__ import parser
 
     told = Settings("paper", results="r", data_root="d").command("table1").split()
     assert parser().parse_args(told[3:]).name == "table1"
@@ -298,8 +303,8 @@ def test_settings_reach_the_command():
 
 def test_a_given_original(tmp_path):
     "From a file: nothing is trained, a killed batch goes on, TV comes with the retrain, and a file that fits nothing ends with one sentence."
-    from maga.data import load
     from maga.models import ModelSpec, save_checkpoint
+    from maga.sources import load
     from maga.training import PRETRAINING, Examples, fit
 
     train, g = load("digits")[0], torch.Generator().manual_seed(0)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from maga.benchmark import LivingBytes, vit_bytes, vit_step_gb
+from maga.methods.noise import NoiseConfig, make_noise
 from maga.models import ModelSpec, recomputing
-from maga.noise import NoiseConfig, make_noise
 from maga.training import Examples, FitConfig, fit
 
 from .conftest import generator
@@ -48,7 +48,7 @@ def test_a_class_stops_by_itself(digit_sets, original):
 
 def execute(folder):
     arguments = ("preset=smoke", "device=cpu", f"results={folder}", "seeds=0")
-    line = [sys.executable, "tools/execute.py", "nbs/experiments/fast.ipynb", str(folder / "fast.ipynb"), *arguments]
+    line = [sys.executable, "tools/execute.py", "nbs/experiments/studies/fast.ipynb", str(folder / "fast.ipynb"), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -23,7 +23,7 @@ def test_the_program_of_the_front_page(tmp_path):
 
 def demo(results):
     (results / "demo").mkdir(parents=True)
-    notebook = root / "nbs" / "experiments" / "demo.ipynb"
+    notebook = root / "nbs" / "experiments" / "studies" / "demo.ipynb"
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), str(results / "demo" / "demo.ipynb"), "-k", "python3"]
     process = subprocess.Popen(
         [*command, "-p", "results", str(results), "-p", "device", "cpu"], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

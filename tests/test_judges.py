@@ -12,16 +12,17 @@ from collections import Counter
 import pytest
 import torch
 
-from maga.data import MagaError, digits
+from maga.data import MagaError
 from maga.judges import vlm
 from maga.judges.__main__ import main
+from maga.judges.answers import Stored
 from maga.judges.contract import ask_all, draw_exemplars, image_hashes
 from maga.judges.mmicl import MMICL, PLACEHOLDER_ID, load_mmicl_judge, mmicl_text, tiny_mmicl
 from maga.judges.prompt import PROMPT, upsized
-from maga.judges.store import Stored
 from maga.judges.tiny import SIDE, tiny_vlm
+from maga.judges.transition import TransitionMatrix, estimate_transition
 from maga.judges.vlm import SHOWN_EXACT, SharedPrefixScorer, VLMJudge, load_chat_model, load_vlm_judge
-from maga.transition import TransitionMatrix, estimate_transition
+from maga.sources import digits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of its probability on True or False.*")
 

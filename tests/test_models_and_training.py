@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from maga.data import MagaError, digits, load
-from maga.metrics import accuracy, predict
+from maga.data import MagaError
+from maga.measures.metrics import accuracy, predict
+from maga.methods.contract import get_method
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
+from maga.sources import digits, load
 from maga.training import PRETRAINING, Examples, FitConfig, fit
-from maga.unlearning import get_method
 
 from .conftest import generator
 

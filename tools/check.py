@@ -31,7 +31,7 @@ def exports_are_fresh() -> str | None:
 def notebooks_are_whole() -> str | None:
     "Every exported module has its notebook, every experiment its parameters, and no output is an error."
     chapters = sorted((root / "nbs").glob("*.ipynb"))
-    experiments = sorted((root / "nbs/experiments").glob("*.ipynb"))
+    experiments = sorted((root / "nbs/experiments").rglob("*.ipynb"))
     modules = {p for p in (root / "maga").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")}
     exported = set()
     for path in chapters + experiments:

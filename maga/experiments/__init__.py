@@ -1,0 +1,1 @@
+"""Experiments: the tables and figures of the paper, from a setting to a row to a picture."""
