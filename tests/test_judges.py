@@ -8,20 +8,26 @@ import sys
 import time
 import warnings
 from collections import Counter
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 
 from maga.data import MagaError
-from maga.judges import vlm
+from maga.judges import scorers
 from maga.judges.__main__ import main
 from maga.judges.answers import Stored
+from maga.judges.chat import load_chat_model
 from maga.judges.contract import ask_all, draw_exemplars, image_hashes
+from maga.judges.families import FAMILIES, SHOWN_EXACT, tiny_vlm
 from maga.judges.mmicl import MMICL, PLACEHOLDER_ID, load_mmicl_judge, mmicl_text, tiny_mmicl
+from maga.judges.named import KINDS, judge_forms
 from maga.judges.prompt import PROMPT, upsized
-from maga.judges.tiny import SIDE, tiny_vlm
+from maga.judges.scorers import SharedPrefixScorer
+from maga.judges.tiny import SIDE
 from maga.judges.transition import TransitionMatrix, estimate_transition
-from maga.judges.vlm import SHOWN_EXACT, SharedPrefixScorer, VLMJudge, load_chat_model, load_vlm_judge
+from maga.judges.vlm import VLMJudge, load_vlm_judge
 from maga.sources import digits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of its probability on True or False.*")
@@ -58,9 +64,9 @@ def judge(folders, exemplars):
 def logits_of(judge, queries, concept, monkeypatch):
     "The last logits behind the prompt, [n, vocabulary], in the order of the judge's blocks."
     seen = []
-    read = vlm.read_answers
+    read = scorers.read_answers
     with monkeypatch.context() as m:
-        m.setattr(vlm, "read_answers", lambda words, after: seen.append(after(())[:, -1]) or read(words, after))
+        m.setattr(scorers, "read_answers", lambda words, after: seen.append(after(())[:, -1]) or read(words, after))
         for block in judge.blocks(queries, [concept]):
             judge.ask(queries, block)
     return torch.cat(seen)
@@ -368,3 +374,33 @@ def test_dry_run_loads_no_weights(folders, capsys, tmp_path):
     )
     told = capsys.readouterr().out
     assert status == 0 and "200 prompts" in told and "tokens" in told and "about" not in told and "at 100 a second" in told
+
+
+class Replacement:
+    "vLLM's interface without a model: True and False are equally likely; `calls` holds the number of prompts of each call."
+
+    calls: ClassVar[list[int]] = []
+
+    def __init__(self, model, **given):
+        self.given = given
+
+    def generate(self, requests, sampling, use_tqdm):
+        self.calls.append(len(requests))
+        likely = {token: SimpleNamespace(logprob=-1.0) for token in sampling.allowed_token_ids}
+        return [SimpleNamespace(outputs=[SimpleNamespace(logprobs=[likely])]) for _ in requests]
+
+
+def test_vllm_honours_the_batch_size(monkeypatch, tmp_path):
+    engine = ModuleType("vllm")
+    engine.LLM, engine.SamplingParams = Replacement, SimpleNamespace
+    monkeypatch.setitem(sys.modules, "vllm", engine)
+    folder = tiny_vlm("qwen3_vl", tmp_path / "model", torch.Generator().manual_seed(0), ["True", "False"])
+    given = ["--data", "digits", "--judge", f"vllm:{folder}", "--exemplars", "2", "--size", str(SIDE), "--device", "cpu"]
+    assert main([*given, "--batch-size", "7", "--out", str(tmp_path / "T.safetensors")]) == 0
+    assert max(Replacement.calls) == 7 and sum(Replacement.calls) == 200
+
+
+def test_every_family_and_every_kind_of_judge_is_one_record():
+    assert tuple(name for name, family in FAMILIES.items() if family.exact and family.tiny) == SHOWN_EXACT  # each of them is tested above
+    assert all(name == record.name for registry in (FAMILIES, KINDS) for name, record in registry.items())
+    assert judge_forms() == "features, names[:model], clip:<model>, vlm:<model>, vllm:<model>, mmicl[:model] or toy-vlm"
