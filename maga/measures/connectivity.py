@@ -123,7 +123,8 @@ def line_between(
     "The loss along the straight line from the original to the unlearned model. `MagaError` where the networks differ."
     _check_same_network(original, unlearned)
     images, g = split.train, torch.Generator().manual_seed(config.seed)
-    retain, forget = (rows[torch.randperm(len(rows), generator=g)[: config.images].to(rows.device)] for rows in (split.retain_train, split.forget_train))
+    pools = split.retain_train, split.forget_train
+    retain, forget = (rows[torch.randperm(len(rows), generator=g)[: config.images].to(rows.device)] for rows in pools)
     model = copy.deepcopy(original).eval()
     at = torch.linspace(0, 1, config.points, dtype=torch.float64).tolist()
     losses = []
