@@ -221,7 +221,7 @@ def test_all_metrics_of_outputs_share_one_pass():
     counted: list[int] = []
     m_u, *retrains = (subject(split, seed) for seed in range(4))
     m_u.model.register_forward_pre_hook(lambda m, i: counted.append(len(i[0])))
-    names = [n for n in METRICS if n not in ("probe_gap", "relearn_ratio")]
+    names = [n for n in METRICS if n not in ("probe_gap", "relearn_ratio", "residual_knowledge", "residual_rate")]
     scores = evaluate(Evidence((m_u,), tuple(retrains), (), subject(split, 9)), names)
     assert sum(bool(s.values) for s in scores) > 10
     assert sum(counted) == len(split.train) + len(split.test)
@@ -246,8 +246,12 @@ NEEDS = {
     "rmia_auc": "only for: subclass, random",
     "probe_gap": "a true retrain",
     "relearn_ratio": "a true retrain",
+    "residual_knowledge": "a true retrain",
+    "l2_to_original": "the original model",
+    "barrier_retain": "the original model",
+    "barrier_forget": "the original model",
 }
-FREE = ("A_r", "A_f", "MIA", "legacy_A_r", "legacy_A_f", "mentr_auc")  # these need the model alone
+FREE = ("A_r", "A_f", "MIA", "legacy_A_r", "legacy_A_f", "mentr_auc", "residual_rate")  # these need the model alone
 
 
 def test_every_metric_is_either_free_or_named_here():

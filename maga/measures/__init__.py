@@ -1,3 +1,3 @@
 """Measures of forgetting: importing this package registers all metrics (`maga.measures.contract.METRICS`)."""
 
-from maga.measures import evaluation, attacks
+from maga.measures import evaluation, attacks, residual, connectivity
