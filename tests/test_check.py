@@ -16,7 +16,8 @@ def notebook(path, *cells, tags=()):
     "A notebook of cells; one that begins with a title is markdown."
     path.parent.mkdir(parents=True, exist_ok=True)
     made = [
-        {"cell_type": "markdown" if c.startswith("# ") else "code", "metadata": {"tags": list(tags)}, "source": c.splitlines(keepends=True)} for c in cells
+        {"cell_type": "markdown" if c.startswith("# ") else "code", "metadata": {"tags": list(tags)}, "source": c.splitlines(keepends=True)}
+        for c in cells
     ]
     path.write_text(json.dumps({"cells": made}))
 
@@ -101,6 +102,8 @@ def test_a_long_cell_may_be_one_class(tree):
     "text, says",
     [
         ("[x](301_gone.ipynb)", "leads nowhere"),
+        ("[`x`](301_gone.ipynb), [`y`](300_contract.ipynb)", "leads nowhere"),
+        ('<img src="images/gone.png" width="9">', "leads nowhere"),
         ("`nbs/gone.ipynb`", "there is no nbs/gone.ipynb"),
         ("`301_gone`", "there is no 301_gone"),
         ("see notebook 09c", "earlier layout"),
@@ -114,7 +117,18 @@ def test_broken_references_are_seen(tree, text, says):
     assert says in problem and "nbs/000_data.ipynb" in problem
 
 
-@pytest.mark.parametrize("text", ["`{n:02d}`", "[x](https://example.org/301_gone.ipynb)", "notebooks 300 and 301", "[x](#part)", "0.03b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`{n:02d}`",
+        "[x](https://example.org/301_gone.ipynb)",
+        "notebooks 300 and 301",
+        "[x](#part)",
+        "0.03b",
+        "write `[x](gone.ipynb)`",
+        "``[`x`](gone.ipynb)``",
+    ],
+)
 def test_what_only_looks_like_a_reference(tree, text):
     notebook(tree / "nbs/000_data.ipynb", f"# Data\n{text}", "#| default_exp data")
     assert found(tree) == []

@@ -192,14 +192,14 @@ def nothing_is_too_long(root: Path) -> list[str]:
 
 # References
 
-LINK = re.compile(r"\]\((?!https?:|mailto:|#|attachment:)([^)\s#]+)(?:#[^)\s]*)?\)")
+LINK = re.compile(r'(?:\]\(|src=")(?!https?:|mailto:|#|attachment:)([^)"\s#]+)')
 NAMED = re.compile(r"`(nbs/[^`\s…*]+|\d{3}_\w+(?:\.ipynb)?)`")
 OLD = re.compile(r"\bnotebooks? `?\d{1,2}[a-z]?\b|(?<![\w.#:])(?:0\d|1[0-2])[a-l]\b|`\d\d[a-z]?_\w+")
 
 
 def without_code(text: str) -> str:
-    "Markdown without its fenced blocks."
-    return re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    "Markdown without fenced blocks and code spans."
+    return re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
 
 
 def problems_of_text(where: str, text: str, folder: Path, root: Path, markdown: bool) -> list[str]:

@@ -152,7 +152,7 @@ def _label_points(axis, points: pd.DataFrame, metric: str, styles: dict[str, dic
                 label.remove()
         taken.append(box)
 
-
+# %% ../../nbs/507_frontier.ipynb #8a2b3c4d
 def draw_frontier(
     points: pd.DataFrame,  # of `frontier_points`
     bands: dict[str, tuple[float, float] | None],  # metric -> from where to where the retrains reach
@@ -163,7 +163,7 @@ def draw_frontier(
 
     first, *others = panels
     styles = styles_of([m for m in points.method.unique() if m not in ("original", "retrain")])
-    layout = [[first.metric] * len(others), [p.metric for p in others]] if others else [[first.metric]]
+    layout: list[Any] = [[first.metric] * len(others), [p.metric for p in others]] if others else [[first.metric]]
     figure, axes = plt.subplot_mosaic(layout, figsize=(8.5, 5.4), height_ratios=(2.2, 1)[: len(layout)], dpi=110, layout="constrained")
     for panel in panels:
         _draw_panel(axes[panel.metric], points, bands.get(panel.metric), panel, styles)
@@ -176,7 +176,7 @@ def draw_frontier(
     _label_points(axes[first.metric], points, first.metric, styles)
     return figure
 
-
+# %% ../../nbs/507_frontier.ipynb #9b3c4d5e
 def show_frontier(
     table: pd.DataFrame,  # a row a method, budget, class and seed
     panels: tuple[Panel, ...] = PANELS,
