@@ -124,6 +124,18 @@ def _draw_panel(axis, points: pd.DataFrame, band: tuple[float, float] | None, pa
     axis.spines[["top", "right"]].set_visible(False)
 
 # %% ../../nbs/507_frontier.ipynb #f01ab77c
+def _placed(label, way: tuple[float, float, str, str]):
+    "The label's box, in pixels, after it was moved by (points to the right, points up) and aligned."
+    label.xyann = way[:2]
+    label.set(ha=way[2], va=way[3])
+    return label.get_window_extent()
+
+
+def _covered(box, taken: Sequence[Any], panel) -> int:
+    "How many boxes a box overlaps; leaving the panel counts as one."
+    return sum(box.overlaps(other) for other in taken) + (not panel.contains(box.x0, box.y0))
+
+
 def _label_points(axis, points: pd.DataFrame, metric: str, styles: dict[str, dict[str, Any]]) -> None:
     "Each method's name beside its cheapest point, in its colour."
     from matplotlib.transforms import Bbox
@@ -137,20 +149,9 @@ def _label_points(axis, points: pd.DataFrame, metric: str, styles: dict[str, dic
     ways = [(-5, 0, "right", "center"), (5, 0, "left", "center"), (0, 5, "center", "bottom"), (0, -5, "center", "top")]
     ways += [(6 * right, 7 * up * far, side, "center") for far in (1, 2) for up in (1, -1) for right, side in ((-1, "right"), (1, "left"))]
     for _, first in known.groupby("method").head(1).iterrows():
-        tried = []
-        for right, up, side, height in ways:
-            label = axis.annotate(first.method, (100 * first.cost, first[metric]), (right, up), textcoords="offset points", fontsize=7.5, ha=side,
-                                  va=height, color=styles[first.method]["color"] if first.method in (*BUDGETED, "maga") else "0.3")  # fmt: skip
-            box = label.get_window_extent()
-            outside = not axis.bbox.contains(box.x0, box.y0)
-            tried.append((sum(box.overlaps(b) for b in taken) + outside, len(tried), label, box))
-            if tried[-1][0] == 0:
-                break
-        _, kept, _, box = min(tried, key=lambda t: t[:2])
-        for _, n, label, _ in tried:
-            if n != kept:
-                label.remove()
-        taken.append(box)
+        colour = styles[first.method]["color"] if first.method in (*BUDGETED, "maga") else "0.3"
+        label = axis.annotate(first.method, (100 * first.cost, first[metric]), (0, 0), textcoords="offset points", fontsize=7.5, color=colour)
+        taken.append(_placed(label, min(ways, key=lambda way: _covered(_placed(label, way), taken, axis.bbox))))
 
 # %% ../../nbs/507_frontier.ipynb #8a2b3c4d
 def draw_frontier(
