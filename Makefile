@@ -1,4 +1,4 @@
-# Every target sets up what it needs: a virtual environment in .venv, made once, made again when the requirements change.
+# Every target sets up what it needs: a virtual environment in .venv, made once and again when the requirements change.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -8,7 +8,7 @@ export MAGA_DATA ?= $(abspath $(DATA))
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: demo reproduce test check notebooks pytest install lab readme export clean
+.PHONY: demo reproduce test check notebooks pytest install lab readme export refresh clean
 
 demo: $(READY)  ## the whole method on handwritten digits; results/demo
 	mkdir -p results/demo
@@ -20,7 +20,7 @@ reproduce: $(READY)  ## every table and figure on this machine; ARGS="--config p
 
 test: check notebooks pytest install  ## everything that CI runs
 
-check: $(READY)  ## exports and README fresh, style, types
+check: $(READY)  ## exports and README fresh, imports, lengths, references, style, types
 	python tools/check.py
 	python tools/readme.py --check
 	ruff check .
@@ -40,6 +40,10 @@ lab: $(READY)  ## read and edit the notebooks
 
 export: $(READY)  ## notebooks -> maga/
 	nbdev_export && nbdev_clean
+
+refresh: $(READY)  ## run notebooks from top to bottom and keep their outputs: make refresh NB=nbs/304_maga.ipynb
+	python tools/refresh.py $(NB)
+	nbdev_clean
 
 readme: $(READY)  ## nbs/index.ipynb -> README.md
 	python tools/readme.py

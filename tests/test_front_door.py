@@ -1,11 +1,14 @@
 """What a newcomer runs first: the program of the front page, and the demonstration."""
 
 import csv
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 root = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
@@ -44,3 +47,48 @@ def test_the_demonstration_twice(tmp_path):
     assert float(rows["retrain"]["A_f"]) == 0 and float(rows["maga"]["A_f"]) <= 5
     assert float(rows["maga"]["A_r"]) >= float(rows["original"]["A_r"]) - 2
     assert {p.suffix for p in (tmp_path / "one" / "demo").iterdir()} >= {".png", ".csv", ".ipynb", ".safetensors"}
+
+
+README = (root / "README.md").read_text(encoding="utf-8")
+STUDIES = sorted((root / "nbs" / "experiments").rglob("*.ipynb"))
+KEPT = ("Five rows of results", "What was reproduced, and what was not")  # sections whose numbers are those of kept notebooks
+
+
+def outputs_of(notebook):
+    "All text that a notebook's cells put out."
+    outputs = [o for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", [])]
+    return "\n".join("".join(o.get("text", o.get("data", {}).get("text/plain", []))) for o in outputs)
+
+
+def section(title):
+    "What is below a heading of the front page."
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("title", KEPT)
+def test_the_numbers_of_the_front_page_are_those_of_the_notebooks(title):
+    "Each number with a point is in the output of a notebook that the line links to; without a link, of one that the section links to."
+    checked = 0
+    for line in section(title).splitlines():
+        links = re.findall(r"\]\((nbs/\S+?\.ipynb)\)", line) or re.findall(r"\]\((nbs/\S+?\.ipynb)\)", section(title))
+        said = "\n".join(outputs_of(root / link) for link in links)
+        for number in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", line):
+            assert number in said, (number, line)
+            checked += 1
+    assert checked >= 10
+
+
+def test_the_front_page_counts_what_was_not_run():
+    empty = [n for n in STUDIES if not outputs_of(n) and '"image/png"' not in n.read_text(encoding="utf-8")]
+    assert f"{len(empty)} of the {len(STUDIES)} experiment notebooks hold no output yet" in README
+    not_run = [line for line in section(KEPT[1]).splitlines() if "not run |" in line]
+    assert {root / link for line in not_run for link in re.findall(r"\]\((nbs/\S+?)\)", line)} == set(empty)
+
+
+def test_the_front_page_links_every_notebook():
+    linked = {root / link for link in re.findall(r"\]\((nbs/\S+?\.ipynb)\)", README)}
+    assert linked >= {*STUDIES, *(root / "nbs").glob("[0-9]*.ipynb")}
+
+
+def test_the_first_command_is_within_the_first_screen():
+    assert README[: README.index("make demo")].count("\n") <= 15

@@ -1,57 +1,291 @@
-"""Checks that need no test runner: what is exported is fresh, notebooks are clean, and none is missing from the tests.
+"""Checks that need no test runner: exports are fresh, notebooks are whole, imports run one way, nothing is too long, every reference resolves.
 
-nbdev's own commands return 0 when they find nothing, so the notebooks are counted here.
+A check takes the repository's folder and returns the problems it found, one sentence each. nbdev's own commands return 0 when
+they find nothing, so the notebooks are counted here.
 """
 
+import ast
+import functools
 import hashlib
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
-root = Path(__file__).resolve().parent.parent
+ORDER = ("ground", "measures", "judges", "methods", "experiments", "benchmark")  # an import goes from right to left
+FOLDERS = {0: "", 1: "measures", 2: "judges", 3: "methods", 5: "experiments", 6: ""}  # hundred -> folder of maga; 4: studies without a module
+MODULE_LINES, CELL_LINES, LINE_CHARACTERS = 400, 60, 150
 
 
-def state() -> dict[str, str]:
+# Reading
+
+
+@functools.cache
+def cells_of(notebook: Path) -> list[dict[str, Any]]:
+    return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+
+
+def source_of(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def chapters(root: Path) -> list[Path]:
+    "The notebooks that export or study one module: `nbs/*.ipynb` without the front page."
+    return sorted(p for p in (root / "nbs").glob("*.ipynb") if p.stem != "index")
+
+
+def experiments(root: Path) -> list[Path]:
+    return sorted((root / "nbs/experiments").rglob("*.ipynb"))
+
+
+def modules(root: Path) -> dict[str, Path]:
+    "Dotted name -> file, for modules and packages; without nbdev's index."
+    files = [p for p in sorted((root / "maga").rglob("*.py")) if p.stem != "_modidx"]
+    return {".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
+
+
+def exported_module(notebook: Path) -> str | None:
+    "What `#| default_exp` names: `measures.contract`; `None` for a study."
+    found = (re.match(r"#\| default_exp (\S+)", source_of(c)) for c in cells_of(notebook))
+    return next((m[1] for m in found if m), None)
+
+
+def parameters_cell(notebook: Path) -> str | None:
+    return next((source_of(c) for c in cells_of(notebook) if "parameters" in c["metadata"].get("tags", [])), None)
+
+
+# Exports and notebooks
+
+
+def state(root: Path) -> dict[str, str]:
     "A hash of every file that git knows or would add."
     names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=True).stdout.split("\n")
     return {n: hashlib.sha256((root / n).read_bytes()).hexdigest() for n in names if n and (root / n).is_file()}
 
 
-def exports_are_fresh() -> str | None:
-    "Exporting and cleaning must change nothing."
-    before = state()
+def exports_are_fresh(root: Path) -> list[str]:
+    "Exporting and cleaning change nothing."
+    before = state(root)
     for command in ("nbdev_export", "nbdev_clean"):
         subprocess.run([command], cwd=root, check=True)
-    after = state()
+    after = state(root)
     changed = sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))
-    return f"`nbdev_export; nbdev_clean` changed {', '.join(changed)}: commit the result." if changed else None
+    return [f"`nbdev_export; nbdev_clean` changed {n}: commit the result." for n in changed]
 
 
-def notebooks_are_whole() -> str | None:
-    "Every exported module has its notebook, every experiment its parameters, and no output is an error."
-    chapters = sorted((root / "nbs").glob("*.ipynb"))
-    experiments = sorted((root / "nbs/experiments").rglob("*.ipynb"))
-    modules = {p for p in (root / "maga").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")}
-    exported = set()
-    for path in chapters + experiments:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        if any(o["output_type"] == "error" for c in cells for o in c.get("outputs", [])):
-            return f"{path.name} holds a cell that ended in an error: run it again."
-        for cell in cells:
-            first = "".join(cell["source"]).split("\n")[0]
-            if first.startswith("#| default_exp "):
-                exported.add(root / "maga" / (first.split()[-1].replace(".", "/") + ".py"))
-        if path in experiments and not any("parameters" in c["metadata"].get("tags", []) for c in cells):
-            return f"experiments/{path.name} has no cell tagged `parameters`: papermill would ignore what it is given."
-    if modules != exported:
-        odd = ", ".join(sorted(p.name for p in modules ^ exported))
-        return f"Modules and notebooks do not match: {odd}."
-    print(f"{len(chapters)} notebooks for nbdev_test, {len(experiments)} experiments, {len(modules)} modules.")
-    return None if len(chapters) >= 10 else f"Only {len(chapters)} notebooks were found in nbs/."
+def notebooks_are_whole(root: Path) -> list[str]:
+    "Every module has its notebook, every experiment its parameters, and no output is an error."
+    exported = {f"maga.{m}" for n in chapters(root) if (m := exported_module(n))}
+    written = {n for n, p in modules(root).items() if p.name != "__init__.py"}
+    problems = [f"{n} has no notebook, or its notebook no module." for n in sorted(exported ^ written)]
+    for notebook in chapters(root) + experiments(root):
+        if any(o["output_type"] == "error" for c in cells_of(notebook) for o in c.get("outputs", [])):
+            problems.append(f"{notebook.name} holds a cell that ended in an error: run it again.")
+    for notebook in experiments(root):
+        if parameters_cell(notebook) is None:
+            problems.append(f"{notebook.name} has no cell tagged `parameters`: papermill would ignore what it is given.")
+    print(f"{len(chapters(root))} notebooks for nbdev_test, {len(experiments(root))} experiments, {len(written)} modules.")
+    return problems
 
+
+# Imports
+
+
+@dataclass(frozen=True)
+class Import:
+    "One module of maga imports another."
+
+    importer: str
+    imported: str
+    in_function: bool
+
+
+def imports_of(name: str, path: Path, known: set[str]) -> Iterator[Import]:
+    "What a module imports from maga, at its top and within functions."
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    within = {id(n) for f in functions for n in ast.walk(f)}
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            wanted = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*start, *(node.module or "").split(".")]).strip(".")
+            wanted = [inner if (inner := f"{base}.{alias.name}") in known else base for alias in node.names]
+        else:
+            continue
+        for imported in sorted(set(wanted) & known):
+            yield Import(name, imported, id(node) in within)
+
+
+def all_imports(root: Path) -> list[Import]:
+    "Every import within maga. The package's own `__init__` is a lazy door to all folders: what its functions import is not counted."
+    found = modules(root)
+    every = (i for name, path in found.items() for i in imports_of(name, path, set(found)))
+    return [i for i in every if not (i.importer == "maga" and i.in_function)]
+
+
+def folder_of(module: str) -> str:
+    "Which of ORDER a module belongs to."
+    part = module.split(".")[1:2]
+    return part[0] if part and part[0] in ORDER else "ground"
+
+
+def circle(arrows: set[tuple[str, str]]) -> list[str]:
+    "The nodes of one circle, from the importer to what it imports and back; [] if there is none."
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for importer, imported in arrows:
+        sorter.add(importer, imported)
+    try:
+        sorter.prepare()
+    except CycleError as e:
+        return e.args[1][::-1]
+    return []
+
+
+def imports_run_one_way(root: Path) -> list[str]:
+    "No circle of modules, and a folder imports from folders to its left in ORDER only."
+    found = all_imports(root)
+    arrows = {(i.importer, i.imported) for i in found}
+    folders = {(folder_of(a), folder_of(b)) for a, b in arrows} - {(f, f) for f in ORDER}
+    print(
+        f"{len(arrows)} imports between {len(modules(root))} modules and packages, {sum(i.in_function for i in found)} of them within functions; "
+        f"{len(folders)} between folders."
+    )
+    ring = circle(arrows)
+    problems = [f"Imports run in a circle: {' → '.join(ring)}."] if ring else []
+    uphill = sorted((a, b) for a, b in arrows if ORDER.index(folder_of(b)) > ORDER.index(folder_of(a)))
+    return problems + [f"{a} imports {b}, but {folder_of(a)} comes before {folder_of(b)}." for a, b in uphill]
+
+
+# Lengths
+
+
+def is_one_class(source: str) -> bool:
+    return [type(n) for n in ast.parse(source).body] == [ast.ClassDef]
+
+
+def nothing_is_too_long(root: Path) -> list[str]:
+    "Modules, export cells (a single class apart) and lines of exported modules keep to their limits."
+    problems, longest = [], 0
+    for path in modules(root).values():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        longest = max(longest, len(lines))
+        name = path.relative_to(root)
+        if len(lines) > MODULE_LINES:
+            problems.append(f"{name} has {len(lines)} lines, more than {MODULE_LINES}.")
+        problems += [f"{name}:{i} has {len(x)} characters, more than {LINE_CHARACTERS}." for i, x in enumerate(lines, 1) if len(x) > LINE_CHARACTERS]
+    for notebook in chapters(root):
+        for cell in cells_of(notebook):
+            first, _, code = source_of(cell).partition("\n")
+            if first.startswith("#| export") and (n := len(code.splitlines())) > CELL_LINES and not is_one_class(code):
+                problems.append(f"{notebook.name} has an export cell of {n} lines, more than {CELL_LINES}: {code.splitlines()[0]}")
+    print(f"The longest module has {longest} lines.")
+    return problems
+
+
+# References
+
+LINK = re.compile(r'(?:\]\(|src=")(?!https?:|mailto:|#|attachment:)([^)"\s#]+)')
+NAMED = re.compile(r"`(nbs/[^`\s…*]+|\d{3}_\w+(?:\.ipynb)?)`")
+OLD = re.compile(r"\bnotebooks? `?\d{1,2}[a-z]?\b|(?<![\w.#:])(?:0\d|1[0-2])[a-l]\b|`\d\d[a-z]?_\w+")
+
+
+def without_code(text: str) -> str:
+    "Markdown without fenced blocks and code spans."
+    return re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+
+
+def problems_of_text(where: str, text: str, folder: Path, root: Path, markdown: bool) -> list[str]:
+    "Links and names in a text that lead nowhere; links are relative to the folder."
+    links = LINK.findall(without_code(text)) if markdown else []
+    problems = [f"{where}: the link {link} leads nowhere." for link in links if not (folder / link).exists()]
+    for name in NAMED.findall(text):
+        place = root / name if name.startswith("nbs/") else root / "nbs" / (name.removesuffix(".ipynb") + ".ipynb")
+        if not place.exists():
+            problems.append(f"{where}: there is no {name}.")
+    return problems + [f"{where}: {old.strip('`')!r} is the number of an earlier layout." for old in OLD.findall(text)]
+
+
+def references_resolve(root: Path) -> list[str]:
+    "Every link and every named notebook exists; no number of an earlier layout is left."
+    problems = []
+    for notebook in [root / "nbs/index.ipynb", *chapters(root), *experiments(root)]:
+        if notebook.exists():
+            for cell in cells_of(notebook):
+                markdown = cell["cell_type"] == "markdown"
+                problems += problems_of_text(str(notebook.relative_to(root)), source_of(cell), notebook.parent, root, markdown)
+    for page in sorted(root.glob("*.md")):
+        problems += problems_of_text(page.name, page.read_text(encoding="utf-8"), page.parent, root, markdown=True)
+    return problems
+
+
+# Numbers and parameters
+
+
+def numbers_fit(root: Path) -> list[str]:
+    "A notebook's hundred is its module's folder, its name the module's last name, and numbers have no gaps."
+    problems, numbers = [], {}
+    for notebook in chapters(root):
+        number, _, name = notebook.stem.partition("_")
+        if not re.fullmatch(r"\d{3}", number):
+            problems.append(f"{notebook.name}: a notebook is named NNN_name.")
+            continue
+        numbers.setdefault(int(number) // 100, []).append(int(number) % 100)
+        if module := exported_module(notebook):
+            folder, _, last = module.rpartition(".")
+            if folder != FOLDERS.get(int(number) // 100):
+                problems.append(f"{notebook.name} exports maga.{module}, which belongs to another hundred.")
+            if name != {"__main__": "command"}.get(last, last):
+                problems.append(f"{notebook.name} exports {last}: file and module have the same name (`command` for `__main__`).")
+    for hundred, found in numbers.items():
+        if sorted(found) != list(range(len(found))):
+            problems.append(f"The numbers {hundred}00 … have a gap or a number twice: {', '.join(f'{hundred}{n:02d}' for n in sorted(found))}.")
+    return problems
+
+
+def parameters_of(notebook: Path) -> list[str]:
+    "The names that a notebook's parameters cell assigns."
+    assigned = (n for n in ast.parse(parameters_cell(notebook) or "").body if isinstance(n, ast.Assign | ast.AnnAssign))
+    return [t.id for n in assigned for t in (n.targets if isinstance(n, ast.Assign) else [n.target]) if isinstance(t, ast.Name)]
+
+
+def differing_parameters(root: Path, wanted: set[str]) -> list[str]:
+    "Paper notebooks whose parameters are not the wanted ones."
+    problems = []
+    for notebook in sorted((root / "nbs/experiments/paper").glob("*.ipynb")):
+        missing, strange = sorted(wanted - set(parameters_of(notebook))), sorted(set(parameters_of(notebook)) - wanted)
+        said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(strange)}, which the settings do not have"] * bool(strange)
+        if said:
+            problems.append(f"{notebook.name} {' and '.join(said)}.")
+    return problems
+
+
+def parameters_are_the_settings(root: Path) -> list[str]:
+    "Every paper notebook takes every setting."
+    sys.path.insert(0, str(root))
+    from maga.experiments.settings import Settings
+
+    return differing_parameters(root, {f.name for f in fields(Settings)})
+
+
+CHECKS = (
+    exports_are_fresh,
+    notebooks_are_whole,
+    imports_run_one_way,
+    nothing_is_too_long,
+    references_resolve,
+    numbers_fit,
+    parameters_are_the_settings,
+)
 
 if __name__ == "__main__":
-    for check in (exports_are_fresh, notebooks_are_whole):
-        if problem := check():
-            sys.exit(problem)
+    here = Path(__file__).resolve().parent.parent
+    found = [problem for check in CHECKS for problem in check(here)]
+    sys.exit("\n".join(found) if found else 0)

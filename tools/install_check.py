@@ -1,6 +1,6 @@
-"""Installs the package as a user would, into a folder of its own, and imports every module from elsewhere.
+"""Installs the package into an empty folder, as a user would, and imports every module from elsewhere.
 
-Development tools are hidden from the import: the package must not need nbdev, papermill, jupyter, snakemake or datasets.
+Development tools are hidden from the import, since the package must not need nbdev, papermill, jupyter, snakemake or datasets.
 """
 
 import os

@@ -1,18 +1,30 @@
 """Renders README.md from nbs/index.ipynb: prose, code, text outputs. With --check: fails if README.md is not fresh."""
 
 import json
+import posixpath
+import re
 import sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
+FENCED = re.compile(r"(^```.*?^```)", re.S | re.M)
+RELATIVE = re.compile(r'(\]\(|src=")(?!https?:|mailto:|#)([^)"\s]+)')
+
+
+def from_root(prose: str) -> str:
+    "Markdown whose relative links begin at the repository's root instead of nbs/; code blocks stay as they are."
+    parts = FENCED.split(prose)
+    moved = [RELATIVE.sub(lambda m: m[1] + posixpath.normpath(posixpath.join("nbs", m[2])), p) for p in parts[::2]]
+    return "".join(a + b for a, b in zip(moved, [*parts[1::2], ""], strict=True))
 
 
 def rendered() -> str:
+    "README.md's text."
     parts = ["<!-- Made from nbs/index.ipynb by tools/readme.py: edit the notebook. -->"]
     for cell in json.loads((root / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "markdown":
-            parts.append(source.replace("](images/", "](nbs/images/"))
+            parts.append(from_root(source))
         elif not source.startswith("#| hide"):
             parts.append(f"```python\n{source}\n```")
             for output in cell["outputs"]:
