@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,14 +22,11 @@ from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, MagaError, write_whole
 from .device import seeded, to_device
 
 # %% auto #0
-__all__ = ['ARCHITECTURES', 'ModelSpec', 'recomputing', 'last_linear', 'evaluating', 'features_and_logits', 'Penultimate',
-           'save_checkpoint', 'load_checkpoint']
+__all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'ModelSpec', 'recomputing', 'last_linear', 'evaluating',
+           'features_and_logits', 'Penultimate', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/003_models.ipynb #56629c46
-ARCHITECTURES = ("resnet18", "resnet10", "vit_small", "vit_tiny", "vit_base")
-
-
-def _resnet18(num_classes: int) -> nn.Module:
+def _resnet18(num_classes: int, size: int) -> nn.Module:
     from torchvision.models import resnet18
 
     model = resnet18(num_classes=num_classes)
@@ -39,7 +36,7 @@ def _resnet18(num_classes: int) -> nn.Module:
     return model
 
 
-def _resnet10(num_classes: int) -> nn.Module:
+def _resnet10(num_classes: int, size: int) -> nn.Module:
     from timm.models.resnet import BasicBlock, ResNet
 
     model: Any = ResNet(cast(Any, BasicBlock), (1, 1, 1, 1), num_classes, channels=(16, 32, 64, 128), stem_width=16)
@@ -59,6 +56,33 @@ def _vit_tiny(num_classes: int, size: int) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(size, max(1, size // 4), num_classes=num_classes, embed_dim=64, depth=3, num_heads=2)
+
+
+def _small_cnn(num_classes: int, size: int, norm: bool = True) -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((3, 8, 1), (8, 16, 2)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs) if norm else nn.Identity(), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * ((size + 1) // 2) ** 2, 64), nn.ReLU(), nn.Linear(64, num_classes))
+
+
+def small_network(
+    generator: torch.Generator,  # on the CPU
+    classes: int = 10,  # K
+    norm: bool = True,  # with batch norm
+) -> nn.Module:
+    "The architecture `small_cnn` for images of 8 × 8: two convolutions and two linear layers, with random weights from the generator."
+    with seeded(generator):
+        return _small_cnn(classes, 8, norm)
+
+# %% ../nbs/003_models.ipynb #98a3f040
+BUILT_HERE: dict[str, Callable[[int, int], nn.Module]] = {  # (classes, side of the images in pixels) -> model
+    "resnet18": _resnet18,
+    "resnet10": _resnet10,
+    "small_cnn": _small_cnn,
+    "vit_small": _vit_small,
+    "vit_tiny": _vit_tiny,
+}
+ARCHITECTURES = (*BUILT_HERE, "vit_base")
 
 
 def _from_timm(name: str, num_classes: int, size: int, pretrained: bool) -> nn.Module:
@@ -87,7 +111,7 @@ def _from_timm(name: str, num_classes: int, size: int, pretrained: bool) -> nn.M
 class ModelSpec:
     "What is needed to make a classifier afresh, and to feed it."
 
-    arch: str  # resnet18, resnet10, vit_small, vit_tiny, vit_base, or a name of timm's
+    arch: str  # one of ARCHITECTURES, or a name of timm's
     classes: tuple[str, ...]  # K names, in the order of the logits
     size: int = 32  # side of the images it sees, in pixels
     mean: tuple[float, ...] = CIFAR_MEAN  # of the normalisation
@@ -104,14 +128,8 @@ class ModelSpec:
         "A new model on the CPU, in channels-last memory; its random weights are drawn from the generator."
         k = len(self.classes)
         with seeded(generator):
-            if self.arch == "resnet18":
-                model = _resnet18(k)
-            elif self.arch == "resnet10":
-                model = _resnet10(k)
-            elif self.arch == "vit_small":
-                model = _vit_small(k, self.size)
-            elif self.arch == "vit_tiny":
-                model = _vit_tiny(k, self.size)
+            if self.arch in BUILT_HERE:
+                model = BUILT_HERE[self.arch](k, self.size)
             else:
                 name = "vit_base_patch16_224" if self.arch == "vit_base" else self.arch
                 model = _from_timm(name, k, self.size, self.pretrained)
