@@ -76,7 +76,8 @@ class ImageSet:
                 raise MagaError(f"Labels must be int64 [{len(self.images)}], one for each image, not {labels.dtype} {list(labels.shape)}.")
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
                 raise MagaError(
-                    f"Labels run from {int(labels.min())} to {int(labels.max())}, but there are {len(classes)} class names: expected 0 to {len(classes) - 1}."
+                    f"Labels run from {int(labels.min())} to {int(labels.max())}, but there are {len(classes)} class names: "
+                    f"expected 0 to {len(classes) - 1}."
                 )
 
     def __len__(self) -> int:
@@ -263,7 +264,8 @@ class ForgetSplit:
 
     def __str__(self) -> str:
         return (
-            f"{self.train.name}, {self.task} task, forget {self.target}: train {len(self.forget_train):,} forget + {len(self.retain_train):,} retain, "
+            f"{self.train.name}, {self.task} task, forget {self.target}: "
+            f"train {len(self.forget_train):,} forget + {len(self.retain_train):,} retain, "
             f"test {len(self.forget_test):,} + {len(self.retain_test):,} [{self.digest}]"
         )
 
