@@ -178,6 +178,9 @@ def test_splits_are_disjoint_and_complete(digit_sets, make):
     split = make(*digit_sets)
     for n, forget, retain in ((len(split.train), split.forget_train, split.retain_train), (len(split.test), split.forget_test, split.retain_test)):
         assert sorted(forget.tolist() + retain.tolist()) == list(range(n))
+    images, indices = split.forgotten_rows
+    assert images is (split.train if split.task == "random" else split.test) and len(indices) > 0
+    assert torch.equal(indices, split.forget_train if split.task == "random" else split.forget_test)
     again = make(*digit_sets)
     assert split.digest == again.digest and "\n" not in str(split) and split.digest in str(split)
 

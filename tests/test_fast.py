@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maga.benchmark import LivingBytes, vit_bytes, vit_step_gb
+from maga.memory import LivingBytes, vit_bytes, vit_step_gb
 from maga.methods.noise import NoiseConfig, make_noise
 from maga.models import ModelSpec, recomputing
 from maga.training import Examples, FitConfig, fit

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import maga
 from maga.data import MagaError
 from maga.measures.metrics import accuracy, predict
 from maga.methods.contract import get_method
@@ -120,3 +121,14 @@ def test_captured_steps_agree_with_eager_ones(optimizer):
     moved = max((a - b).abs().max() for a, b in zip(base.parameters(), eager.parameters(), strict=True))
     for a, b, c in zip(captured.parameters(), eager.parameters(), on_cpu.parameters(), strict=True):
         assert (a - b).abs().max() < 0.02 * moved and (a - c).abs().max() < 0.2 * moved
+
+
+def test_the_first_names_are_loaded_when_used():
+    "`import maga` takes no torch; every listed name is there, and a mistyped one gets its nearest."
+    program = "import sys, maga; assert 'torch' not in sys.modules; [getattr(maga, name) for name in dir(maga)]; print(*dir(maga))"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert {"load", "forget_class", "fit", "get_method", "measure", "evaluate"} <= set(shown)
+    with pytest.raises(AttributeError, match="nearest names are forget_class"):
+        maga.forget_clas  # noqa: B018
+    with pytest.raises(ImportError, match="forget_clas"):
+        from maga import forget_clas  # noqa: F401
