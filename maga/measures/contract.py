@@ -21,8 +21,8 @@ from ..models import Penultimate
 
 # %% auto #0
 __all__ = ['A_RETRAIN', 'RETRAINS', 'AN_ORIGINAL', 'A_TEACHER', 'TWO_SEEDS', 'THREE_SEEDS', 'TIMES', 'A_CLASS', 'FOUR_IMAGES',
-           'METRICS', 'EVERY_TASK', 'Subject', 'timed', 'Evidence', 'Need', 'Score', 'Metric', 'population_metric',
-           'model_metric', 'get_metric', 'mean_over']
+           'METRICS', 'EVERY_TASK', 'Subject', 'timed', 'Evidence', 'Need', 'interval', 'Score', 'Metric',
+           'population_metric', 'model_metric', 'get_metric', 'mean_over']
 
 # %% ../../nbs/104_contract.ipynb #592d0776
 @dataclass(frozen=True, eq=False)
@@ -138,6 +138,22 @@ A_CLASS = Need(lambda e: len(e.split.forget_test) > 0, "it needs test images of 
 FOUR_IMAGES = Need(lambda e: len(e.unlearned[0].forgotten[0]) >= 4, "it needs at least four forgotten images to halve")
 
 # %% ../../nbs/104_contract.ipynb #b039304a
+def interval(
+    values: Sequence[float],  # one per seed; NaN where a seed has no value
+) -> tuple[float, float]:
+    "Mean and half width of its 95 % confidence interval (Student's t), over the values that are not NaN; NaN with none, or with fewer than two."
+    known = [v for v in values if not math.isnan(v)]
+    if not known:
+        return math.nan, math.nan
+    mean, n = sum(known) / len(known), len(known)
+    if n == 1:
+        return mean, math.nan
+    from scipy.stats import t
+
+    sd = math.sqrt(sum((v - mean) ** 2 for v in known) / (n - 1))
+    return mean, float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+
+
 @dataclass(frozen=True)
 class Score:
     "What a metric says: one value per seed, or the reason why there is none."
@@ -148,7 +164,7 @@ class Score:
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.values)) if self.values else math.nan
+        return interval(self.values)[0]
 
     @property
     def sd(self) -> float:
@@ -157,11 +173,8 @@ class Score:
 
     @property
     def ci95(self) -> float:
-        "Half width of the 95 % confidence interval of the mean (Student's t); NaN with fewer than two values."
-        from scipy.stats import t
-
-        n = len(self.values)
-        return float(t.ppf(0.975, n - 1)) * self.sd / math.sqrt(n) if n > 1 else math.nan
+        "Half width of the 95 % confidence interval of the mean; NaN with fewer than two values."
+        return interval(self.values)[1]
 
     def __str__(self) -> str:
         if not self.values:
