@@ -225,7 +225,7 @@ def quantised(
     return rounded
 
 # %% ../../nbs/106_attacks.ipynb #b1eb0f32
-@model_metric("probe_gap", A_RETRAIN, A_CLASS, ideal="0", unit="points")
+@model_metric("probe_gap", A_RETRAIN, A_CLASS, ideal="0", unit="points", bounds=(-100, 100))
 def probe_gap(evidence: Evidence, subject: Subject) -> float:
     "Recall of forgotten test images by a linear probe, minus the retrains' mean, in points (−100 to 100); ideal 0."
     return probe_recall(subject) - mean_over(evidence.references(subject), probe_recall)
@@ -240,7 +240,7 @@ def relearn_steps(
     return subject.once(f"relearn {target} {config}", lambda s: relearn(s.model, s.split, target, config, torch.Generator().manual_seed(0)).needed)
 
 
-@model_metric("relearn_ratio", A_RETRAIN, AN_ORIGINAL, ideal="1", unit="ratio")
+@model_metric("relearn_ratio", A_RETRAIN, AN_ORIGINAL, ideal="1", unit="ratio", bounds=(0, math.inf))
 def relearn_ratio(evidence: Evidence, subject: Subject) -> float:
     "Steps until the class is back within 5 points of the original, over the retrains' mean: 0 upwards; ideal 1. NaN where a retrain needs none."
     target = mean_over(evidence.originals, lambda o: o.measurement.A_f) - 5

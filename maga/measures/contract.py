@@ -169,7 +169,8 @@ class Score:
     @property
     def sd(self) -> float:
         "Standard deviation over the seeds; NaN with fewer than two."
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
+        known = [v for v in self.values if not math.isnan(v)]
+        return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
 
     @property
     def ci95(self) -> float:
@@ -195,6 +196,7 @@ class Metric:
     tasks: tuple[str, ...]
     of_populations: bool  # True: looks at all unlearned models together
     appendix: bool  # True: not in the main table
+    bounds: tuple[float, float]  # the smallest and the largest value it can have
 
     def missing(self, evidence: Evidence) -> str:
         "Why the metric cannot be computed, in one sentence; empty where it can."
@@ -220,11 +222,12 @@ def population_metric(
     source: str = "",
     tasks: tuple[str, ...] = EVERY_TASK,
     appendix: bool = False,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Callable[[Callable[[Evidence], Sequence[float]]], Callable[[Evidence], Sequence[float]]]:
     "Registers a function of the evidence that looks at all unlearned models together."
 
     def register(run: Callable[[Evidence], Sequence[float]]) -> Callable[[Evidence], Sequence[float]]:
-        METRICS[name] = Metric(name, run, needs, ideal, unit, source, tasks, True, appendix)
+        METRICS[name] = Metric(name, run, needs, ideal, unit, source, tasks, True, appendix, bounds)
         return run
 
     return register
@@ -238,11 +241,12 @@ def model_metric(
     source: str = "",
     tasks: tuple[str, ...] = EVERY_TASK,
     appendix: bool = False,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Callable[[Callable[[Evidence, Subject], float]], Callable[[Evidence, Subject], float]]:
     "Registers a function of (evidence, one unlearned model); it is called for every one of them."
 
     def register(run: Callable[[Evidence, Subject], float]) -> Callable[[Evidence, Subject], float]:
-        METRICS[name] = Metric(name, lambda e: [run(e, u) for u in e.unlearned], needs, ideal, unit, source, tasks, False, appendix)
+        METRICS[name] = Metric(name, lambda e: [run(e, u) for u in e.unlearned], needs, ideal, unit, source, tasks, False, appendix, bounds)
         return run
 
     return register

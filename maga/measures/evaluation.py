@@ -5,18 +5,15 @@
 # %% ../../nbs/105_evaluation.ipynb #02f15787
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..data import ForgetSplit, MagaError
+from ..data import ForgetSplit
 from maga.measures.contract import (
     A_RETRAIN,
     A_TEACHER,
@@ -37,17 +34,18 @@ from maga.measures.contract import (
     timed,
 )
 from .distances import activation_distance, avg_gap, js_divergence, neighbour_tv_ratio, tow, zrf
-from .membership import attack_auc, cmia, logit_margin, modified_entropy, rmia_scores, u_lira_class
-from ..models import ModelSpec, load_checkpoint, save_checkpoint
+from .membership import Lira, attack_auc, cmia, modified_entropy, rmia_scores, u_lira_of_logits
+from ..models import ModelSpec
 from ..training import Examples, FitConfig, fit
 
 # %% auto #0
-__all__ = ['Make', 'train_originals', 'train_retrains', 'retain_gap', 'forget_gap', 'neighbour_tv_of', 'neighbour_tv_train',
-           'cmia_auc', 'ulira_auc', 'ulira_tpr', 'time_ratio', 'avg_gap_of', 'tow_of', 'js_of',
-           'activation_distance_of', 'zrf_of', 'mentr_auc', 'rmia_auc', 'Floor', 'floor', 'evaluate', 'comparison']
+__all__ = ['Make', 'train_originals', 'train_retrains', 'retain_gap', 'forget_gap', 'neighbour_tv_ratio_of',
+           'neighbour_tv_ratio_train', 'cmia_auc', 'ulira_auc', 'ulira_tpr', 'time_ratio', 'avg_gap_of', 'tow_of',
+           'js_of', 'activation_distance_of', 'zrf_of', 'mentr_auc', 'rmia_auc', 'Floor', 'floor', 'evaluate',
+           'comparison', 'show_floors']
 
 # %% ../../nbs/105_evaluation.ipynb #2f300f96
-Make = ModelSpec | Callable[[torch.Generator], nn.Module]  # a description, or a function of one's own
+Make = ModelSpec | Callable[[torch.Generator], nn.Module]  # a description, or a function that makes a network
 
 
 def train_originals(
@@ -55,10 +53,9 @@ def train_originals(
     source: Make,  # what is trained
     config: FitConfig,
     seeds: Iterable[int],  # one model each
-    folder: str | Path | None = None,  # where they are kept; needs a ModelSpec
 ) -> tuple[Subject, ...]:
     "One model a seed, trained on all training images."
-    return _train(split, source, Examples.of(split.train), config, seeds, folder)
+    return _train(split, source, Examples.of(split.train), config, seeds)
 
 
 def train_retrains(
@@ -66,109 +63,75 @@ def train_retrains(
     source: Make,  # what is trained: the same as for the originals
     config: FitConfig,
     seeds: Iterable[int],  # one model each
-    folder: str | Path | None = None,  # where they are kept; needs a ModelSpec
 ) -> tuple[Subject, ...]:
     "One true retrain a seed: from scratch, on the retain set alone."
-    return _train(split, source, Examples.of(split.train, split.retain_train), config, seeds, folder)
+    return _train(split, source, Examples.of(split.train, split.retain_train), config, seeds)
 
 # %% ../../nbs/105_evaluation.ipynb #04b86467
-def _train(
-    split: ForgetSplit,
-    source: Make,
-    examples: Examples,
-    config: FitConfig,
-    seeds: Iterable[int],
-    folder: str | Path | None,
-) -> tuple[Subject, ...]:
-    if folder is not None and not isinstance(source, ModelSpec):
-        raise MagaError("Models can be stored only with a description of how to make them: pass a ModelSpec, or no folder.")
-    subjects = []
-    for seed in seeds:
-        path = None if folder is None else Path(folder) / f"{_key(source, examples, config, seed)}.safetensors"
-        subjects.append(_stored(split, path) if path is not None and path.exists() else _trained(split, source, examples, config, seed, path))
-    return tuple(subjects)
+def _train(split: ForgetSplit, source: Make, examples: Examples, config: FitConfig, seeds: Iterable[int]) -> tuple[Subject, ...]:
+    make = source.make if isinstance(source, ModelSpec) else source
 
+    def trained(seed: int) -> Subject:
+        g = torch.Generator().manual_seed(seed)
+        model = make(g)
+        return timed(split, lambda: fit(model, examples, config, g))
 
-def _trained(split: ForgetSplit, source: Make, examples: Examples, config: FitConfig, seed: int, path: Path | None) -> Subject:
-    g = torch.Generator().manual_seed(seed)
-    model = source.make(g) if isinstance(source, ModelSpec) else source(g)
-    subject = timed(split, lambda: fit(model, examples, config, g))
-    if path is not None and isinstance(source, ModelSpec):
-        save_checkpoint(path, subject.model, source, seconds=str(subject.seconds), seed=str(seed), epochs=str(config.epochs))
-    return subject
-
-
-def _stored(split: ForgetSplit, path: Path) -> Subject:
-    model, _ = load_checkpoint(path, device=split.device)
-    with safe_open(path, "pt") as f:
-        return Subject(split, model, float(f.metadata()["seconds"]))
-
-
-def _key(source: Make, examples: Examples, config: FitConfig, seed: int) -> str:
-    "16 hexadecimal digits that stand for everything that determines the trained model."
-    h = hashlib.sha256(repr((source, config, seed, examples.images.digest, examples.images.size)).encode())
-    for t in (examples.indices, examples.targets):
-        h.update(t.cpu().numpy().tobytes())
-    return h.hexdigest()[:16]
+    return tuple(trained(seed) for seed in seeds)
 
 # %% ../../nbs/105_evaluation.ipynb #bd636f60
-@model_metric("retain_gap", A_RETRAIN, ideal="0", unit="points")
+@model_metric("retain_gap", A_RETRAIN, ideal="0", unit="points", bounds=(-100, 100))
 def retain_gap(evidence: Evidence, subject: Subject) -> float:
     "Accuracy on retained test images minus the retrains' mean, in points (−100 to 100); ideal 0."
     return subject.measurement.A_r - mean_over(evidence.references(subject), lambda r: r.measurement.A_r)
 
 
-@model_metric("forget_gap", A_RETRAIN, ideal="0", unit="points")
+@model_metric("forget_gap", A_RETRAIN, ideal="0", unit="points", bounds=(-100, 100))
 def forget_gap(evidence: Evidence, subject: Subject) -> float:
     "Accuracy on forgotten test images (random task: train) minus the retrains' mean, in points (−100 to 100); ideal 0."
     return subject.measurement.A_f - mean_over(evidence.references(subject), lambda r: r.measurement.A_f)
 
 # %% ../../nbs/105_evaluation.ipynb #c4eaebc6
-@model_metric("neighbour_tv", RETRAINS, ideal="1", unit="ratio")
-def neighbour_tv_of(evidence: Evidence, subject: Subject) -> float:
+@model_metric("neighbour_tv_ratio", RETRAINS, ideal="1", unit="ratio", bounds=(0, math.inf))
+def neighbour_tv_ratio_of(evidence: Evidence, subject: Subject) -> float:
     "`neighbour_tv_ratio` on forgotten test images (random task: train): 0 upwards; ideal 1."
     retrains = torch.stack([r.forgotten[0].softmax(1) for r in evidence.references(subject)])
     return neighbour_tv_ratio(subject.forgotten[0].softmax(1), retrains)
 
 
-@model_metric("neighbour_tv_train", RETRAINS, ideal="1", unit="ratio", appendix=True)
-def neighbour_tv_train(evidence: Evidence, subject: Subject) -> float:
+@model_metric("neighbour_tv_ratio_train", RETRAINS, ideal="1", unit="ratio", bounds=(0, math.inf), appendix=True)
+def neighbour_tv_ratio_train(evidence: Evidence, subject: Subject) -> float:
     "`neighbour_tv_ratio` on forgotten training images: 0 upwards; ideal 1."
     f = evidence.split.forget_train
     retrains = torch.stack([r.outputs.train[f].softmax(1) for r in evidence.references(subject)])
     return neighbour_tv_ratio(subject.outputs.train[f].softmax(1), retrains)
 
 # %% ../../nbs/105_evaluation.ipynb #375acfee
-@population_metric("cmia_auc", TWO_SEEDS, FOUR_IMAGES, ideal="0.5", unit="AUC")
+@population_metric("cmia_auc", TWO_SEEDS, FOUR_IMAGES, ideal="0.5", unit="AUC", bounds=(0, 1))
 def cmia_auc(evidence: Evidence) -> Sequence[float]:
     "AUC of CMIA on forgotten test images (random task: train), one for each seed left out: 0 to 1; ideal 0.5."
     unlearned, retrained = (torch.stack([s.forgotten[0] for s in group]) for group in (evidence.unlearned, evidence.retrains))
     return cmia(unlearned, retrained, torch.Generator().manual_seed(0))
 
 
-def _lira(evidence: Evidence):
-    split = evidence.split
-    labels = split.train.labels[split.forget_train]
-    unlearned, retrained = (
-        torch.stack([s.once("margins", lambda s: logit_margin(s.outputs.train[split.forget_train], labels)) for s in group])
-        for group in (evidence.unlearned, evidence.retrains)
-    )
-    return u_lira_class(unlearned, retrained)
+def _lira(evidence: Evidence) -> Lira:
+    f = evidence.split.forget_train
+    unlearned, retrained = ([s.outputs.train[f] for s in group] for group in (evidence.unlearned, evidence.retrains))
+    return u_lira_of_logits(unlearned, retrained, evidence.split.train.labels[f])
 
 
-@population_metric("ulira_auc", THREE_SEEDS, ideal="0.5", unit="AUC", source="Hayes et al. 2024")
+@population_metric("ulira_auc", THREE_SEEDS, ideal="0.5", unit="AUC", bounds=(0, 1), source="Hayes et al. 2024")
 def ulira_auc(evidence: Evidence) -> Sequence[float]:
     "AUC of U-LiRA on forgotten training images: 0 to 1; ideal 0.5."
     return [_lira(evidence).auc]
 
 
-@population_metric("ulira_tpr", THREE_SEEDS, ideal="1", unit="% at 1 % FPR", source="Hayes et al. 2024")
+@population_metric("ulira_tpr", THREE_SEEDS, ideal="1", unit="% at 1 % FPR", bounds=(0, 100), source="Hayes et al. 2024")
 def ulira_tpr(evidence: Evidence) -> Sequence[float]:
     "True positive rate of U-LiRA at 1 % false positives, in percent (0–100); ideal 1."
     return [_lira(evidence).tpr]
 
 # %% ../../nbs/105_evaluation.ipynb #4946828b
-@model_metric("time_ratio", TIMES, ideal="small", unit="ratio")
+@model_metric("time_ratio", TIMES, ideal="small", unit="ratio", bounds=(0, math.inf))
 def time_ratio(evidence: Evidence, subject: Subject) -> float:
     "Seconds of unlearning over the retrains' mean seconds: above 0; the smaller the better, 1 is a retrain."
     return subject.seconds / mean_over(evidence.references(subject), lambda r: r.seconds)
@@ -179,7 +142,7 @@ def _measured(name: str) -> Callable[[Evidence, Subject], float]:
 
 
 for _name in ("A_r", "A_f", "MIA", "legacy_A_r", "legacy_A_f"):
-    model_metric(_name, ideal="the retrain's", unit="%", source="the paper's tables", appendix=True)(_measured(_name))
+    model_metric(_name, ideal="the retrain's", unit="%", bounds=(0, 100), source="the paper's tables", appendix=True)(_measured(_name))
 
 
 def _mean_accuracies(subjects: Sequence[Subject]) -> list[float]:
@@ -187,7 +150,7 @@ def _mean_accuracies(subjects: Sequence[Subject]) -> list[float]:
     return np.mean([s.accuracies for s in subjects], axis=0).tolist()
 
 
-@model_metric("avg_gap", A_RETRAIN, ideal="0", unit="points", source="Fan et al. 2024", appendix=True)
+@model_metric("avg_gap", A_RETRAIN, ideal="0", unit="points", bounds=(0, 100), source="Fan et al. 2024", appendix=True)
 def avg_gap_of(evidence: Evidence, subject: Subject) -> float:
     "Mean of four absolute gaps (100 − accuracy on S, accuracy on R, on T, MIA) to the retrains' means, in points; ideal 0."
     refs = evidence.references(subject)
@@ -196,7 +159,7 @@ def avg_gap_of(evidence: Evidence, subject: Subject) -> float:
     return avg_gap((100 - own[0], *own[1:], subject.measurement.MIA), (100 - gold[0], *gold[1:], mean_over(refs, lambda r: r.measurement.MIA)))
 
 
-@model_metric("tow", A_RETRAIN, ideal="1", unit="product", source="Zhao et al. 2024", appendix=True)
+@model_metric("tow", A_RETRAIN, ideal="1", unit="product", bounds=(0, 1), source="Zhao et al. 2024", appendix=True)
 def tow_of(evidence: Evidence, subject: Subject) -> float:
     "Tug of war against the retrains' mean accuracies: 0 to 1; ideal 1."
     return tow(subject.accuracies, _mean_accuracies(evidence.references(subject)))
@@ -206,28 +169,28 @@ def _forget_train_probabilities(subject: Subject) -> Tensor:
     return subject.outputs.train[subject.split.forget_train].softmax(1)
 
 
-@model_metric("js", A_RETRAIN, ideal="the retrain's", unit="nats", source="Chundawat et al. 2023", appendix=True)
+@model_metric("js", A_RETRAIN, ideal="the retrain's", unit="nats", bounds=(0, math.log(2)), source="Chundawat et al. 2023", appendix=True)
 def js_of(evidence: Evidence, subject: Subject) -> float:
     "Mean JS divergence to a retrain on forgotten training images, in nats (0 to ln 2); ideal: that between retrains."
     p = _forget_train_probabilities(subject)
     return mean_over(evidence.references(subject), lambda r: js_divergence(p, _forget_train_probabilities(r)).mean().item())
 
 
-@model_metric("activation_distance", A_RETRAIN, ideal="the retrain's", unit="distance", source="Chundawat et al. 2023", appendix=True)
+@model_metric("activation_distance", A_RETRAIN, ideal="the retrain's", unit="distance", bounds=(0, math.sqrt(2)), source="Chundawat et al. 2023", appendix=True)
 def activation_distance_of(evidence: Evidence, subject: Subject) -> float:
     "Mean Euclidean distance to a retrain's softmax on forgotten training images (0 to √2); ideal: that between retrains."
     p = _forget_train_probabilities(subject)
     return mean_over(evidence.references(subject), lambda r: activation_distance(p, _forget_train_probabilities(r)))
 
 
-@model_metric("zrf", A_TEACHER, ideal="the retrain's", unit="score", source="Chundawat et al. 2023", appendix=True)
+@model_metric("zrf", A_TEACHER, ideal="the retrain's", unit="score", bounds=(1 - math.log(2), 1), source="Chundawat et al. 2023", appendix=True)
 def zrf_of(evidence: Evidence, subject: Subject) -> float:
     "1 − JS to a freshly initialised model on forgotten training images (0.307 to 1); ideal: the retrain's value."
     assert evidence.teacher is not None
     return zrf(_forget_train_probabilities(subject), _forget_train_probabilities(evidence.teacher))
 
 # %% ../../nbs/105_evaluation.ipynb #e690ab4d
-@model_metric("mentr_auc", ideal="the retrain's", unit="AUC", source="Song and Mittal 2021", appendix=True)
+@model_metric("mentr_auc", ideal="the retrain's", unit="AUC", bounds=(0, 1), source="Song and Mittal 2021", appendix=True)
 def mentr_auc(evidence: Evidence, subject: Subject) -> float:
     "AUC of telling forgotten training images from test images of the same kind by their modified entropy: 0 to 1; ideal: the retrain's, about 0.5."
     s, out = evidence.split, subject.outputs
@@ -236,7 +199,7 @@ def mentr_auc(evidence: Evidence, subject: Subject) -> float:
     return attack_auc(-seen_h, -modified_entropy(out.test[unseen], s.test.labels[unseen]))
 
 
-@model_metric("rmia_auc", A_RETRAIN, ideal="0.5", unit="AUC", source="Zarifzadeh et al. 2024", tasks=("subclass", "random"), appendix=True)
+@model_metric("rmia_auc", A_RETRAIN, ideal="0.5", unit="AUC", bounds=(0, 1), source="Zarifzadeh et al. 2024", tasks=("subclass", "random"), appendix=True)
 def rmia_auc(evidence: Evidence, subject: Subject) -> float:
     "AUC of offline RMIA (a = 0.3) with the retrains as references: 0 to 1; ideal 0.5. Not for whole classes, where it is a confidence threshold."
     s, refs = evidence.split, evidence.references(subject)
@@ -265,21 +228,25 @@ class Floor:
     metric: str
     mean: float
     sd: float  # NaN with fewer than two values
+    bounds: tuple[float, float] = (-math.inf, math.inf)  # between which the metric lies
+    values: tuple[float, ...] = ()  # of the retrains, or of their halves
 
     @property
     def low(self) -> float:
-        return self.mean - 2 * self.sd
+        "Two standard deviations below the mean, but a value that the metric can have."
+        return max(self.mean - 2 * self.sd, self.bounds[0])
 
     @property
     def high(self) -> float:
-        return self.mean + 2 * self.sd
+        "Two standard deviations above the mean, but a value that the metric can have."
+        return min(self.mean + 2 * self.sd, self.bounds[1])
 
     def holds(self, value: float) -> bool:
         "True where the value lies within two standard deviations of the retrains'."
         return self.low - 1e-9 <= value <= self.high + 1e-9
 
     def __str__(self) -> str:
-        return "–" if math.isnan(self.mean) else f"{self.low:.2f} … {self.high:.2f}"
+        return "–" if math.isnan(self.sd) else f"{self.low:.2f} … {self.high:.2f}"
 
 
 def floor(
@@ -299,7 +266,7 @@ def floor(
             score = metric(replace(evidence, unlearned=tuple(order[:half]), retrains=tuple(order[half : 2 * half])))
             values = (*values, score.mean) if score.values else values
     whole = Score(metric.name, tuple(values))
-    return Floor(metric.name, whole.mean, whole.sd)
+    return Floor(metric.name, whole.mean, whole.sd, metric.bounds, whole.values)
 
 # %% ../../nbs/105_evaluation.ipynb #c5c9fa0a
 def evaluate(
@@ -308,6 +275,13 @@ def evaluate(
 ) -> list[Score]:
     "A score for every metric, in the order of the names; one that cannot be computed carries the reason."
     return [get_metric(name)(evidence) for name in (METRICS if names is None else names)]
+
+
+def _floors(rows: Mapping[str, Evidence], names: Sequence[str] | None) -> list[tuple[Metric, Floor]]:
+    "The metrics of a table, each with its floor over the largest set of retrains."
+    chosen = [m for m in METRICS.values() if not m.appendix] if names is None else [get_metric(n) for n in names]
+    most = max(rows.values(), key=lambda e: len(e.retrains))
+    return [(m, floor(m, most)) for m in chosen]
 
 
 def comparison(
@@ -320,12 +294,32 @@ def comparison(
     """
     import pandas as pd
 
-    chosen = [m for m in METRICS.values() if not m.appendix] if names is None else [get_metric(n) for n in names]
-    most = max(rows.values(), key=lambda e: len(e.retrains))
-    floors = [floor(m, most) for m in chosen]
+    floors = _floors(rows, names)
     table = {}
     for row, evidence in rows.items():
-        scores = [m(evidence) for m in chosen]
-        table[row] = [("≈ " if s.values and f.holds(s.mean) else "") + str(s) for s, f in zip(scores, floors, strict=True)]
-    table["floor (retrains)"] = [str(f) for f in floors]
-    return pd.DataFrame.from_dict(table, orient="index", columns=pd.Index([m.name for m in chosen]))
+        scores = [(m(evidence), f) for m, f in floors]
+        table[row] = [("≈ " if s.values and f.holds(s.mean) else "") + str(s) for s, f in scores]
+    table["floor (retrains)"] = [str(f) for _, f in floors]
+    return pd.DataFrame.from_dict(table, orient="index", columns=pd.Index([m.name for m, _ in floors]))
+
+# %% ../../nbs/105_evaluation.ipynb #c1f3a9d2
+def show_floors(
+    rows: Mapping[str, Evidence],  # method -> its models and what they are compared with
+    names: Sequence[str] | None = None,  # of metrics; None: the main table's
+):
+    "One axis per metric: the floor as a band, the retrains' values as grey strokes, the mean of every row as a dot. Returns the figure."
+    import matplotlib.pyplot as plt
+
+    floors = [(m, f) for m, f in _floors(rows, names) if f.values]
+    figure, axes = plt.subplots(len(floors), 1, figsize=(6.5, 0.4 + 0.5 * len(floors)), dpi=110, squeeze=False, layout="constrained")
+    for axis, (m, f) in zip(axes[:, 0], floors, strict=True):
+        axis.axvspan(f.low, f.high, color="0.87", label="floor: the retrains' mean ± 2 standard deviations")
+        axis.plot(f.values, [0] * len(f.values), "|", color="0.4", markersize=11, label="a retrain, or half of them")
+        for row, evidence in rows.items():
+            axis.plot([m(evidence).mean], [0], "o", markersize=6, alpha=0.8, label=row)
+        axis.set(ylim=(-1, 1), yticks=[])
+        axis.tick_params(labelsize=7)
+        axis.spines[["left", "right", "top"]].set_visible(False)
+        axis.set_ylabel(f"{m.name}\n{m.unit}, ideal {m.ideal}", rotation=0, ha="right", va="center", fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=7, frameon=False)
+    return figure

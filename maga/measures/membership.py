@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import Tensor
 from ..data import MagaError
 
 # %% auto #0
-__all__ = ['logit_margin', 'modified_entropy', 'attack_auc', 'tpr_at', 'Lira', 'u_lira', 'u_lira_class', 'cmia', 'rmia_scores']
+__all__ = ['logit_margin', 'modified_entropy', 'attack_auc', 'tpr_at', 'Lira', 'u_lira', 'u_lira_class', 'u_lira_of_logits',
+           'cmia', 'rmia_scores']
 
 # %% ../../nbs/102_membership.ipynb #798c3791
 def logit_margin(
@@ -115,6 +117,16 @@ def u_lira_class(
     status = torch.cat([torch.ones_like(unlearned), torch.zeros_like(retrained)]).long()
     folds = torch.cat([torch.arange(len(unlearned)), torch.arange(len(retrained))]).to(status.device)
     return u_lira(torch.cat([unlearned, retrained]), status, folds)
+
+
+def u_lira_of_logits(
+    unlearned: Sequence[Tensor],  # logits of the forgotten images, [n, K] from each unlearned model
+    retrained: Sequence[Tensor],  # the same from each retrain
+    labels: Tensor,  # int64 [n]
+) -> Lira:
+    "`u_lira_class` from logits: AUC and true positive rate of U-LiRA between unlearned models and retrains."
+    ours, gold = (torch.stack([logit_margin(z, labels) for z in models]) for models in (unlearned, retrained))
+    return u_lira_class(ours, gold)
 
 # %% ../../nbs/102_membership.ipynb #01f26afd
 def cmia(
