@@ -215,7 +215,7 @@ def quantised(
     model: nn.Module,  # not changed
     bits: int,  # 8, 4 …: 2 to 16
 ) -> nn.Module:
-    "The model with the weights of all layers rounded to nearest, per output channel, symmetric; biases and normalisations stay. Ideal: the class stays gone."
+    "The model with all layers' weights rounded to nearest, symmetric per output channel, without biases and norms. Ideal: the class stays gone."
     if not 2 <= bits <= 16:
         raise MagaError(f"Weights can be rounded to 2 to 16 bits, not {bits}; 8 and 4 are usual.")
     rounded = copy.deepcopy(model).eval()

@@ -176,7 +176,15 @@ def js_of(evidence: Evidence, subject: Subject) -> float:
     return mean_over(evidence.references(subject), lambda r: js_divergence(p, _forget_train_probabilities(r)).mean().item())
 
 
-@model_metric("activation_distance", A_RETRAIN, ideal="the retrain's", unit="distance", bounds=(0, math.sqrt(2)), source="Chundawat et al. 2023", appendix=True)
+@model_metric(
+    "activation_distance",
+    A_RETRAIN,
+    ideal="the retrain's",
+    unit="distance",
+    bounds=(0, math.sqrt(2)),
+    source="Chundawat et al. 2023",
+    appendix=True,
+)
 def activation_distance_of(evidence: Evidence, subject: Subject) -> float:
     "Mean Euclidean distance to a retrain's softmax on forgotten training images (0 to √2); ideal: that between retrains."
     p = _forget_train_probabilities(subject)
@@ -192,14 +200,23 @@ def zrf_of(evidence: Evidence, subject: Subject) -> float:
 # %% ../../nbs/105_evaluation.ipynb #e690ab4d
 @model_metric("mentr_auc", ideal="the retrain's", unit="AUC", bounds=(0, 1), source="Song and Mittal 2021", appendix=True)
 def mentr_auc(evidence: Evidence, subject: Subject) -> float:
-    "AUC of separating forgotten training images from test images of the same kind by their modified entropy: 0 to 1; ideal: the retrain's, about 0.5."
+    "AUC of the modified entropy, forgotten training images against test images of the same kind: 0 to 1; ideal: the retrain's, about 0.5."
     s, out = evidence.split, subject.outputs
     unseen = s.forget_test if len(s.forget_test) else torch.arange(len(s.test), device=s.device)
     seen_h = modified_entropy(out.train[s.forget_train], s.train.labels[s.forget_train])
     return attack_auc(-seen_h, -modified_entropy(out.test[unseen], s.test.labels[unseen]))
 
 
-@model_metric("rmia_auc", A_RETRAIN, ideal="0.5", unit="AUC", bounds=(0, 1), source="Zarifzadeh et al. 2024", tasks=("subclass", "random"), appendix=True)
+@model_metric(
+    "rmia_auc",
+    A_RETRAIN,
+    ideal="0.5",
+    unit="AUC",
+    bounds=(0, 1),
+    source="Zarifzadeh et al. 2024",
+    tasks=("subclass", "random"),
+    appendix=True,
+)
 def rmia_auc(evidence: Evidence, subject: Subject) -> float:
     "AUC of offline RMIA (a = 0.3) with the retrains as references: 0 to 1; ideal 0.5. Not for whole classes, where it is a confidence threshold."
     s, refs = evidence.split, evidence.references(subject)
