@@ -128,10 +128,10 @@ def show_relearning(
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(5, 2.4), dpi=110, layout="constrained")
-    height = -math.inf
-    for name, curve in sorted(curves.items(), key=lambda item: item[1].accuracy[-1]):
+    height = math.inf
+    for name, curve in sorted(curves.items(), key=lambda item: -item[1].accuracy[-1]):
         (line,) = axis.plot(curve.steps, curve.accuracy, linewidth=1.3)
-        height = max(height + 10, curve.accuracy[-1])  # labels keep a distance of 10 points
+        height = min(height - 10, curve.accuracy[-1])  # labels keep a distance of 10 points
         axis.annotate(name, (1.01, height), xycoords=("axes fraction", "data"), color=line.get_color(), fontsize=8, va="center")
     axis.set(xlabel="fine-tuning steps", ylabel="accuracy on the forgotten class, %", ylim=(-3, 103))
     return figure

@@ -322,11 +322,11 @@ def show_floors(
     "One axis per metric: its floor as a band, the retrains' values as grey strokes, the mean of each row as a dot. Returns the figure."
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(floors), 1, figsize=(6.5, 0.6 + 0.5 * len(floors)), dpi=110, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(floors), 1, figsize=(6, 0.6 + 0.42 * len(floors)), dpi=110, squeeze=False, layout="constrained")
     for k, (axis, f) in enumerate(zip(axes[:, 0], floors, strict=True)):
         m = get_metric(f.metric)
         axis.axvspan(f.low, f.high, color="0.87", label="floor: mean of the retrains ± 2 standard deviations")
-        axis.plot(f.values, [0] * len(f.values), "|", color="0.4", markersize=11, label="a retrain (an AUC or a TPR: two halves of the retrains)")
+        axis.plot(f.values, [0] * len(f.values), "|", color="0.4", markersize=11, label="a retrain against the others (population attacks: half against half)")
         for i, (row, some) in enumerate(scores.items()):
             axis.plot([some[k].mean], [0.5 - i / max(1, len(scores) - 1)], "o", markersize=5, label=row)
         axis.set(ylim=(-1, 1), yticks=[])
