@@ -201,7 +201,7 @@ def frontier_table(
         about: dict[str, Any] = {"method": cell.method, "budget": cell.variant, "model": cell.model, "task": cell.task, "target": cell.target}
         for row in some:
             measured = {m: value_of(row, m) for m in ("cost", "seconds", "A_r", "A_f", "MIA", "TV")}
-            measured["TV_ratio"] = value_of(row, "neighbour_tv")
+            measured["TV_ratio"] = value_of(row, "neighbour_tv_ratio")
             measured |= {m: value_of(row, m) for m in ("relearn_ratio", "probe_gap")}
             lines.append(about | {"seed": row.spec.training_seed} | measured | {"ulira_auc": auc, "note": row.error})
         if not some:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import Tensor
 from ..data import MagaError
 
 # %% auto #0
-__all__ = ['logit_margin', 'modified_entropy', 'attack_auc', 'tpr_at', 'Lira', 'u_lira', 'u_lira_class', 'cmia', 'rmia_scores']
+__all__ = ['logit_margin', 'modified_entropy', 'attack_auc', 'tpr_at', 'Lira', 'u_lira', 'u_lira_class', 'u_lira_of_logits',
+           'cmia', 'rmia_scores']
 
 # %% ../../nbs/102_membership.ipynb #798c3791
 def logit_margin(
@@ -32,7 +34,7 @@ def modified_entropy(
     logits: Tensor,  # [n, K]
     labels: Tensor,  # int64 [n]
 ) -> Tensor:
-    "Modified entropy in nats, float64 [n]: 0 (sure and right) upwards (sure and wrong); members have small values. Song and Mittal 2021."
+    "Modified entropy in nats, float64 [n]: 0 (confident and right) upwards (confident and wrong); members have small values. Song and Mittal 2021."
     log_p = logits.double().log_softmax(-1)
     own = torch.nn.functional.one_hot(labels, log_p.shape[-1]).bool()
     p = log_p.exp()
@@ -71,16 +73,16 @@ def _truth_and_scores(seen: Tensor, unseen: Tensor) -> tuple[np.ndarray, np.ndar
 # %% ../../nbs/102_membership.ipynb #69cb820a
 @dataclass(frozen=True, eq=False)
 class Lira:
-    "What U-LiRA says of every model and example."
+    "Scores of U-LiRA for every model and example, and how well they separate the two kinds."
 
-    likelihood: Tensor  # L, float64 [M, n]: 0 (never saw it) to 1 (saw and unlearned it); NaN where the example is set aside
+    likelihood: Tensor  # L, float64 [M, n]: 0 (never saw it) to 1 (saw and unlearned it); NaN where the example is left out
     auc: float  # 0 to 1; ideal 0.5
     tpr: float  # at 1 % false positives, percent; ideal 1
 
 
 def u_lira(
     phi: Tensor,  # margins of M models on n examples [M, n]
-    status: Tensor,  # int [M, n]: 1 trained and unlearned, 0 never saw it, -1 neither (set aside)
+    status: Tensor,  # int [M, n]: 1 trained and unlearned, 0 never saw it, -1 neither (left out)
     folds: Tensor,  # int64 [M]: models with the same number are left out together
 ) -> Lira:
     "U-LiRA, leave one fold out, variances pooled over the examples. Hayes et al. 2024; `MagaError` with too few models."
@@ -115,6 +117,16 @@ def u_lira_class(
     status = torch.cat([torch.ones_like(unlearned), torch.zeros_like(retrained)]).long()
     folds = torch.cat([torch.arange(len(unlearned)), torch.arange(len(retrained))]).to(status.device)
     return u_lira(torch.cat([unlearned, retrained]), status, folds)
+
+
+def u_lira_of_logits(
+    unlearned: Sequence[Tensor],  # logits of the forgotten images, [n, K] from each unlearned model
+    retrained: Sequence[Tensor],  # the same from each retrain
+    labels: Tensor,  # int64 [n]
+) -> Lira:
+    "`u_lira_class` from logits: AUC and true positive rate of U-LiRA between unlearned models and retrains."
+    ours, gold = (torch.stack([logit_margin(z, labels) for z in models]) for models in (unlearned, retrained))
+    return u_lira_class(ours, gold)
 
 # %% ../../nbs/102_membership.ipynb #01f26afd
 def cmia(
