@@ -79,8 +79,7 @@ def relearn(
     "Fine-tune until the forgotten class is back: its accuracy on the way. Ideal: as many steps as the retrain needs."
     known = split.forget_train[torch.randperm(len(split.forget_train), generator=generator)[: config.images].to(split.device)]
     examples = Examples.of(split.train, torch.cat([known, split.retain_train]))
-    on_train = len(split.forget_test) == 0
-    images, indices = (split.train, split.forget_train) if on_train else (split.test, split.forget_test)
+    images, indices = split.forgotten_rows
     steps: list[int] = []
     curve: list[float] = []
 

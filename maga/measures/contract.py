@@ -58,10 +58,7 @@ class Subject:
     @property
     def forgotten(self) -> tuple[Tensor, Tensor]:
         "Logits [n, K] and labels [n] of the forgotten test images; of the forgotten training images in the random task."
-        s = self.split
-        if len(s.forget_test) == 0:
-            return self.outputs.train[s.forget_train], s.train.labels[s.forget_train]
-        return self.outputs.test[s.forget_test], s.test.labels[s.forget_test]
+        return self.outputs.forgotten(self.split)
 
     @cached_property
     def accuracies(self) -> tuple[float, float, float]:

@@ -51,6 +51,11 @@ class Outputs:
         train, test = (predict(model, images, batch_size=batch_size, amp=amp) for images in (split.train, split.test))
         return cls(train, test)
 
+    def forgotten(self, split: ForgetSplit) -> tuple[Tensor, Tensor]:
+        "Logits [n, K] and labels [n] where forgetting is measured: `split.forgotten_rows`."
+        images, rows = split.forgotten_rows
+        return (self.test if images is split.test else self.train)[rows], images.labels[rows]
+
 # %% ../../nbs/100_metrics.ipynb #cccd2d00
 def accuracy(
     logits: Tensor,  # [n, K]
@@ -134,12 +139,8 @@ def measure(
         raise MagaError(
             f"The model gives {out.train.shape[1]} logits (finite: {bool(out.train.isfinite().all())}); the split has {split.num_classes} classes."
         )
-    on_train = len(split.forget_test) == 0
-    forget, f_labels = (out.train, split.train.labels) if on_train else (out.test, split.test.labels)
-    f = split.forget_train if on_train else split.forget_test
     r = split.retain_test
-    retained = out.test[r], split.test.labels[r]
-    forgotten = forget[f], f_labels[f]
+    retained, forgotten = (out.test[r], split.test.labels[r]), out.forgotten(split)
     basic = {
         "A_r": accuracy(*retained),
         "A_f": accuracy(*forgotten),
@@ -150,7 +151,7 @@ def measure(
     if retrain is None:
         return Measurement(**basic)
     gold = retrain if isinstance(retrain, Outputs) else Outputs.of(retrain, split)
-    p, q = forget[f].softmax(1), (gold.train if on_train else gold.test)[f].softmax(1)
+    p, q = forgotten[0].softmax(1), gold.forgotten(split)[0].softmax(1)
     d = split.forget_train
     return Measurement(
         **basic, TV=total_variation(p, q), TV_train=total_variation(out.train[d].softmax(1), gold.train[d].softmax(1)), agreement=agreement(p, q)
