@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'ImageSet', 'Views', 'random_views', 'crop_and_flip', 'show_images', 'MagaError',
+__all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'TASKS', 'ImageSet', 'Views', 'random_views', 'crop_and_flip', 'show_images', 'MagaError',
            'class_id', 'ForgetSplit', 'forget_class', 'forget_subclass', 'forget_random', 'write_whole']
 
 # %% ../nbs/000_data.ipynb #c5b05ced
@@ -206,6 +206,9 @@ def class_id(
     raise MagaError(f"There is no class named {wanted!r}; the nearest names are {', '.join(near)}.")
 
 # %% ../nbs/000_data.ipynb #6d3404dd
+TASKS = ("class", "subclass", "random")  # what a deletion request names
+
+
 @dataclass(frozen=True, eq=False)
 class ForgetSplit:
     "Train and test images, and which of them are to be forgotten. Index tensors are int64, sorted, on the images' device."
