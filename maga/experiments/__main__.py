@@ -46,8 +46,9 @@ def parser() -> Arguments:
         if f.name == "bfloat16":
             p.add_argument(*names, action="store_true", help=f.metadata["help"])
         else:
-            p.add_argument(*names, default=f.metadata["form"].write(f.default), help=f.metadata["help"])
-    p.add_argument("--processes", type=int, default=0, help="processes that share the work; default: one; for smoke on a CPU one per core, at most four")
+            p.add_argument(*names, default=f.metadata["form"].write(f.default), metavar=f.metadata["metavar"], help=f.metadata["help"])
+    several = "processes that share the work; default: one; for smoke on a CPU one per core, at most four"
+    p.add_argument("--processes", type=int, default=0, help=several)
     p.add_argument("--beside", type=float, default=0.0, help=argparse.SUPPRESS)  # a helper process: where in the batch it begins, 0–1
     p.add_argument("--retry", action="store_true", help="try failed runs again although the code is the same")
     p.add_argument("--checkpoint", default="", help="train only the shared model of this key")

@@ -274,6 +274,12 @@ FIGURES = (
         sensitivity_cells,
     ),
     Experiment("beyond", "All methods by all metrics", "No claim of the paper: it measures accuracy and the entropy attack.", beyond_cells),
-    Experiment("frontier", "Nearness to a retrain against cost", "No claim of the paper: it compares seconds and accuracies.", frontier_cells, frontier_table),
+    Experiment(
+        "frontier",
+        "Nearness to a retrain against cost",
+        "No claim of the paper: it compares seconds and accuracies.",
+        frontier_cells,
+        frontier_table,
+    ),
 )
 register(*FIGURES)

@@ -129,7 +129,7 @@ class Found:
 
 def pending(found: Found, cell: Cell) -> str:
     "The note of a line without a run: the command that fills it."
-    place = {"backbone": (cell.spec.backbone,), "target": (cell.target,), "methods": (cell.method,), "original": cell.spec.original}
+    place: dict[str, Any] = {"backbone": (cell.spec.backbone,), "target": (cell.target,), "methods": (cell.method,), "original": cell.spec.original}
     return f"not run: {replace(found.settings, **place).command(found.experiment.name)}"
 
 

@@ -257,7 +257,8 @@ def given_model(session: Session, given: Given) -> nn.Module:
             if name == "classes":
                 there, asked = (f"{len(k)}: {', '.join(k[:3])} …" for k in (there, asked))
             raise MagaError(
-                f"The original {given.path} has the {name} {there}, but {given.backbone} on {given.data} has {asked}; give a file for these, or leave it out."
+                f"The original {given.path} has the {name} {there}, but {given.backbone} on {given.data} has {asked}; "
+                "give a file for these, or leave it out."
             )
     return model
 

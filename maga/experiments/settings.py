@@ -178,9 +178,14 @@ SEEDS = TextForm(seeds_of, lambda seeds: ",".join(map(str, seeds)))
 CHANGES = TextForm(changes_of, lambda changes: ",".join(f"{m}.{place}={json.dumps(value)}" for m, place, value in changes))
 
 
-def setting(default: Any, help: str, form: TextForm = TextForm()) -> Any:
+def setting(
+    default: Any,
+    help: str,  # without "=": papermill cannot read a parameter whose comment has one
+    form: TextForm = TextForm(),
+    metavar: str | None = None,  # how the command's help shows the value
+) -> Any:
     "A field of `Settings`: its default, its explanation, and its form as text."
-    return field(default=default, metadata={"help": help, "form": form})
+    return field(default=default, metadata={"help": help, "form": form, "metavar": metavar})
 
 # %% ../../nbs/501_settings.ipynb #01d22943
 def checked_change(name: str, place: str, value: Any, preset: str) -> None:
@@ -208,7 +213,7 @@ class Settings:
     methods: tuple[str, ...] = setting((), "run only these methods, for example retrain,maga; empty: all", NAMES)
     original: str = setting("", "a safetensors file with a trained model that the runs start from; empty: originals are trained")
     bfloat16: bool = setting(False, "on a CPU with bfloat16 matrix units: about three times as fast; no effect on a GPU", SWITCH)
-    changes: tuple[tuple[str, str, Any], ...] = setting((), "single settings of methods, for example maga.noise.size=32", CHANGES)
+    changes: tuple[tuple[str, str, Any], ...] = setting((), "single settings of methods; empty: the preset's", CHANGES, "METHOD.FIELD=VALUE")
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -312,7 +317,7 @@ class Cell:
         "One run per seed; training, unlearning and evaluation seeds are equal."
         return [replace(self.spec, training_seed=s, unlearning_seed=s, evaluation_seed=s) for s in seeds]
 
-
+# %% ../../nbs/501_settings.ipynb #fb5f72dc
 def shortened(method: str, preset: str, changes: Changes, most: int) -> Changes:
     "The changes, with the method's epochs cut to `most` where the preset has more and the method can work with fewer."
     if "fit.epochs" in dict(changes) or method not in METHODS:

@@ -67,7 +67,8 @@ def made_with(result: Result) -> str:
 
     seeds = ", ".join(map(str, sorted({r.spec.training_seed for r in good}))) or "–"
     empty = sum(not some for some in result.rows)
-    return f"{len(good)} runs (training seeds {seeds}) on {distinct('device')}, {distinct('date')}, torch {distinct('torch')}; {failed} failed; {empty} of {len(result.cells)} lines were not run."
+    made = f"{len(good)} runs (training seeds {seeds}) on {distinct('device')}, {distinct('date')}, torch {distinct('torch')}"
+    return f"{made}; {failed} failed; {empty} of {len(result.cells)} lines were not run."
 
 # %% ../../nbs/506_tables.ipynb #e0602d40
 def show_table(result: Result):
@@ -185,7 +186,8 @@ def paper_case(case: pd.DataFrame) -> pd.DataFrame:
 
 def in_words(s: dict[str, float]) -> str:
     "The numbers of `standing` as part of a sentence."
-    return f"changes retain accuracy by {-s['lost']:+.2f} points (rank {s['rank']:.0f} of {s['of']:.0f}), A_f {s['forget_gap']:+.2f} and MIA {s['mia_gap']:+.2f} from the retrain's"
+    rank = f"rank {s['rank']:.0f} of {s['of']:.0f}"
+    return f"changes retain accuracy by {-s['lost']:+.2f} points ({rank}), A_f {s['forget_gap']:+.2f} and MIA {s['mia_gap']:+.2f} from the retrain's"
 
 
 def said(result: Result) -> list[str]:
@@ -201,7 +203,8 @@ def said(result: Result) -> list[str]:
         text = f"{target}, {backbone}: MaGA {in_words(ours)}" + (f"; in the paper it {in_words(theirs)}." if theirs else ".")
         if "maga" in far:
             own_place = list(far.index).index("maga") + 1
-            text += f" By total variation {far.index[0]} is nearest to the retrain ({far.iloc[0]:.1f} %); MaGA has rank {own_place} ({far['maga']:.1f} %)."
+            nearest = f"{far.index[0]} is nearest to the retrain ({far.iloc[0]:.1f} %)"
+            text += f" By total variation {nearest}; MaGA has rank {own_place} ({far['maga']:.1f} %)."
         sentences.append(text)
     if cases:
         sentences.append(
@@ -223,7 +226,8 @@ def said_ablation(result: Result) -> list[str]:
             labels = by.loc["maga", "A_f"] - by.loc["random_label", "A_f"]
             noise = by.loc["maga", "A_r"] - by.loc["no_noise", "A_r"]
             sentences.append(
-                f"{target}, {backbone}, {name}: with guided instead of random labels A_f changes by {labels:+.2f}; with noise instead of none A_r changes by {noise:+.2f} points."
+                f"{target}, {backbone}, {name}: with guided instead of random labels A_f changes by {labels:+.2f}; "
+                f"with noise instead of none A_r changes by {noise:+.2f} points."
             )
     return sentences
 
