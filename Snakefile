@@ -1,37 +1,36 @@
-# All tables and figures, on one machine or many. Shared models come first, one job each; then a notebook a table or figure.
+# All tables and figures, on one machine or many: first the shared models, one job each, then one notebook per table or figure.
 #
 #   snakemake --profile profiles/local                              digits, on this machine
 #   snakemake --profile profiles/local --config preset=paper        the paper's settings, as many jobs as there are GPUs
 #   snakemake --profile profiles/slurm --config preset=paper        the same through Slurm
 #
-# Every job keeps what it computes in one store (RESULTS/rows, RESULTS/checkpoints; RESULTS/jobs marks models that were tried), so jobs, the command
-# `python -m maga.experiments` and notebooks take up each other's work, and a job that is started again goes on.
-# A run that failed is a line with its error in the table: it does not stop the rest.
+# All jobs write to one store (RESULTS/rows, RESULTS/checkpoints; RESULTS/jobs marks models that were tried). So jobs, the command
+# `python -m maga.experiments` and notebooks use each other's results, and a job that is started again continues.
+# A run that fails is a line of the table with its error; the other runs go on. The options are the fields of maga.experiments.settings.Settings.
 
+import shlex
 from pathlib import Path
 
-from maga.experiments.__main__ import shared_trainings
-from maga.experiments.catalogue import EXPERIMENTS
-from maga.experiments.settings import settings_of
+from maga.experiments.report import EXPERIMENTS, shared_trainings
+from maga.experiments.settings import Settings, settings_of
 
 NOTEBOOKS = {p.stem: str(p) for p in Path("nbs/experiments").rglob("*.ipynb")}
 
-OPTIONS = {"preset": "smoke", "device": "auto", "results": "results", "data_root": "data", "seeds": "", "judge": "features", "backbone": "", "target": "", "methods": ""}
+OPTIONS = Settings().texts()  # every setting with its default, as text
 unknown = sorted(set(config) - set(OPTIONS) - {"only"})
 if unknown:
     raise WorkflowError(f"There is no option {unknown[0]!r}; there are {', '.join(OPTIONS)}, only.")
-GIVEN = OPTIONS | {k: str(v) for k, v in config.items() if k in OPTIONS}
-SETTINGS = settings_of(**GIVEN)
-RESULTS = GIVEN["results"]
+SETTINGS = settings_of(**OPTIONS | {k: str(v) for k, v in config.items() if k in OPTIONS})
+RESULTS = SETTINGS.results
 NAMES = str(config["only"]).split(",") if "only" in config else list(EXPERIMENTS)
-GPUS = 0 if GIVEN["device"] == "cpu" or GIVEN["preset"] == "smoke" else 1
+GPUS = 1 if SETTINGS.size.gpu and SETTINGS.device != "cpu" else 0
 
-FLAGS = " ".join(f"--{k.replace('_', '-')} {v!r}" for k, v in GIVEN.items() if v)
-PARAMETERS = " ".join(f"{k}={v!r}" for k, v in GIVEN.items())
+FLAGS = SETTINGS.options().replace("{", "{{").replace("}", "}}")
+PARAMETERS = " ".join(f"{k}={shlex.quote(v)}" for k, v in SETTINGS.texts().items()).replace("{", "{{").replace("}", "}}")
 
 
 def models_of(name):
-    "Markers of the shared models that a table or figure needs. A model that could not be trained has one too: the table will say why."
+    "Markers of the shared models that a table or figure needs. A model whose training failed has one too; the table gives the reason."
     return [f"{RESULTS}/jobs/{t.key}" for t in shared_trainings([name], SETTINGS)]
 
 
@@ -53,7 +52,7 @@ rule model:
         mem_mb=16000,
     threads: 1
     shell:
-        "python -m maga.experiments all --checkpoint {wildcards.key} " + FLAGS + " || echo 'The tables that need this model will say so.'"
+        "python -m maga.experiments all --checkpoint {wildcards.key} " + FLAGS + " || echo 'Training failed; the tables that need this model give the reason.'"
 
 
 rule notebook:

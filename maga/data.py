@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'show_images', 'ImageSet', 'Views', 'random_views', 'crop_and_flip', 'ForgetSplit',
+__all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'TASKS', 'show_images', 'ImageSet', 'Views', 'random_views', 'crop_and_flip', 'ForgetSplit',
            'class_id', 'forget_class', 'forget_subclass', 'forget_random', 'MagaError', 'write_whole']
 
 # %% ../nbs/000_data.ipynb #5aefd6a9
@@ -188,6 +188,9 @@ def crop_and_flip(
     return (picked * inside[..., None]).permute(0, 3, 1, 2)
 
 # %% ../nbs/000_data.ipynb #6d3404dd
+TASKS = ("class", "subclass", "random")  # what a deletion request names
+
+
 @dataclass(frozen=True, eq=False)
 class ForgetSplit:
     "Train and test images, and which of them to forget. Index tensors are int64, sorted, on the images' device."

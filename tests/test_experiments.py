@@ -1,8 +1,9 @@
-"The store under violence, the command, and the notebooks as papermill and snakemake see them."
+"The store with killed processes, the command, and the notebooks as papermill and snakemake run them."
 
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,16 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from maga.experiments.catalogue import EXPERIMENTS
-from maga.experiments.report import paper_folder
-from maga.experiments.settings import Settings
-from maga.experiments.store import Store
+from maga.experiments.report import EXPERIMENTS, paper_folder
+from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
+from maga.experiments.store import Row, Store, key_of
 from maga.methods.contract import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {p.stem: p for p in (ROOT / "nbs" / "experiments").rglob("*.ipynb")}
-PARAMETERS = {"preset", "data_root", "results", "device", "seeds", "judge", "backbone", "target", "methods"}
-MORE = {"table1": {"original", "bfloat16", "changes"}, "frontier": {"bfloat16"}}  # parameters that not every notebook has
 SMALL = (
     "table6",
     "--preset",
@@ -112,8 +110,7 @@ import sys
 from pathlib import Path
 import maga.experiments.runs as runs
 import maga.experiments.session as session
-from maga.experiments.catalogue import experiment
-from maga.experiments.report import open_session, selected
+from maga.experiments.report import experiment, open_session, selected
 from maga.experiments.settings import Settings
 
 train, attempt, log = session._train, runs.attempt, Path(sys.argv[1], f"log{sys.argv[2]}")
@@ -127,12 +124,12 @@ def noted_train(session, training):
     note("train", training.key)
     train(session, training)
 
-def noted_attempt(session, spec, key):
-    note("run", key)
-    return attempt(session, spec, key)
+def noted_attempt(session, resolved):
+    note("run", resolved.key)
+    return attempt(session, resolved)
 
 session._train, runs.attempt = noted_train, noted_attempt
-settings = Settings(results=sys.argv[1], device="cpu", backbones=("resnet10",), targets=("rocket",))
+settings = Settings(results=sys.argv[1], device="cpu", backbone=("resnet10",), target=("rocket",))
 specs = [c.specs((0,))[0] for c in experiment("table6").cells(settings) if selected(c, settings)]
 rows = runs.run_batch(specs, open_session(settings))
 print(len(rows), sum(r.failed for r in rows))
@@ -145,8 +142,8 @@ def test_two_processes_share_the_work(tmp_path):
         subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(n)], env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for n in range(2)
     ]
-    told = [p.communicate(timeout=300)[0].split() for p in both]
-    assert told == [["6", "0"], ["6", "0"]]
+    printed = [p.communicate(timeout=300)[0].split() for p in both]
+    assert printed == [["6", "0"], ["6", "0"]]
     work = [line for n in range(2) for line in Path(tmp_path, f"log{n}").read_text().splitlines()]
     assert len(work) == len(set(work)), f"done twice: {sorted(w for w in set(work) if work.count(w) > 1)}"
     assert sum(w.startswith("run") for w in work) == 6 == len(metrics(tmp_path))
@@ -197,11 +194,11 @@ def test_rows_say_where_they_come_from(smoke):
 def test_the_frontier_has_every_method(smoke):
     "A row a method on digits: with its cost in passes, and near to the retrains or not."
     table = pd.read_csv(smoke / "frontier" / "table.csv")
-    promised = ["method", "budget", "cost", "seconds", "A_r", "A_f", "MIA", "TV_ratio", "relearn_ratio", "probe_gap", "ulira_auc"]
+    promised = ["method", "budget", "cost", "seconds", "A_r", "A_f", "MIA", "neighbour_tv_ratio", "relearn_ratio", "probe_gap", "ulira_auc"]
     assert set(promised) <= set(table) and set(table.method) == set(METHODS) - {"retrain_head"} | {"original"}
     costs = table.set_index("method").cost
     assert costs["retrain"] == 1 and costs["original"] == 0 and (costs.drop("original") > 0).all()
-    assert table.TV_ratio.notna().all() and table.set_index("method").TV_ratio["original"] > 1
+    assert table.neighbour_tv_ratio.notna().all() and table.set_index("method").neighbour_tv_ratio["original"] > 1
 
 
 def test_second_time_computes_nothing(smoke):
@@ -226,12 +223,12 @@ def test_notebooks_run_and_draw(smoke, name):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_parameters(name):
-    "Every experiment's notebook has papermill's tag and exactly the parameters that command and Snakefile know, Table 1 those of a CPU too."
+    "Every experiment's notebook takes every setting, in one tagged cell that papermill reads."
+    assert parameters_differ(NOTEBOOKS[name]) == ""
     papermill = pytest.importorskip("papermill")
     found = papermill.inspect_notebook(str(NOTEBOOKS[name]))
-    assert set(found) == PARAMETERS | MORE.get(name, set())
-    text = (NOTEBOOKS[name]).read_text()
-    assert f'"{name}"' in text.replace('\\"', '"')
+    assert list(found) == list(Settings().texts())
+    assert f'"{name}"' in NOTEBOOKS[name].read_text().replace('\\"', '"')
 
 
 def test_unknown_parameters_and_lost_tags_fail(tmp_path):
@@ -294,11 +291,51 @@ def test_snakemake_plans_one_gpu_a_job(tmp_path):
 
 
 def test_settings_reach_the_command():
-    "The command that a line without a run names is one that the parser takes."
-    from maga.experiments.__main__ import parser
+    "Settings that are written as options, parameters or text are read as the same settings."
+    from maga.experiments.__main__ import given_settings, parser
 
-    told = Settings("paper", results="r", data_root="d").command("table1").split()
-    assert parser().parse_args(told[3:]).name == "table1"
+    changes = (("maga", "noise.size", 32), ("ssd", "order", "shuffled"))
+    some = Settings("paper", "d e", "r", "cpu", (0, 1), "a.safetensors", ("vit_small",), ("sea",), ("maga",), "m.safetensors", True, changes)
+    assert given_settings(parser().parse_args(["table1", *shlex.split(some.options())])) == some
+    assert parser().parse_args(some.command("table1").split()[3:]).name == "table1"
+    assert settings_of(**some.texts()) == some
+    cell: dict = {}
+    exec(parameter_cell(), cell)
+    assert settings_of(**{k: v for k, v in cell.items() if k != "__builtins__"}) == Settings()
+
+
+ROW_BEFORE_THE_MOVE = """{
+ "key": "9ee575e08ece5d73",
+ "spec": {
+  "data": "digits", "task": "class", "target": "nine", "backbone": "resnet10", "method": "no_noise", "preset": "digits",
+  "changes": [["fit.epochs", 2]], "recipe": "smoke", "judge": "features", "exemplars": 10, "measures": "all", "references": [0, 1, 2],
+  "training_seed": 0, "unlearning_seed": 0, "evaluation_seed": 0, "original": ""
+ },
+ "metrics": {"neighbour_tv": 2.1358577328303503, "neighbour_tv_train": 2.1109258188796294, "A_r": 95.37037037037037, "rmia_auc": null},
+ "seconds": {"unlearning": 0.7184683229999678, "evaluation": 1.898563567999986, "loading": 1.7427269400000114},
+ "provenance": {"python": "3.11.7", "torch": "2.13.0+cpu", "commit": "2e2c016225ce", "code": "3772ab36d0a90b15", "date": "2026-11-25"},
+ "dependencies": {"original": "4d87fe78e7da963c", "retrain": "9d3e336760a5ff63", "transition": "e57c914adc3b5988"},
+ "missing": {"rmia_auc": "rmia_auc is not defined for the class task, only for: subclass, random."},
+ "made_from_forgotten": ["checkpoints/4d87fe78e7da963c.safetensors (the original model)"],
+ "error": null
+}"""
+
+
+def test_a_row_from_before_the_move_is_read(tmp_path):
+    "A row of the earlier layout is found by the same key, and its ratio has the present name; a row with present names is left as it is."
+    from maga.experiments.session import Session, resolve
+
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "9ee575e08ece5d73.json").write_text(ROW_BEFORE_THE_MOVE)
+    store = Store(tmp_path)
+    row = store.get("9ee575e08ece5d73")
+    assert row is not None and {"neighbour_tv_ratio", "neighbour_tv_ratio_train"} <= row.metrics.keys()
+    assert row.metrics["neighbour_tv_ratio"] == 2.1358577328303503 and "neighbour_tv" not in row.metrics
+    assert resolve(Session(store, "cpu"), row.spec).key == row.key
+    again = Row.from_json(row.to_json())
+    assert again.metrics.keys() == row.metrics.keys() and again.spec == row.spec
+    both = Row(key_of("both"), row.spec, {"neighbour_tv": 30.0, "neighbour_tv_ratio": 2.0})  # percent and ratio
+    assert Row.from_json(both.to_json()).metrics == both.metrics
 
 
 def test_a_given_original(tmp_path):
@@ -319,8 +356,8 @@ def test_a_given_original(tmp_path):
     assert call(command(results, *line, "--methods", "retrain")).returncode == 0
     assert len(metrics(results)) == 4 and all(m["TV"] is not None for m in metrics(results).values())
     table = pd.read_csv(results / "table1" / "table.csv")
-    told = table[(table.model == "resnet18") & (table.method == "finetune") & (table.target == "rocket")].note.item()
-    assert told.endswith(f"--bfloat16 --backbone resnet10 --target rocket --methods finetune --original {file}")
+    note = table[(table.model == "resnet18") & (table.method == "finetune") & (table.target == "rocket")].note.item()
+    assert note.endswith(f"--backbone resnet10 --target rocket --methods finetune --original {file} --bfloat16")
     assert file.read_bytes() == before
     ended = call(command(results, "table2", "--device", "cpu", "--original", str(file)))
     assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and "has the classes 10" in ended.stderr

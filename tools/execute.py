@@ -1,9 +1,9 @@
-"""Run a notebook with papermill, but only with parameters that it knows.
+"""Run a notebook with papermill, but only with parameters that it has.
 
-papermill itself goes on when the `parameters` tag is lost (the notebook then runs with its own values)
+papermill itself continues when no cell is tagged `parameters` (the notebook then runs with its own values)
 and only warns of a parameter that the notebook does not have. Here both end with one sentence and exit code 1.
 
-    python tools/execute.py nbs/experiments/table1.ipynb results/table1/table1.ipynb preset=smoke device=cpu
+    python tools/execute.py nbs/experiments/paper/table1.ipynb results/table1/table1.ipynb preset=smoke device=cpu
 """
 
 import sys
@@ -20,7 +20,7 @@ def checked(
     "The parameters, if the notebook has all of them; a ValueError says what is wrong."
     known = list(papermill.inspect_notebook(str(notebook)))
     if not known:
-        raise ValueError(f"{notebook} has no cell tagged `parameters` that sets any: what it is given would be ignored.")
+        raise ValueError(f"{notebook} has no cell tagged `parameters` that sets any: the given values would be ignored.")
     unknown = [name for name in given if name not in known]
     if unknown:
         raise ValueError(f"{notebook} has no parameter {unknown[0]!r}; it has {', '.join(known)}.")

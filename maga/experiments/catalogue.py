@@ -5,68 +5,32 @@
 # %% ../../nbs/502_catalogue.ipynb #3000f59a
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from ..data import MagaError
-from .settings import ON_ROCKET, RANDOM_IMAGES, SMOKE_EPOCHS, Settings
-from .store import Spec
-from ..methods.contract import METHODS, get_method, with_change
+import pandas as pd
+import torch
+
+from .report import EXPERIMENTS, Experiment, Found, paired_evidence, paper_folder, pending, register, value_of
+from .session import Session, original_of, outputs_of, seeded_generator, transition_of
+from .settings import BOTH, ON_ROCKET, Cell, Changes, Settings, cifar10_spec, make_cell
+from .store import RETRAIN, TRAINED, Spec
+from ..measures.contract import get_metric
+from ..methods.contract import METHODS, get_method
+from ..methods.labels import label_choices, label_entropy
 
 # %% auto #0
-__all__ = ['COMPARED', 'WITH_TEACHER', 'REFERENCES', 'ABLATION', 'BOTH', 'AVERAGED', 'PUBLISHED', 'FINE_CLASSES', 'FINE_PARTS',
-           'TABLES', 'FIGURES', 'EXPERIMENTS', 'Cell', 'shortened', 'make_cell', 'crossed', 'sweep', 'slow_sweep',
-           'sensitivity_cells', 'beyond_cells', 'budgets_of', 'frontier_cells', 'Experiment', 'no_cells', 'experiment',
-           'cifar10_spec']
+__all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'PLACES', 'FINE_CLASSES', 'FINE_PARTS',
+           'TABLES', 'FIGURES', 'crossed', 'sweep', 'slow_sweep', 'sensitivity_cells', 'beyond_cells', 'budgets_of',
+           'frontier_cells', 'settings_table', 'birds', 'transition_table', 'chosen_labels', 'labels_table',
+           'frontier_table']
 
-# %% ../../nbs/502_catalogue.ipynb #2a86effb
-@dataclass(frozen=True)
-class Cell:
-    "A line of a table: its place in the paper, and the run that fills it (with seed 0)."
-
-    model: str  # the paper's column: resnet18, vit
-    task: str  # class, subclass, random
-    target: str  # as the paper names it
-    method: str
-    variant: str  # what differs from the method's preset; "" for nothing
-    spec: Spec
-
-    def specs(self, seeds: Sequence[int]) -> list[Spec]:
-        "One run a seed; training, unlearning and evaluation move together."
-        return [replace(self.spec, training_seed=s, unlearning_seed=s, evaluation_seed=s) for s in seeds]
-
-
-def shortened(method: str, changes: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
-    "The changes, with the method's epochs on digits cut for the smoke test where it has so many and can do with fewer."
-    config = get_method(method).preset("digits") if method in METHODS and "fit.epochs" not in dict(changes) else None
-    if getattr(getattr(config, "fit", None), "epochs", 0) <= SMOKE_EPOCHS:
-        return changes
-    try:
-        with_change(config, "fit.epochs", SMOKE_EPOCHS)
-    except MagaError:
-        return changes
-    return (("fit.epochs", SMOKE_EPOCHS), *changes)
-
-
-def make_cell(
-    settings: Settings,
-    model: str,  # resnet18, vit
-    data: str,  # cifar100, cifar20, cifar10
-    task: str,
-    target: str,
-    method: str,
-    changes: tuple[tuple[str, Any], ...] = (),
-    **more: Any,  # other fields of the specification: exemplars, measures
-) -> Cell:
-    "The cell in the size of the preset."
-    backbone, (held, forgotten) = settings.backbone(model), settings.stand_in(data, target)
-    changes = (*changes, *((place, value) for m, place, value in settings.changes if m == method))
-    variant = " ".join(f"{k}={v}" for k, v in (*changes, *((k, v) for k, v in more.items() if k == "exemplars")))
-    forgotten = RANDOM_IMAGES if task == "random" else forgotten
-    changes = shortened(method, changes) if settings.preset == "smoke" else changes
-    spec = Spec(held, task, forgotten, backbone.name, method, backbone.preset, changes, backbone.recipe, settings.judge, **more)
-    return Cell(model, task, target, method, variant, spec)
+# %% ../../nbs/502_catalogue.ipynb #3022286f
+COMPARED = (*TRAINED, "finetune", "unsir", "amnesiac", "ssd", "maga")
+WITH_TEACHER = (*TRAINED, "finetune", "bad_teacher", "amnesiac", "ssd", "maga")
+ABLATION = (*TRAINED, "ssd", "random_label", "no_noise", "maga")
+REFERENCES = (0, 1, 2)  # training seeds of the retrains that `beyond` and `frontier` compare with
 
 
 def crossed(
@@ -80,35 +44,28 @@ def crossed(
     "Every model with every target and every method."
     return [make_cell(settings, m, data, task, t, u) for m in models for t in targets for u in methods]
 
-# %% ../../nbs/502_catalogue.ipynb #667041dc
-COMPARED = ("original", "retrain", "finetune", "unsir", "amnesiac", "ssd", "maga")
-WITH_TEACHER = ("original", "retrain", "finetune", "bad_teacher", "amnesiac", "ssd", "maga")
-REFERENCES = (0, 1, 2)  # training seeds of the retrains that `beyond` and `frontier` compare with
-ABLATION = ("original", "retrain", "ssd", "random_label", "no_noise", "maga")
-BOTH = ("resnet18", "vit")
+# %% ../../nbs/502_catalogue.ipynb #96a0284d
+def sweep(settings: Settings, varied: str, values: Sequence[float], fixed: Changes = ()) -> list[Cell]:
+    "MaGA on rocket with ResNet-18; one field of its configuration takes several values."
+    return [replace(make_cell(settings, *ON_ROCKET, "maga", (*fixed, (varied, v))), varied=varied) for v in values]
 
 
-def sweep(settings: Settings, field_name: str, values: Sequence[float], *fixed: tuple[str, Any]) -> list[Cell]:
-    "MaGA on rocket with ResNet-18, one field of its configuration taking several values."
-    return [make_cell(settings, "resnet18", "cifar100", "class", "rocket", "maga", (*fixed, (field_name, v))) for v in values]
-
-
-def slow_sweep(settings: Settings, field_name: str) -> list[Cell]:
-    "Figures 7 and 8: a field over its grid at a learning rate of 1e-5, by SGD and by Adam."
-    slow = [(("fit.lr", 1e-5), ("fit.optimizer", o)) for o in ("sgd", "adam")]
-    return [cell for fixed in slow for cell in sweep(settings, field_name, settings.size.grid, *fixed)]
+def slow_sweep(settings: Settings, varied: str) -> list[Cell]:
+    "Figures 7 and 8: a field over its grid at a learning rate of 1e-5, with SGD and with Adam."
+    slow: list[Changes] = [(("fit.lr", 1e-5), ("fit.optimizer", o)) for o in ("sgd", "adam")]
+    return [cell for fixed in slow for cell in sweep(settings, varied, settings.size.grid, fixed)]
 
 
 def sensitivity_cells(settings: Settings) -> list[Cell]:
-    "Noise size, epochs and exemplars, each alone."
+    "Noise size, epochs and exemplars, each varied alone."
     size = settings.size
-    seen = [make_cell(settings, "resnet18", "cifar100", "class", "rocket", "maga", exemplars=n) for n in size.exemplars]
+    seen = [replace(make_cell(settings, *ON_ROCKET, "maga", exemplars=n), varied="exemplars") for n in size.exemplars]
     return sweep(settings, "noise.size", size.noise_sizes) + sweep(settings, "fit.epochs", size.epochs) + seen
 
 
 def beyond_cells(settings: Settings) -> list[Cell]:
-    "Every registered method on rocket with ResNet-18, measured by everything in the house."
-    names = ("original", "retrain", *sorted(set(METHODS) - {"retrain"}))
+    "Every registered method on rocket with ResNet-18, measured by every registered metric."
+    names = (*TRAINED, *sorted(set(METHODS) - set(TRAINED)))
     return [make_cell(settings, *ON_ROCKET, m, measures="all", references=REFERENCES) for m in names]
 
 # %% ../../nbs/502_catalogue.ipynb #67178a20
@@ -116,46 +73,104 @@ AVERAGED = {"one_cycle": "one_cycle_averaged"}  # recipe -> the same with averag
 PUBLISHED = "published"  # the budget of a method's usual preset
 
 
-def budgets_of(method: str, prefix: str) -> list[str]:
-    "The method's presets with a budget in their names, dearest first; empty where it has none, or on digits."
-    names = METHODS[method].presets if method in METHODS else ()
-    found = [n for n in names if n.endswith("%") and n.removeprefix(prefix)[0].isdigit() and n.startswith(prefix)]
-    return sorted(found, key=lambda n: -float(n.removeprefix(prefix)[:-1]))
+def budgets_of(method: str, prefix: str | None) -> list[str]:
+    "The method's presets with a budget in their names, largest first; none without a prefix."
+    names = METHODS[method].presets if prefix is not None and method in METHODS else ()
+    found = [n for n in names if n.endswith("%") and n.startswith(prefix or "") and n.removeprefix(prefix or "")[0].isdigit()]
+    return sorted(found, key=lambda n: -float(n.removeprefix(prefix or "")[:-1]))
 
 
 def frontier_cells(settings: Settings) -> list[Cell]:
-    "Every method at every budget, for all cases of the preset; what is not defined for a task is left out."
-    size, cells = settings.size, []
-    for model, data, task, target in size.frontier:
-        defined = [m for m in sorted(set(METHODS) - {"retrain", "retrain_head"}) if task in METHODS[m].tasks]
-        for name in ("original", "retrain", *defined):
+    "Every method at every budget, for all cases of the preset; a method that is not defined for a task is left out."
+    cells = []
+    for model, data, task, target in settings.size.frontier:
+        defined = [m for m in sorted(set(METHODS) - {*TRAINED, "retrain_head"}) if task in METHODS[m].tasks]
+        prefix = settings.network(model).budgets
+        for name in (*TRAINED, *defined):
             cell = make_cell(settings, model, data, task, target, name, measures="all", references=REFERENCES)
             spec = replace(cell.spec, recipe=AVERAGED.get(cell.spec.recipe, cell.spec.recipe))
-            budgets = budgets_of(name, size.budgets) if settings.preset != "smoke" and model == "resnet18" else []
-            cells += [replace(cell, variant=b.removeprefix(size.budgets), spec=replace(spec, preset=b)) for b in budgets]
-            cells += [] if budgets else [replace(cell, variant=PUBLISHED, spec=spec)]
+            budgets = budgets_of(name, prefix)
+            cells += [replace(cell, budget=b.removeprefix(prefix or ""), spec=replace(spec, preset=b)) for b in budgets]
+            cells += [] if budgets else [replace(cell, budget=PUBLISHED, spec=spec)]
     return cells
 
-# %% ../../nbs/502_catalogue.ipynb #af30ad41
-@dataclass(frozen=True)
-class Experiment:
-    "A table or figure: its title, the paper's claim, and its cells."
-
-    name: str
-    title: str
-    claim: str  # what the paper says
-    cells: Callable[[Settings], list[Cell]]
-
-    @property
-    def paper_table(self) -> int | None:
-        "The number of the paper's table that has these cells."
-        number = self.name.removeprefix("table")
-        return int(number) if number.isdigit() else {"figure4": 1}.get(self.name)
+# %% ../../nbs/502_catalogue.ipynb #f9e22d42
+PLACES = {  # the paper's name of a setting -> the field of MaGA's configuration
+    "batch_size": "fit.batch_size",
+    "noise_size": "noise.size",
+    "noise_lr": "noise.lr",
+    "lr": "fit.lr",
+    "retain_data": "retain_images",
+    "epochs": "fit.epochs",
+}
 
 
-def no_cells(settings: Settings) -> list[Cell]:
-    "For what is read from configurations or from T: no run."
-    return []
+def settings_table(found: Found) -> pd.DataFrame:
+    "Table 5: the paper's settings beside those of the presets."
+    folder, lines = paper_folder(), []
+    if folder is None:
+        theirs = pd.DataFrame({"parameter": [*PLACES, "tau", "alpha", "exemplars"], "resnet18": float("nan"), "vit": float("nan")})
+    else:
+        theirs = pd.read_csv(folder / "table5.csv")
+    for model in BOTH:
+        preset = found.settings.network(model).preset
+        for name, value in zip(theirs.parameter, theirs[model], strict=True):
+            ours: Any = get_method("maga").preset(preset)
+            for part in PLACES.get(name, name).split("."):
+                ours = Spec.exemplars if name == "exemplars" else getattr(ours, part)
+            lines.append({"model": model, "preset": preset, "parameter": name, "value": ours, "value_paper": value, "difference": ours - value})
+    return pd.DataFrame(lines)
+
+# %% ../../nbs/502_catalogue.ipynb #16888fe6
+def birds(settings: Settings) -> list[Spec]:
+    "The request of Figures 3 and 5, whose original they need."
+    return [cifar10_spec(settings)]
+
+
+def transition_table(found: Found) -> pd.DataFrame:
+    "Figure 3: one line per entry of S and T."
+    T = transition_of(found.session, cifar10_spec(found.settings))
+    pairs = [(k, l) for k in range(len(T.classes)) for l in range(len(T.classes))]
+    return pd.DataFrame([{"from": T.classes[k], "to": T.classes[l], "S": float(T.S[k, l]), "T": float(T.T[l, k])} for k, l in pairs])
+
+
+def chosen_labels(settings: Settings, session: Session) -> dict[str, torch.Tensor]:
+    "Figure 5: perturbing labels of the forgotten images, chosen in four ways: int64 [n_f] each."
+    spec = cifar10_spec(settings)
+    split, T = session.split(spec), transition_of(session, spec)
+    p = outputs_of(session, original_of(spec), split).train[split.forget_train].softmax(1)
+    tau = get_method("maga").preset(spec.preset).tau
+    generator = seeded_generator("labels", spec.unlearning_seed)
+    return label_choices(T.T.to(p.device), p, split.train.labels[split.forget_train], split.forbidden_labels(), tau, generator)
+
+
+def labels_table(found: Found) -> pd.DataFrame:
+    "Figure 5: how many forgotten images get each label, for each way of choosing, and the labels' normalised entropy."
+    split = found.session.split(cifar10_spec(found.settings))
+    classes, lines = split.train.classes, []
+    for way, labels in chosen_labels(found.settings, found.session).items():
+        spread = label_entropy(labels, len(classes), len(classes) - len(split.forgotten))
+        counts = torch.bincount(labels.cpu(), minlength=len(classes)).tolist()
+        lines += [{"labels": way, "class": c, "images": n, "entropy": spread} for c, n in zip(classes, counts, strict=True)]
+    return pd.DataFrame(lines)
+
+# %% ../../nbs/502_catalogue.ipynb #c6959d86
+def frontier_table(found: Found) -> pd.DataFrame:
+    "One row per method, budget, class and seed; a cell without a run has one row, whose note is the command that fills it."
+    cases = list(zip(found.cells, found.rows, strict=True))
+    retrained = {(c.model, c.task, c.target): [r for r in some if not r.failed] for c, some in cases if c.method == RETRAIN}
+    lines: list[dict[str, Any]] = []
+    for cell, some in cases:
+        evidence = paired_evidence(found.session, [r for r in some if not r.failed], retrained[cell.model, cell.task, cell.target])
+        auc = float("nan") if evidence is None else get_metric("ulira_auc")(evidence).mean
+        about: dict[str, Any] = {"method": cell.method, "budget": cell.budget, "model": cell.model, "task": cell.task, "target": cell.target}
+        names = ("cost", "seconds", "A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "relearn_ratio", "probe_gap")
+        lines += [
+            about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | {"ulira_auc": auc, "note": r.error} for r in some
+        ]
+        if not some:
+            lines.append(about | {"note": pending(found, cell)})
+    return pd.DataFrame(lines)
 
 # %% ../../nbs/502_catalogue.ipynb #eccc3651
 FINE_CLASSES = ("baby", "lamp", "sea", "dinosaur", "wolf")
@@ -166,62 +181,76 @@ TABLES = (
         "Class-wise unlearning on CIFAR-100",
         "MaGA forgets the class with the smallest loss of retain accuracy among the methods compared, and its MIA is low.",
         lambda s: crossed(s, BOTH, "cifar100", "class", ("rocket", "mushroom"), COMPARED),
+        paper=1,
     ),
     Experiment(
         "table2",
         "Class-wise unlearning on CIFAR-20",
         "The same holds for classes that consist of five kinds of things.",
         lambda s: crossed(s, BOTH, "cifar20", "class", ("vehicles_2", "fruit_and_vegetables"), COMPARED),
+        paper=2,
     ),
     Experiment(
         "table3",
         "Sub-class unlearning on CIFAR-20",
         "A sub-class is forgotten to the retrain's level while its siblings are kept.",
         lambda s: crossed(s, BOTH, "cifar20", "subclass", ("rocket", "sea"), COMPARED),
+        paper=3,
     ),
     Experiment(
         "table4",
         "Unlearning 100 random images of CIFAR-10",
         "MaGA keeps most of the retain accuracy when random images are forgotten.",
         lambda s: crossed(s, BOTH, "cifar10", "random", ("random",), WITH_TEACHER),
+        paper=4,
     ),
-    Experiment("table5", "MaGA's settings", "One set of settings for each network serves all tasks.", no_cells),
+    Experiment("table5", "MaGA's settings", "One set of settings for each network serves all tasks.", table=settings_table),
     Experiment(
         "table6",
         "Ablation: labels and noise",
         "Guided labels forget better than random ones, and the noise helps the retain accuracy.",
         lambda s: crossed(s, BOTH, "cifar100", "class", ("rocket", "mushroom"), ABLATION),
+        paper=6,
     ),
     Experiment(
         "table7",
         "Class-wise unlearning on CIFAR-100, five more classes",
         "The result of Table 1 holds for other classes.",
         lambda s: crossed(s, ("resnet18",), "cifar100", "class", FINE_CLASSES, COMPARED),
+        paper=7,
     ),
     Experiment(
         "table8",
         "Sub-class unlearning on CIFAR-20, five more sub-classes",
         "The result of Table 3 holds for other sub-classes.",
         lambda s: crossed(s, ("resnet18",), "cifar20", "subclass", FINE_PARTS, COMPARED),
+        paper=8,
     ),
 )
+register(*TABLES)
 
 # %% ../../nbs/502_catalogue.ipynb #a4fb5e26
 FIGURES = (
     Experiment(
-        "figure3", "The transition matrix of CIFAR-10", "T is large between classes that look alike: cat and dog, automobile and truck.", no_cells
+        "figure3",
+        "The transition matrix of CIFAR-10",
+        "T is large between classes that look alike: cat and dog, automobile and truck.",
+        table=transition_table,
+        originals=birds,
     ),
     Experiment(
         "figure4",
         "Time of each method, class-wise, CIFAR-100, ViT",
         "MaGA saves over 59 % of the retrain's time.",
         lambda s: crossed(s, ("vit",), "cifar100", "class", ("rocket",), COMPARED),
+        paper=1,
     ),
     Experiment(
         "figure5",
         "Four ways of choosing perturbing labels",
         "Labels from R = T·p are spread over more classes than those of the model alone.",
-        no_cells,
+        table=labels_table,
+        originals=birds,
     ),
     Experiment(
         "figure6",
@@ -245,19 +274,12 @@ FIGURES = (
         sensitivity_cells,
     ),
     Experiment("beyond", "All methods by all metrics", "No claim of the paper: it measures accuracy and the entropy attack.", beyond_cells),
-    Experiment("frontier", "Nearness to a retrain against cost", "No claim of the paper: it compares seconds and accuracies.", frontier_cells),
+    Experiment(
+        "frontier",
+        "Nearness to a retrain against cost",
+        "No claim of the paper: it compares seconds and accuracies.",
+        frontier_cells,
+        frontier_table,
+    ),
 )
-EXPERIMENTS = {e.name: e for e in (*TABLES, *FIGURES)}
-
-
-def experiment(name: str) -> Experiment:
-    "The experiment of that name; `MagaError` names the ones there are."
-    if name not in EXPERIMENTS:
-        raise MagaError(f"There is no experiment {name!r}; there are all, {', '.join(EXPERIMENTS)}.")
-    return EXPERIMENTS[name]
-
-# %% ../../nbs/502_catalogue.ipynb #7b6e7439
-def cifar10_spec(settings: Settings) -> Spec:
-    "MaGA on CIFAR-10 with ResNet-18, bird forgotten: what Figures 3, 5 and 6 look at."
-    cell = make_cell(settings, "resnet18", "cifar10", "class", "bird", "maga")
-    return cell.specs(settings.all_seeds[:1])[0]
+register(*FIGURES)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from .report import interval
+from ..measures.contract import interval
 
 # %% auto #0
 __all__ = ['CASE', 'PANELS', 'BUDGETED', 'GOALS', 'with_gaps', 'frontier_points', 'Panel', 'on_frontier', 'styles_of',
@@ -59,7 +59,7 @@ class Panel:
 
 
 PANELS = (
-    Panel("TV_ratio", "TV ratio to the retrains", 1.0, below_is_fine=True),
+    Panel("neighbour_tv_ratio", "TV ratio to the retrains", 1.0, below_is_fine=True),
     Panel("MIA_gap", "|MIA − retrains'|, points", 0.0),
     Panel("relearn_ratio", "relearn ratio", 1.0),
     Panel("probe_gap", "probe gap, points", 0.0),
@@ -219,7 +219,7 @@ class Bound:
 
 GOALS = {  # largest cost -> bounds
     0.125: (
-        Bound("TV_ratio", high=1.05),
+        Bound("neighbour_tv_ratio", high=1.05),
         Bound("MIA_gap", high=3.0),
         Bound("relearn_ratio", 0.8, 1.25),
         Bound("A_r_gap", low=-0.2),
@@ -227,13 +227,13 @@ GOALS = {  # largest cost -> bounds
         Bound("ulira_auc", high=0.55),
     ),
     0.05: (
-        Bound("TV_ratio", high=1.1),
+        Bound("neighbour_tv_ratio", high=1.1),
         Bound("MIA_gap", high=3.0),
         Bound("relearn_ratio", 0.75),
         Bound("A_r_gap", low=-0.2),
         Bound("A_f_gap", high=1.0),
     ),
-    0.025: (Bound("TV_ratio", high=1.15), Bound("MIA_gap", high=3.0), Bound("A_r_gap", low=-0.5), Bound("A_f_gap", high=1.0)),
+    0.025: (Bound("neighbour_tv_ratio", high=1.15), Bound("MIA_gap", high=3.0), Bound("A_r_gap", low=-0.5), Bound("A_f_gap", high=1.0)),
 }
 
 

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ..data import ForgetSplit, MagaError
+from ..data import TASKS, ForgetSplit, MagaError
 from ..device import clock
 from .metrics import Measurement, Outputs, accuracy, measure
 from ..models import Penultimate
 
 # %% auto #0
 __all__ = ['A_RETRAIN', 'RETRAINS', 'AN_ORIGINAL', 'A_TEACHER', 'TWO_SEEDS', 'THREE_SEEDS', 'TIMES', 'A_CLASS', 'FOUR_IMAGES',
-           'METRICS', 'EVERY_TASK', 'Subject', 'timed', 'Evidence', 'Need', 'interval', 'Score', 'Metric',
-           'population_metric', 'model_metric', 'get_metric', 'mean_over']
+           'METRICS', 'Subject', 'timed', 'Evidence', 'Need', 'interval', 'Score', 'Metric', 'population_metric',
+           'model_metric', 'get_metric', 'mean_over']
 
 # %% ../../nbs/104_contract.ipynb #592d0776
 @dataclass(frozen=True, eq=False)
@@ -211,7 +211,6 @@ class Metric:
 
 # %% ../../nbs/104_contract.ipynb #cf595b62
 METRICS: dict[str, Metric] = {}
-EVERY_TASK = ("class", "subclass", "random")
 
 
 def population_metric(
@@ -220,7 +219,7 @@ def population_metric(
     ideal: str,
     unit: str,
     source: str = "",
-    tasks: tuple[str, ...] = EVERY_TASK,
+    tasks: tuple[str, ...] = TASKS,
     appendix: bool = False,
     bounds: tuple[float, float] = (-math.inf, math.inf),  # the smallest and the largest value it can have
 ) -> Callable[[Callable[[Evidence], Sequence[float]]], Callable[[Evidence], Sequence[float]]]:
@@ -239,7 +238,7 @@ def model_metric(
     ideal: str,
     unit: str,
     source: str = "",
-    tasks: tuple[str, ...] = EVERY_TASK,
+    tasks: tuple[str, ...] = TASKS,
     appendix: bool = False,
     bounds: tuple[float, float] = (-math.inf, math.inf),  # the smallest and the largest value it can have
 ) -> Callable[[Callable[[Evidence, Subject], float]], Callable[[Evidence, Subject], float]]:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..data import ForgetSplit, MagaError
+from ..data import TASKS, ForgetSplit, MagaError
 from ..training import Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
-__all__ = ['Unlearn', 'METHODS', 'ALL_TASKS', 'Method', 'method', 'get_method', 'with_change', 'sample_retained', 'plain_fit',
+__all__ = ['Unlearn', 'METHODS', 'Method', 'method', 'get_method', 'with_change', 'sample_retained', 'plain_fit',
            'forget_then_retain', 'paired_batches', 'needs_two', 'part_means', 'show_flow']
 
 # %% ../../nbs/300_contract.ipynb #cee1247a
@@ -33,6 +33,7 @@ class Method:
     presets: Mapping[str, Any]  # name -> configuration
     tasks: tuple[str, ...]  # for which it is defined
     source: str  # where it comes from
+    needs: tuple[str, ...] = ()  # fields that hold no setting and that the caller fills: "transition", "make_model"
 
     def __call__(
         self,
@@ -57,23 +58,27 @@ class Method:
             raise MagaError(f"{self.name} has no preset {name!r}; its presets are {', '.join(self.presets)}.")
         return replace(self.presets[name], **changes)
 
+    def needed(self, config: Any) -> tuple[str, ...]:
+        "Those of `needs` that a run with this configuration uses: one that says `guided` is False uses no transition matrix."
+        return tuple(n for n in self.needs if n != "transition" or getattr(config, "guided", True))
+
 # %% ../../nbs/300_contract.ipynb #3490bba0
 METHODS: dict[str, Method] = {}
-ALL_TASKS = ("class", "subclass", "random")
 
 
 def method(
     name: str,  # as tables and the command line write it
     presets: Mapping[str, Any],  # name -> frozen dataclass
-    tasks: tuple[str, ...] = ALL_TASKS,
+    tasks: tuple[str, ...] = TASKS,
     source: str = "",  # paper or reference
+    needs: tuple[str, ...] = (),  # fields of the configuration that the caller fills before a run
 ) -> Callable[[Unlearn], Unlearn]:
     "Registers an unlearning function under a name; a second registration under the same name replaces the first."
     if not presets or not all(is_dataclass(p) for p in presets.values()):
         raise MagaError(f"The method {name!r} needs at least one preset, each a dataclass.")
 
     def register(run: Unlearn) -> Unlearn:
-        METHODS[name] = Method(name, run, presets, tasks, source)
+        METHODS[name] = Method(name, run, presets, tasks, source, needs)
         return run
 
     return register

@@ -58,7 +58,7 @@ BAD_TEACHER_PRESETS = {
 }
 
 
-@method("bad_teacher", BAD_TEACHER_PRESETS, source="Chundawat et al. 2023, as in Foster et al. 2024; the paper's 'teacher'")
+@method("bad_teacher", BAD_TEACHER_PRESETS, source="Chundawat et al. 2023, as in Foster et al. 2024; the paper's 'teacher'", needs=("make_model",))
 def bad_teacher(
     model: nn.Module,
     split: ForgetSplit,

@@ -78,7 +78,7 @@ RETRAIN_PRESETS = {
 } | {name: RetrainConfig(fit=fit_config) for name, fit_config in PRETRAINING.items()}
 
 
-@method("retrain", RETRAIN_PRESETS, source="exact unlearning")
+@method("retrain", RETRAIN_PRESETS, source="exact unlearning", needs=("make_model",))
 def retrain(
     model: nn.Module,  # the original: only its shape is used
     split: ForgetSplit,
