@@ -5,7 +5,6 @@
 # %% ../../nbs/505_report.ipynb #09818fb3
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

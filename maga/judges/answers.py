@@ -154,7 +154,7 @@ class AnswerFile:
                 yield add
         except OSError as e:
             raise MagaError(
-                f"Answers could not be written to {self.path} ({e}); free some space or choose another folder. Answers that were already written are kept."
+                f"Answers could not be written to {self.path} ({e}); free some space or choose another folder. Earlier answers are kept."
             ) from e
 
 # %% ../../nbs/216_answers.ipynb #ec593d05

@@ -50,9 +50,7 @@ class ChatModel:
         try:
             batch = self.processor(text=[text] * len(images), images=[list(i) for i in images], padding=True, return_tensors="pt", **extra)
         except (ValueError, IndexError) as e:
-            raise MagaError(
-                f"The processor of this {self.family.name} model drops images or expects other ones ({e}); {_BELONGS}."
-            ) from e
+            raise MagaError(f"The processor of this {self.family.name} model drops images or expects other ones ({e}); {_BELONGS}.") from e
         return {k: v.to(self.model.device) for k, v in batch.items() if isinstance(v, Tensor)}
 
 
@@ -88,7 +86,7 @@ def checked_runs(parts: ChatModel, ids: Tensor) -> list[tuple[int, int]]:
     runs = image_runs(ids, placeholder_of(parts))
     lengths = [end - begin for begin, end in runs]
     if len(set(lengths)) != 1 or len(runs) % 3:
-        raise MagaError(f"The processor of this {parts.family.name} model drops images: the prompt has three images, but runs of {lengths} image tokens.")
+        raise MagaError(f"The processor of this {parts.family.name} model drops images: three were given, the prompt has {lengths} image tokens.")
     return runs
 
 # %% ../../nbs/207_chat.ipynb #a86a3012

@@ -165,7 +165,7 @@ def read_answers(
     for stem in words.stems:
         logits = logits_after(stem).float()
         if logits.isnan().any():
-            raise MagaError("The judge's logits are not numbers (NaN); load the model in bfloat16 or float32 instead of float16, or without quantisation.")
+            raise MagaError("The judge's logits are not numbers (NaN); load it in bfloat16 or float32 instead of float16, or without quantisation.")
         spread = logits.log_softmax(-1)
         along = sum((spread[:, j, token] for j, token in enumerate(stem)), torch.zeros(len(spread), device=spread.device))
         for sequence in (*words.true, *words.false):

@@ -96,7 +96,7 @@ class TransitionMatrix:
 
         chosen = list(range(len(self.classes))) if classes is None else list(classes)
         names = [self.classes[k] for k in chosen]
-        figure, axis = plt.subplots(figsize=(1.5 + 0.38 * len(chosen), 1 + 0.36 * len(chosen)), dpi=110)
+        figure, axis = plt.subplots(figsize=(1.3 + 0.33 * len(chosen), 1 + 0.28 * len(chosen)), dpi=110)
         few = len(chosen) <= 12
         values = self.T[chosen][:, chosen].numpy()
         sns.heatmap(
@@ -105,7 +105,8 @@ class TransitionMatrix:
             yticklabels=names,
             annot=few,
             fmt=".2f" if len(self.classes) <= 20 else ".3f",
-            annot_kws={"size": 7},
+            annot_kws={"size": 6},
+            cbar=not few,
             cmap="viridis",
             ax=axis,
         )

@@ -39,7 +39,7 @@ class VLMJudge(WordJudge):
         family, exact = parts.family.name, parts.family.exact
         if scorer == "shared" and not exact:
             raise MagaError(
-                f"The shared-prefix scorer is not shown to be exact for the family {family}; it is for {', '.join(SHOWN_EXACT)}: use the naive scorer."
+                f"The shared-prefix scorer is not shown to be exact for the family {family}, only for {', '.join(SHOWN_EXACT)}: use the naive one."
             )
         if scorer == "auto" and not exact:
             warnings.warn(f"Only the naive scorer is exact for the family {family}: {name} will take several times as long.", stacklevel=2)

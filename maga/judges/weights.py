@@ -96,7 +96,8 @@ class Source:
         if self.is_folder:
             return f"The folder {self.name} holds no model that can be loaded ({why})"
         cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
-        return f"The model {self.where} was not found: neither the folder {Path(self.name).absolute()} nor the hub or its cache ({cache}) has it ({why})"
+        searched = f"neither the folder {Path(self.name).absolute()} nor the hub or its cache ({cache}) has it"
+        return f"The model {self.where} was not found: {searched} ({why})"
 
     def _advice(self) -> str:
         download = f"hf download {self.name} --local-dir FOLDER"
