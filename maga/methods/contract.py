@@ -17,8 +17,8 @@ from ..data import ForgetSplit, MagaError
 from ..training import Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
-__all__ = ['Unlearn', 'METHODS', 'ALL_TASKS', 'Method', 'method', 'get_method', 'with_change', 'sample_retained', 'plain_fit',
-           'forget_then_retain', 'paired_batches', 'needs_two', 'part_means', 'show_flow']
+__all__ = ['Unlearn', 'METHODS', 'ALL_TASKS', 'Method', 'method', 'get_method', 'with_change', 'FitOnly', 'sample_retained',
+           'plain_fit', 'forget_then_retain', 'paired_batches', 'needs_two', 'part_means', 'show_flow']
 
 # %% ../../nbs/300_contract.ipynb #cee1247a
 Unlearn = Callable[..., nn.Module]
@@ -33,22 +33,27 @@ class Method:
     presets: Mapping[str, Any]  # name -> configuration
     tasks: tuple[str, ...]  # for which it is defined
     source: str  # where it comes from
+    needs: tuple[str, ...] = ()  # fields that hold no setting and that the caller fills: "transition", "make_model"
 
     def __call__(
         self,
         model: nn.Module,  # the original; not changed
         split: ForgetSplit,  # what to forget
-        config: Any,  # one of the presets, or one's own
+        config: Any,  # one of the presets, or another of their type
         generator: torch.Generator,  # on the CPU
         progress: Progress | None = None,
     ) -> nn.Module:
-        "A new model that has unlearned; `MagaError` where the method is not defined for the task or the configuration is another method's."
+        "A new model that has unlearned; `MagaError` where the method is not defined for the task or the configuration has another type than its presets."
         if split.task not in self.tasks:
             raise MagaError(f"{self.name} is not defined for the {split.task} task, only for: {', '.join(self.tasks)}.")
         expected = type(next(iter(self.presets.values())))
         if not isinstance(config, expected):
             raise MagaError(f"{self.name} needs a {expected.__name__}, not a {type(config).__name__}; its presets are {', '.join(self.presets)}.")
         return self.run(model, split, config, generator, progress)
+
+    def needed(self, config: Any) -> tuple[str, ...]:
+        "Those of `needs` that a run with this configuration uses: one that says `guided` is False uses no transition matrix."
+        return tuple(n for n in self.needs if n != "transition" or getattr(config, "guided", True))
 
     def preset(self, name: str, task: str = "", **changes: Any) -> Any:
         "A preset, with some of its fields changed; `<name>_<task>` where there is one of its own for the task."
@@ -67,13 +72,17 @@ def method(
     presets: Mapping[str, Any],  # name -> frozen dataclass
     tasks: tuple[str, ...] = ALL_TASKS,
     source: str = "",  # paper or reference
+    needs: tuple[str, ...] = (),  # fields of the configuration that the caller fills before a run
 ) -> Callable[[Unlearn], Unlearn]:
     "Registers an unlearning function under a name; a second registration under the same name replaces the first."
     if not presets or not all(is_dataclass(p) for p in presets.values()):
         raise MagaError(f"The method {name!r} needs at least one preset, each a dataclass.")
+    missing = [n for n in needs for p in presets.values() if n not in p.__dataclass_fields__]
+    if missing:
+        raise MagaError(f"The method {name!r} needs {missing[0]}, which is no field of its configuration.")
 
     def register(run: Unlearn) -> Unlearn:
-        METHODS[name] = Method(name, run, presets, tasks, source)
+        METHODS[name] = Method(name, run, presets, tasks, source, needs)
         return run
 
     return register
@@ -96,6 +105,13 @@ def with_change(
     if not hasattr(config, head):
         raise MagaError(f"{type(config).__name__} has no field {head!r}; it has {', '.join(config.__dataclass_fields__)}.")
     return replace(config, **{head: with_change(getattr(config, head), rest, value) if rest else value})
+
+# %% ../../nbs/300_contract.ipynb #0b7c2d4e
+@dataclass(frozen=True)
+class FitOnly:
+    "The configuration of a method that has no settings but those of its training."
+
+    fit: FitConfig
 
 # %% ../../nbs/300_contract.ipynb #5faf3181
 def sample_retained(

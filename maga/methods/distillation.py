@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from ..measures.metrics import predict
-from .contract import forget_then_retain, method, needs_two, paired_batches, part_means, plain_fit, sample_retained
+from .contract import FitOnly, forget_then_retain, method, needs_two, paired_batches, part_means, plain_fit, sample_retained
 from .retraining import MakeModel, fresh_model
 from ..models import Penultimate, last_linear
 from ..training import Batch, Examples, FitConfig, Progress, fit, shuffled_batches
 
 # %% auto #0
 __all__ = ['BAD_TEACHER_PRESETS', 'SCRUB_PRESETS', 'DELETE_PRESETS', 'TREW_PRESETS', 'HEAD_DISTILLATION_PRESETS', 'kl_divergence',
-           'BadTeacherConfig', 'bad_teacher', 'ScrubConfig', 'scrub_batches', 'scrub', 'removed_targets',
-           'DeleteConfig', 'delete', 'class_cosines', 'TrewConfig', 'trew', 'HeadDistillationConfig',
-           'head_distillation']
+           'BadTeacherConfig', 'bad_teacher', 'ScrubConfig', 'scrub_batches', 'scrub', 'removed_targets', 'delete',
+           'class_cosines', 'TrewConfig', 'trew', 'head_distillation']
 
 # %% ../../nbs/309_distillation.ipynb #7f8e3686
 def kl_divergence(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -58,7 +57,7 @@ BAD_TEACHER_PRESETS = {
 }
 
 
-@method("bad_teacher", BAD_TEACHER_PRESETS, source="Chundawat et al. 2023, as in Foster et al. 2024; the paper's 'teacher'")
+@method("bad_teacher", BAD_TEACHER_PRESETS, source="Chundawat et al. 2023, as in Foster et al. 2024; the paper's 'teacher'", needs=("make_model",))
 def bad_teacher(
     model: nn.Module,
     split: ForgetSplit,
@@ -149,24 +148,17 @@ def removed_targets(
     return (logits.float() + tilt).masked_fill(forbidden, -math.inf).softmax(1)
 
 
-@dataclass(frozen=True)
-class DeleteConfig:
-    "How DELETE is trained."
-
-    fit: FitConfig
-
-
 _AUGMENTED = plain_fit(20, 128, "sgd", 5e-5, pad=4, flip=True)
 DELETE_PRESETS = {
     # Zhou et al. 2025: 5e-5 on CIFAR-100 (and, here, CIFAR-20), 1e-4 on CIFAR-10, which is the random task's data set
-    "paper_resnet18": DeleteConfig(_AUGMENTED),
-    "paper_resnet18_random": DeleteConfig(replace(_AUGMENTED, lr=1e-4)),
+    "paper_resnet18": FitOnly(_AUGMENTED),
+    "paper_resnet18_random": FitOnly(replace(_AUGMENTED, lr=1e-4)),
     # Zhou et al. 2025 freeze batch norm for one class of Tiny ImageNet only; see below why one would want it here
-    "frozen_batch_norm": DeleteConfig(replace(_AUGMENTED, freeze_batch_norm=True)),
-    "paper_vit": DeleteConfig(_AUGMENTED),
-    "paper_vit_random": DeleteConfig(replace(_AUGMENTED, lr=1e-4)),
+    "frozen_batch_norm": FitOnly(replace(_AUGMENTED, freeze_batch_norm=True)),
+    "paper_vit": FitOnly(_AUGMENTED),
+    "paper_vit_random": FitOnly(replace(_AUGMENTED, lr=1e-4)),
     # ours, chosen below on a part of digits' training images
-    "digits": DeleteConfig(plain_fit(20, 32, "sgd", 3e-3, pad=1)),
+    "digits": FitOnly(plain_fit(20, 32, "sgd", 3e-3, pad=1)),
 }
 
 
@@ -174,7 +166,7 @@ DELETE_PRESETS = {
 def delete(
     model: nn.Module,
     split: ForgetSplit,
-    config: DeleteConfig,
+    config: FitOnly,
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> nn.Module:
@@ -249,19 +241,12 @@ def trew(
     return fit(model, examples, config.fit, generator, objective=objective, batches=cut, progress=progress)
 
 # %% ../../nbs/309_distillation.ipynb #bab755ce
-@dataclass(frozen=True)
-class HeadDistillationConfig:
-    "How the last layer is fitted."
-
-    fit: FitConfig
-
-
 HEAD_DISTILLATION_PRESETS = {
     # ours: a control needs no tuning, only to converge
-    "paper_resnet18": HeadDistillationConfig(plain_fit(3, 512, "adam", 1e-3)),
-    "paper_vit": HeadDistillationConfig(plain_fit(2, 128, "adam", 1e-3)),
+    "paper_resnet18": FitOnly(plain_fit(3, 512, "adam", 1e-3)),
+    "paper_vit": FitOnly(plain_fit(2, 128, "adam", 1e-3)),
     # ours, chosen below on a part of digits' training images
-    "digits": HeadDistillationConfig(plain_fit(2, 32, "adam", 0.1)),
+    "digits": FitOnly(plain_fit(2, 32, "adam", 0.1)),
 }
 
 
@@ -269,7 +254,7 @@ HEAD_DISTILLATION_PRESETS = {
 def head_distillation(
     model: nn.Module,
     split: ForgetSplit,
-    config: HeadDistillationConfig,
+    config: FitOnly,
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> nn.Module:

@@ -12,29 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import ForgetSplit, MagaError
-from .contract import forget_then_retain, method, paired_batches, part_means, plain_fit
+from .contract import FitOnly, forget_then_retain, method, paired_batches, part_means, plain_fit
 from ..training import Batch, Examples, FitConfig, Progress, fit
 
 # %% auto #0
-__all__ = ['FINETUNE_PRESETS', 'L1_SPARSE_PRESETS', 'NEGGRAD_PLUS_PRESETS', 'FineTuneConfig', 'finetune', 'L1SparseConfig',
-           'l1_sparse', 'NegGradPlusConfig', 'neggrad_plus']
+__all__ = ['FINETUNE_PRESETS', 'L1_SPARSE_PRESETS', 'NEGGRAD_PLUS_PRESETS', 'finetune', 'L1SparseConfig', 'l1_sparse',
+           'NegGradPlusConfig', 'neggrad_plus']
 
 # %% ../../nbs/306_finetuning.ipynb #1fe266bc
-@dataclass(frozen=True)
-class FineTuneConfig:
-    "How fine-tuning on the retain set is done."
-
-    fit: FitConfig
-
-
 FINETUNE_PRESETS = {
     # Foster et al. 2024: 5 epochs, SGD 0.02, batch 64; the random task has batches of 128
-    "paper_resnet18": FineTuneConfig(plain_fit(5, 64, "sgd", 0.02, 5e-4)),
-    "paper_resnet18_random": FineTuneConfig(plain_fit(5, 128, "sgd", 0.02, 5e-4)),
-    "paper_vit": FineTuneConfig(plain_fit(5, 64, "sgd", 0.02, 5e-4)),
-    "paper_vit_random": FineTuneConfig(plain_fit(5, 128, "sgd", 0.02, 5e-4)),
+    "paper_resnet18": FitOnly(plain_fit(5, 64, "sgd", 0.02, 5e-4)),
+    "paper_resnet18_random": FitOnly(plain_fit(5, 128, "sgd", 0.02, 5e-4)),
+    "paper_vit": FitOnly(plain_fit(5, 64, "sgd", 0.02, 5e-4)),
+    "paper_vit_random": FitOnly(plain_fit(5, 128, "sgd", 0.02, 5e-4)),
     # ours, chosen on a part of digits' training images (09a_newer)
-    "digits": FineTuneConfig(plain_fit(6, 32, "sgd", 0.2, 5e-4)),
+    "digits": FitOnly(plain_fit(6, 32, "sgd", 0.2, 5e-4)),
 }
 
 
@@ -42,7 +35,7 @@ FINETUNE_PRESETS = {
 def finetune(
     model: nn.Module,
     split: ForgetSplit,
-    config: FineTuneConfig,
+    config: FitOnly,
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> nn.Module:

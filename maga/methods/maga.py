@@ -154,7 +154,7 @@ def unlearn_with_labels(
     return fit(model, perturbed_examples(split, retained, labels, config, banks), config.fit, generator, progress=progress)
 
 # %% ../../nbs/304_maga.ipynb #135e05a8
-@method("maga", MAGA_PRESETS, source="MaGA, eq. 5–10, Algorithm 1, Table 5")
+@method("maga", MAGA_PRESETS, source="MaGA, eq. 5–10, Algorithm 1, Table 5", needs=("transition",))
 def maga(
     model: nn.Module,  # the original; not changed
     split: ForgetSplit,
@@ -180,7 +180,7 @@ def random_label(
     return unlearn_with_labels(model, split, labels, config, generator, progress, noisy=True)
 
 
-@method("no_noise", MAGA_PRESETS, source="MaGA's ablation w.o.FN, Table 6")
+@method("no_noise", MAGA_PRESETS, source="MaGA's ablation w.o.FN, Table 6", needs=("transition",))
 def no_noise(
     model: nn.Module,
     split: ForgetSplit,

@@ -266,7 +266,7 @@ MAGA_SOFT_PRESETS = {
 }
 
 
-@method("maga_soft", MAGA_SOFT_PRESETS, source="MaGA with soft targets: a product of experts instead of eq. 6")
+@method("maga_soft", MAGA_SOFT_PRESETS, source="MaGA with soft targets: a product of experts instead of eq. 6", needs=("transition",))
 def maga_soft(
     model: nn.Module,  # the original; not changed
     split: ForgetSplit,

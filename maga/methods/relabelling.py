@@ -13,30 +13,23 @@ from torch import Tensor, nn
 
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
-from .contract import method, plain_fit
+from .contract import FitOnly, method, plain_fit
 from .dampening import mean_gradients
 from .labels import random_labels
 from .noise import NoiseBank, NoiseConfig, make_noise
 from ..training import Examples, FitConfig, Progress, fit
 
 # %% auto #0
-__all__ = ['AMNESIAC_PRESETS', 'SALUN_PRESETS', 'UNSIR_PRESETS', 'AmnesiacConfig', 'amnesiac', 'saliency_mask', 'SalUnConfig',
-           'salun', 'StoredImages', 'first_retained', 'impair_examples', 'UnsirConfig', 'unsir']
+__all__ = ['AMNESIAC_PRESETS', 'SALUN_PRESETS', 'UNSIR_PRESETS', 'amnesiac', 'saliency_mask', 'SalUnConfig', 'salun',
+           'StoredImages', 'first_retained', 'impair_examples', 'UnsirConfig', 'unsir']
 
 # %% ../../nbs/307_relabelling.ipynb #0d191af4
-@dataclass(frozen=True)
-class AmnesiacConfig:
-    "How amnesiac unlearning is trained."
-
-    fit: FitConfig
-
-
 AMNESIAC_PRESETS = {
     # Foster et al. 2024: 3 epochs, Adam 1e-4, batch 128, for all tasks and backbones
-    "paper_resnet18": AmnesiacConfig(plain_fit(3, 128, "adam", 1e-4)),
-    "paper_vit": AmnesiacConfig(plain_fit(3, 128, "adam", 1e-4)),
+    "paper_resnet18": FitOnly(plain_fit(3, 128, "adam", 1e-4)),
+    "paper_vit": FitOnly(plain_fit(3, 128, "adam", 1e-4)),
     # ours, chosen on a part of digits' training images (09a_newer)
-    "digits": AmnesiacConfig(plain_fit(3, 32, "adam", 3e-4)),
+    "digits": FitOnly(plain_fit(3, 32, "adam", 3e-4)),
 }
 
 
@@ -44,7 +37,7 @@ AMNESIAC_PRESETS = {
 def amnesiac(
     model: nn.Module,
     split: ForgetSplit,
-    config: AmnesiacConfig,
+    config: FitOnly,
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> nn.Module:

@@ -187,7 +187,7 @@ RESTART_PRESETS = {
 }
 
 # %% ../../nbs/311_restart.ipynb #c94d6880
-@method("restart", RESTART_PRESETS, source="Ash and Adams 2020, shrink and perturb, for unlearning")
+@method("restart", RESTART_PRESETS, source="Ash and Adams 2020, shrink and perturb, for unlearning", needs=("make_model",))
 def restart(
     model: nn.Module,  # the original; not changed
     split: ForgetSplit,
@@ -238,7 +238,7 @@ EU_K_PRESETS = {
 }
 
 
-@method("eu_k", EU_K_PRESETS, source="EU-k of Goel et al. 2022")
+@method("eu_k", EU_K_PRESETS, source="EU-k of Goel et al. 2022", needs=("make_model",))
 def eu_k(
     model: nn.Module,
     split: ForgetSplit,
@@ -314,7 +314,7 @@ RANDOM_MASK_PRESETS = {
 }
 
 
-@method("random_mask", RANDOM_MASK_PRESETS, source="after the NeurIPS 2023 unlearning challenge, Triantafillou et al. 2024")
+@method("random_mask", RANDOM_MASK_PRESETS, source="after the NeurIPS 2023 unlearning challenge, Triantafillou et al. 2024", needs=("make_model",))
 def random_mask(
     model: nn.Module,
     split: ForgetSplit,

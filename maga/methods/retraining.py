@@ -16,13 +16,13 @@ from torch import nn
 from ..data import ForgetSplit, MagaError
 from ..device import seeded, to_device
 from ..measures.metrics import predict
-from .contract import method
+from .contract import FitOnly, method
 from ..models import last_linear
 from ..training import PRETRAINING, Examples, FitConfig, Progress, fit
 
 # %% auto #0
 __all__ = ['MakeModel', 'RETRAIN_PRESETS', 'RETRAIN_HEAD_PRESETS', 'reinitialised', 'fresh_model', 'RetrainConfig', 'retrain',
-           'legacy_fit', 'RetrainHeadConfig', 'retrain_head']
+           'legacy_fit', 'retrain_head']
 
 # %% ../../nbs/305_retraining.ipynb #3dceda95
 MakeModel = Callable[[torch.Generator], nn.Module]
@@ -78,7 +78,7 @@ RETRAIN_PRESETS = {
 } | {name: RetrainConfig(fit=fit_config) for name, fit_config in PRETRAINING.items()}
 
 
-@method("retrain", RETRAIN_PRESETS, source="exact unlearning")
+@method("retrain", RETRAIN_PRESETS, source="exact unlearning", needs=("make_model",))
 def retrain(
     model: nn.Module,  # the original: only its shape is used
     split: ForgetSplit,
@@ -96,27 +96,20 @@ def legacy_fit(pretraining: FitConfig) -> FitConfig:
     return replace(pretraining, lr=pretraining.lr / 10, pad=0, flip=False)
 
 
-@dataclass(frozen=True)
-class RetrainHeadConfig:
-    "How the legacy retrain is trained."
-
-    fit: FitConfig
-
-
 RETRAIN_HEAD_PRESETS = {
     # the reference: SGD 0.01, momentum 0.9, weight decay 5e-4, epochs and milestones of the pretraining on each task's data set
-    "paper_resnet18": RetrainHeadConfig(legacy_fit(PRETRAINING["reference_cifar100"])),
-    "paper_resnet18_subclass": RetrainHeadConfig(legacy_fit(PRETRAINING["reference_cifar20"])),
-    "paper_resnet18_random": RetrainHeadConfig(legacy_fit(PRETRAINING["reference_cifar10"])),
-    "paper_vit": RetrainHeadConfig(legacy_fit(PRETRAINING["vit_base"])),  # ours: the rate is not published
-} | {name: RetrainHeadConfig(legacy_fit(fit_config)) for name, fit_config in PRETRAINING.items()}
+    "paper_resnet18": FitOnly(legacy_fit(PRETRAINING["reference_cifar100"])),
+    "paper_resnet18_subclass": FitOnly(legacy_fit(PRETRAINING["reference_cifar20"])),
+    "paper_resnet18_random": FitOnly(legacy_fit(PRETRAINING["reference_cifar10"])),
+    "paper_vit": FitOnly(legacy_fit(PRETRAINING["vit_base"])),  # ours: the rate is not published
+} | {name: FitOnly(legacy_fit(fit_config)) for name, fit_config in PRETRAINING.items()}
 
 
 @method("retrain_head", RETRAIN_HEAD_PRESETS, source="legacy: the retraining of Foster et al. 2024's public code")
 def retrain_head(
     model: nn.Module,
     split: ForgetSplit,
-    config: RetrainHeadConfig,
+    config: FitOnly,
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> nn.Module:
