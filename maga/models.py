@@ -22,8 +22,8 @@ from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, MagaError, write_whole
 from .device import seeded, to_device
 
 # %% auto #0
-__all__ = ['ARCHITECTURES', 'ModelSpec', 'recomputing', 'last_linear', 'evaluating', 'features_and_logits', 'Penultimate',
-           'save_checkpoint', 'load_checkpoint']
+__all__ = ['ARCHITECTURES', 'small_network', 'ModelSpec', 'recomputing', 'last_linear', 'evaluating', 'features_and_logits',
+           'Penultimate', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/003_models.ipynb #56629c46
 ARCHITECTURES = ("resnet18", "resnet10", "vit_small", "vit_tiny", "vit_base")
@@ -81,6 +81,16 @@ def _from_timm(name: str, num_classes: int, size: int, pretrained: bool) -> nn.M
         raise MagaError(
             f"The pretrained weights of {name} could not be fetched ({type(e).__name__}); load a checkpoint of your own, or start from scratch with pretrained=False."
         ) from e
+
+# %% ../nbs/003_models.ipynb #8e51c7b4
+def small_network(
+    generator: torch.Generator,  # on the CPU
+    classes: int = 10,
+) -> nn.Module:
+    "Two convolutions and two linear layers, untrained, for 8 × 8 images: [B, 3, 8, 8] -> [B, classes]."
+    with seeded(generator):
+        convolve = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU()]
+        return nn.Sequential(*convolve, nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, classes))
 
 # %% ../nbs/003_models.ipynb #4513dc9f
 @dataclass(frozen=True)
