@@ -43,7 +43,7 @@ class Method:
         generator: torch.Generator,  # on the CPU
         progress: Progress | None = None,
     ) -> nn.Module:
-        "A new model that has unlearned; `MagaError` where the method is not defined for the task or the configuration has another type than its presets."
+        "A new model that has unlearned; `MagaError` for a task without the method or a configuration of another type than the presets'."
         if split.task not in self.tasks:
             raise MagaError(f"{self.name} is not defined for the {split.task} task, only for: {', '.join(self.tasks)}.")
         expected = type(next(iter(self.presets.values())))
@@ -170,7 +170,8 @@ def needs_two(model: nn.Module, split: ForgetSplit, config: FitConfig) -> None:
     normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     if len(split.forget_train) == 1 and normalised and not config.freeze_batch_norm:
         raise MagaError(
-            "This method takes steps on forget images alone, and batch norm needs at least two of them: forget two images or more, or set freeze_batch_norm=True in fit."
+            "This method takes steps on forget images alone, and batch norm needs at least two of them: "
+            "forget two images or more, or set freeze_batch_norm=True in fit."
         )
 
 

@@ -92,7 +92,8 @@ def overlap_of(model: nn.Module, split: ForgetSplit, transition: TransitionMatri
     "R of eq. 5 on the forget set: float32 [n_f, K]; `MagaError` where T is missing or belongs to other classes."
     if transition is None:
         raise MagaError(
-            "MaGA needs a transition matrix: make one with estimate_transition(judge, exemplars) or `python -m maga.judges`, and pass it as config.transition."
+            "MaGA needs a transition matrix: make one with estimate_transition(judge, exemplars) or `python -m maga.judges`, "
+            "and pass it as config.transition."
         )
     if transition.classes != split.train.classes:
         raise MagaError(
