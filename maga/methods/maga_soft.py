@@ -78,7 +78,7 @@ def view_probabilities(
 
 # %% ../../nbs/310_maga_soft.ipynb #bd2afe01
 def nearest_votes(
-    asked: Tensor,  # features of the images in question [n, d]
+    images: Tensor,  # features of the images that are labelled [n, d]
     known: Tensor,  # features of the images that vote [N, d]
     labels: Tensor,  # their labels, int64 [N]
     num_classes: int,  # K
@@ -87,9 +87,9 @@ def nearest_votes(
 ) -> Tensor:
     "Shares of the labels of the k nearest by cosine: float32 [n, K], rows sum to 1."
     known, k = F.normalize(known, dim=1), min(k, len(known))
-    votes = torch.zeros(len(asked), num_classes, device=asked.device)
-    with autocast(asked.device, False):
-        for part, count in zip(F.normalize(asked, dim=1).split(block), votes.split(block), strict=True):
+    votes = torch.zeros(len(images), num_classes, device=images.device)
+    with autocast(images.device, False):
+        for part, count in zip(F.normalize(images, dim=1).split(block), votes.split(block), strict=True):
             nearest = (part @ known.T).topk(k).indices
             count.scatter_add_(1, labels[nearest], torch.full_like(nearest, 1 / k, dtype=count.dtype))
     return votes
@@ -105,8 +105,8 @@ def neighbour_votes(
     "v: the vote of the retained training images nearest in feature space, float32 [n_f, K], rows sum to 1."
     train = split.train
     voters = sample_retained(split, bank, generator)
-    asked, known = (predict(Penultimate(model), train, rows) for rows in (split.forget_train, voters))
-    return nearest_votes(asked, known, train.labels[voters], split.num_classes, k)
+    forget, known = (predict(Penultimate(model), train, rows) for rows in (split.forget_train, voters))
+    return nearest_votes(forget, known, train.labels[voters], split.num_classes, k)
 
 
 def smoothed(
@@ -179,7 +179,7 @@ def show_opinions(
     said: Mapping[str, Tensor],  # name of an expert (or of the retrains) -> distributions of the same n images [n, K]
     images: Tensor,  # these images, uint8 [n, 3, H, W]
     classes: tuple[str, ...],
-    most: int = 10,  # classes drawn: those with the largest share over all experts
+    most: int = 8,  # classes drawn: those with the largest share over all experts
 ):
     "A column for each image, a row of bars for each expert: its probabilities of the likeliest classes. Returns the figure."
     import matplotlib.pyplot as plt
@@ -187,7 +187,7 @@ def show_opinions(
     shares = torch.stack([p.float().cpu().mean(0) for p in said.values()]).mean(0)
     chosen = shares.topk(min(most, len(classes))).indices.sort().values
     n, names = len(images), [classes[k] for k in chosen.tolist()]
-    size = (0.95 * n + 1.1, 0.5 * len(said) + 1.3)
+    size = (0.95 * n + 1.1, 0.42 * len(said) + 1.3)
     figure, axes = plt.subplots(len(said) + 1, n, figsize=size, squeeze=False, dpi=110, layout="constrained")
     for column in range(n):
         axes[0, column].imshow(images[column].permute(1, 2, 0).cpu().numpy())
