@@ -32,7 +32,7 @@ __all__ = ['MAGA_SOFT_PRESETS', 'Experts', 'view_probabilities', 'nearest_votes'
 # %% ../../nbs/310_maga_soft.ipynb #c7c27240
 @dataclass(frozen=True)
 class Experts:
-    "Who is asked what else a forget image looks like, and how much each counts. A weight of 0: not asked."
+    "Which experts give the targets of forget images, and how much each counts. A weight of 0: left out."
 
     views: float = 1.0  # weight of the model on augmented views
     neighbours: float = 1.0  # weight of the vote of the nearest retained images
@@ -44,7 +44,7 @@ class Experts:
     k: int = 50  # neighbours that vote
     smoothing: float = 0.1  # share of the vote that all classes get in equal parts
     bank: int | None = None  # retained images that may vote, drawn at random; None: all
-    own: float = 0.5  # sub-class task: how much of the neighbours' share for the own superclass is believed, 0–1
+    own: float = 0.5  # sub-class task: how much of the neighbours' share for the own superclass is kept, 0–1
 
     def __post_init__(self) -> None:
         weights = (self.views, self.neighbours, self.judge)
@@ -78,7 +78,7 @@ def view_probabilities(
 
 # %% ../../nbs/310_maga_soft.ipynb #bd2afe01
 def nearest_votes(
-    asked: Tensor,  # features of the images in question [n, d]
+    images: Tensor,  # features of the images that are labelled [n, d]
     known: Tensor,  # features of the images that vote [N, d]
     labels: Tensor,  # their labels, int64 [N]
     num_classes: int,  # K
@@ -87,9 +87,9 @@ def nearest_votes(
 ) -> Tensor:
     "Shares of the labels of the k nearest by cosine: float32 [n, K], rows sum to 1."
     known, k = F.normalize(known, dim=1), min(k, len(known))
-    votes = torch.zeros(len(asked), num_classes, device=asked.device)
-    with autocast(asked.device, False):
-        for part, count in zip(F.normalize(asked, dim=1).split(block), votes.split(block), strict=True):
+    votes = torch.zeros(len(images), num_classes, device=images.device)
+    with autocast(images.device, False):
+        for part, count in zip(F.normalize(images, dim=1).split(block), votes.split(block), strict=True):
             nearest = (part @ known.T).topk(k).indices
             count.scatter_add_(1, labels[nearest], torch.full_like(nearest, 1 / k, dtype=count.dtype))
     return votes
@@ -105,8 +105,8 @@ def neighbour_votes(
     "v: the vote of the retained training images nearest in feature space, float32 [n_f, K], rows sum to 1."
     train = split.train
     voters = sample_retained(split, bank, generator)
-    asked, known = (predict(Penultimate(model), train, rows) for rows in (split.forget_train, voters))
-    return nearest_votes(asked, known, train.labels[voters], split.num_classes, k)
+    forget, known = (predict(Penultimate(model), train, rows) for rows in (split.forget_train, voters))
+    return nearest_votes(forget, known, train.labels[voters], split.num_classes, k)
 
 
 def smoothed(
@@ -148,7 +148,7 @@ def keep_own_label(
 
 
 def believed(split: ForgetSplit, experts: Experts) -> float:
-    "b: how much of the neighbours' share for the own label is believed, 0–1."
+    "b: how much of the neighbours' share for the own label is kept, 0–1."
     return {"class": 0.0, "subclass": experts.own, "random": 1.0}[split.task]
 
 # %% ../../nbs/310_maga_soft.ipynb #317e799c
@@ -179,23 +179,23 @@ def show_opinions(
     said: Mapping[str, Tensor],  # name of an expert (or of the retrains) -> distributions of the same n images [n, K]
     images: Tensor,  # these images, uint8 [n, 3, H, W]
     classes: tuple[str, ...],
-    most: int = 10,  # classes drawn: those with the largest share over all voices
+    most: int = 8,  # classes drawn: those with the largest share over all experts
 ):
-    "A column for each image, a row of bars for each voice: what it says of the likeliest classes. Returns the figure."
+    "A column for each image, a row of bars for each expert: its probabilities of the likeliest classes. Returns the figure."
     import matplotlib.pyplot as plt
 
     shares = torch.stack([p.float().cpu().mean(0) for p in said.values()]).mean(0)
     chosen = shares.topk(min(most, len(classes))).indices.sort().values
     n, names = len(images), [classes[k] for k in chosen.tolist()]
-    size = (1.25 * n + 1.2, 0.62 * len(said) + 1.5)
-    figure, axes = plt.subplots(len(said) + 1, n, figsize=size, squeeze=False, dpi=70, layout="constrained")
+    size = (0.95 * n + 1.1, 0.42 * len(said) + 1.3)
+    figure, axes = plt.subplots(len(said) + 1, n, figsize=size, squeeze=False, dpi=110, layout="constrained")
     for column in range(n):
         axes[0, column].imshow(images[column].permute(1, 2, 0).cpu().numpy())
         axes[0, column].axis("off")
-        for axis, (voice, p) in zip(axes[1:, column], said.items(), strict=True):
-            axis.bar(range(len(names)), p[column, chosen].float().cpu().numpy(), color="tab:orange" if "retrain" in voice else "tab:blue")
+        for axis, (expert, p) in zip(axes[1:, column], said.items(), strict=True):
+            axis.bar(range(len(names)), p[column, chosen].float().cpu().numpy(), color="tab:orange" if "retrain" in expert else "tab:blue")
             axis.set(ylim=(0, 1), xticks=[], yticks=[])
-            axis.set_ylabel(voice if column == 0 else "", fontsize=7, rotation=0, ha="right", va="center")
+            axis.set_ylabel(expert if column == 0 else "", fontsize=7, rotation=0, ha="right", va="center")
         axes[-1, column].set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     return figure
 
@@ -218,7 +218,7 @@ class MagaSoftConfig:
 
     @property
     def guided(self) -> bool:
-        "Whether T is looked at; experiments then make or find one."
+        "Whether T is used."
         return self.experts.judge > 0
 
 
@@ -241,15 +241,15 @@ def retained_targets(
     return removed_targets(predict(model, split.train, retained), vanishing(split).expand(len(retained), -1))
 
 # %% ../../nbs/310_maga_soft.ipynb #5f2c3f92
-_SOFT = MagaSoftConfig(experts=Experts(bank=10_000, power=0.75))  # the power from experiments/search
+_SOFT = MagaSoftConfig(experts=Experts(bank=10_000, power=0.75))  # the power from studies/search
 _FULL_EPOCH = FitConfig(1, 128, lr=0.02, nesterov=False, weight_decay=5e-4)
 MAGA_SOFT_PRESETS = {
-    # ours: of a retrain's 40 epochs, 1.6 % for 3 epochs of 10,500 images and 0.3 % for asking the experts
+    # ours: of a retrain's 40 epochs, 1.6 % for 3 epochs of 10,500 images and 0.3 % for the experts
     "paper_resnet18": _SOFT,
     "2%": _SOFT,
     # ours: one epoch on most retained images and the forget images, one-cycle
     "2.5%": replace(_SOFT, retain_images=42_000, fit=_FULL_EPOCH),
-    # ours, for cifar10_small: chosen on another class and on training images that were held out (experiments/search)
+    # ours, for cifar10_small: chosen on another class and on training images that were held out (studies/search)
     "small_2.5%": MagaSoftConfig(
         experts=Experts(n_views=4, pad=2, bank=2_500, power=0.75),
         retain_images=5_000,

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from maga.data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
 from maga.device import seeded
+from maga.judges.transition import TransitionMatrix
 from maga.methods import distillation, relabelling
-from maga.methods.contract import METHODS, Method, forget_then_retain, get_method, paired_batches
+from maga.methods.contract import METHODS, Method, forget_then_retain, get_method, method, paired_batches
 from maga.methods.dampening import mean_gradients
 from maga.methods.distillation import kl_divergence, removed_targets, scrub_batches
+from maga.methods.maga import MaGAConfig
 from maga.methods.noise import NoiseConfig
 from maga.methods.relabelling import saliency_mask
 from maga.methods.restart import last_parameters
@@ -23,10 +25,8 @@ from maga.models import ModelSpec
 from maga.sources import digits
 from maga.training import Batch, Examples, FitConfig, fit
 
-PAPERS = ("retrain", "retrain_head", "finetune", "unsir", "bad_teacher", "amnesiac", "ssd")
-NEWER = ("neggrad_plus", "l1_sparse", "scrub", "salun", "delete", "trew", "head_distillation")
+NAMES = tuple(METHODS)
 RESTARTS = ("restart", "eu_k", "not_", "random_mask")
-NAMES = (*PAPERS, *NEWER, "maga_soft", *RESTARTS)
 TASKS = ("class", "subclass", "random")
 
 
@@ -65,8 +65,8 @@ def model_of(kind: str, images: ImageSet, seed: int = 0) -> nn.Module:
     return maker(kind, images)(torch.Generator().manual_seed(seed))
 
 
-def short(name: str, make=None, batch_size: int = 20):
-    "A method's digits preset, cut to an epoch."
+def short(name: str, make=None, batch_size: int = 20, classes: tuple[str, ...] = ()):
+    "A method's digits preset, cut to an epoch, with what the method needs: a factory, a transition matrix of these classes."
 
     def cut(c: FitConfig) -> FitConfig:
         return replace(c, epochs=1, batch_size=batch_size)
@@ -77,13 +77,23 @@ def short(name: str, make=None, batch_size: int = 20):
     if name == "unsir":
         return replace(c, noise=NoiseConfig(size=4, steps=2), repeats=2, impair=cut(c.impair), repair=cut(c.repair))
     changes = {"fit": cut(c.fit)}
-    if hasattr(c, "make_model"):
+    if "make_model" in get_method(name).needs:
         changes["make_model"] = make
+    if "transition" in get_method(name).needs:
+        changes["transition"] = random_transition(classes)
+    if isinstance(c, MaGAConfig):
+        changes["noise"] = NoiseConfig(size=4, steps=2)
     if name == "eu_k":
         changes["k"] = 1
     if name == "scrub":
         changes["max_epochs"] = 1
     return replace(c, **changes)
+
+
+def random_transition(classes: tuple[str, ...]) -> TransitionMatrix:
+    "A transition matrix of some judge."
+    S = torch.rand(len(classes), len(classes), generator=torch.Generator().manual_seed(0))
+    return TransitionMatrix.from_similarity(S, classes)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -95,7 +105,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def run(name: str, model: nn.Module, split: ForgetSplit, config=None, seed: int = 1) -> dict[str, Tensor]:
-    return state(get_method(name)(model, split, config or short(name), torch.Generator().manual_seed(seed)))
+    return state(get_method(name)(model, split, config or short(name, classes=split.train.classes), torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,7 +116,7 @@ def test_contract(name, task, kind):
     split = split_of(task, 60 if kind != "vit_small" else 24)
     model = model_of(kind, split.train)
     model.train()
-    config = short(name, maker(kind, split.train), 20 if kind != "vit_small" else 12)
+    config = short(name, maker(kind, split.train), 20 if kind != "vit_small" else 12, split.train.classes)
     if task not in get_method(name).tasks:
         with pytest.raises(MagaError, match="not defined"):
             run(name, model, split, config)
@@ -129,6 +139,18 @@ def test_names_and_presets():
             for task in m.tasks:
                 assert type(m.preset(preset, task)) is type(m.preset("digits"))
     assert METHODS["unsir"].tasks == ("class", "subclass")
+
+
+def test_what_methods_need():
+    for m in METHODS.values():
+        for config in m.presets.values():
+            assert all(getattr(config, need) is None for need in m.needs)
+    assert [m.name for m in METHODS.values() if "transition" in m.needs] == ["maga", "no_noise", "maga_soft"]
+    soft = get_method("maga_soft")
+    config = soft.preset("digits")
+    assert soft.needed(config) == () and soft.needed(replace(config, experts=replace(config.experts, judge=1.0))) == ("transition",)
+    with pytest.raises(MagaError, match="no field of its configuration"):
+        method("typo", get_method("finetune").presets, needs=("transition",))
 
 
 def test_presets_that_differ_by_task():
@@ -449,6 +471,6 @@ def test_methods_run_on_a_gpu(name, recwarn):
     split = split_of("class").to("cuda")
     model = model_of("resnet10", split.train).cuda()
     before = state(model)
-    after = run(name, model, split, short(name, maker("resnet10", split.train), 8))
+    after = run(name, model, split, short(name, maker("resnet10", split.train), 8, split.train.classes))
     assert equal(before, state(model)) and all(v.is_cuda and v.isfinite().all() for v in after.values())
     assert not [w for w in recwarn if "captured" in str(w.message)]
