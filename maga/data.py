@@ -51,7 +51,7 @@ def show_images(
 CIFAR_MEAN = (0.5071, 0.4865, 0.4409)
 CIFAR_STD = (0.2673, 0.2564, 0.2762)
 
-
+# %% ../nbs/000_data.ipynb #5feb1e38
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "Labelled images as tensors on one device, where batches are augmented, resized and normalised."
@@ -190,7 +190,7 @@ def crop_and_flip(
 # %% ../nbs/000_data.ipynb #6d3404dd
 TASKS = ("class", "subclass", "random")  # what a deletion request names
 
-
+# %% ../nbs/000_data.ipynb #44019b53
 @dataclass(frozen=True, eq=False)
 class ForgetSplit:
     "Train and test images, and which of them to forget. Index tensors are int64, sorted, on the images' device."

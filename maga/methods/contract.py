@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..data import ForgetSplit, MagaError
+from ..data import TASKS, ForgetSplit, MagaError
 from ..training import Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
-__all__ = ['Unlearn', 'METHODS', 'ALL_TASKS', 'Method', 'method', 'get_method', 'with_change', 'FitOnly', 'sample_retained',
-           'plain_fit', 'forget_then_retain', 'paired_batches', 'needs_two', 'part_means', 'show_flow']
+__all__ = ['Unlearn', 'METHODS', 'Method', 'method', 'get_method', 'with_change', 'FitOnly', 'sample_retained', 'plain_fit',
+           'forget_then_retain', 'paired_batches', 'needs_two', 'part_means', 'show_flow']
 
 # %% ../../nbs/300_contract.ipynb #cee1247a
 Unlearn = Callable[..., nn.Module]
@@ -64,13 +64,12 @@ class Method:
 
 # %% ../../nbs/300_contract.ipynb #3490bba0
 METHODS: dict[str, Method] = {}
-ALL_TASKS = ("class", "subclass", "random")
 
 
 def method(
     name: str,  # as tables and the command line write it
     presets: Mapping[str, Any],  # name -> frozen dataclass
-    tasks: tuple[str, ...] = ALL_TASKS,
+    tasks: tuple[str, ...] = TASKS,
     source: str = "",  # paper or reference
     needs: tuple[str, ...] = (),  # fields of the configuration that the caller fills before a run
 ) -> Callable[[Unlearn], Unlearn]:
