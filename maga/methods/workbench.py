@@ -137,7 +137,7 @@ class Bench:
         for a, b in zip(fast.buffers(), slow.buffers(), strict=True):
             assert torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-3), name
 
-
+# %% ../../nbs/301_workbench.ipynb #b7e5d1aa
 def digits_bench() -> Bench:
     "The request of the notebooks: a small residual network forgets the three."
     train, test = digits()
