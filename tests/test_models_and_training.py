@@ -24,7 +24,8 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path):
     "A real limit on file size, in a process of its own: the write fails, the earlier file stays, nothing else is left."
     program = """
 import resource, signal, sys, torch
-from maga.data import MagaError, digits
+from maga.data import MagaError
+from maga.sources import digits
 from maga.models import ModelSpec, save_checkpoint
 spec = ModelSpec.of("resnet10", digits()[0])
 model = spec.make(torch.Generator())
