@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if a.name is None:
             raise MagaError(f"Name an experiment: all, {', '.join(EXPERIMENTS)}.")
         settings = given_settings(a)
-        names = list(EXPERIMENTS) if a.name == "all" else [experiment(a.name).name]
+        names = [experiment(a.name).name] if a.name != "all" else [n for n, e in EXPERIMENTS.items() if a.checkpoint or not e.apart]
         if a.checkpoint:
             train_one(a.checkpoint, names, settings)
             return 0
