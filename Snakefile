@@ -22,7 +22,7 @@ if unknown:
     raise WorkflowError(f"There is no option {unknown[0]!r}; there are {', '.join(OPTIONS)}, only.")
 SETTINGS = settings_of(**OPTIONS | {k: str(v) for k, v in config.items() if k in OPTIONS})
 RESULTS = SETTINGS.results
-NAMES = str(config["only"]).split(",") if "only" in config else list(EXPERIMENTS)
+NAMES = str(config["only"]).split(",") if "only" in config else [name for name, e in EXPERIMENTS.items() if not e.apart]
 GPUS = 1 if SETTINGS.size.gpu and SETTINGS.device != "cpu" else 0
 
 FLAGS = SETTINGS.options().replace("{", "{{").replace("}", "}}")

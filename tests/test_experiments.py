@@ -168,7 +168,7 @@ def smoke(tmp_path_factory) -> Path:
 
 def test_all_is_filled(smoke):
     "Every experiment has its table, every line has its numbers or says why not, and no run failed."
-    for name in EXPERIMENTS:
+    for name in (name for name, e in EXPERIMENTS.items() if not e.apart):
         table = pd.read_csv(smoke / name / "table.csv")
         assert len(table) > 0
         if "A_r" in table:

@@ -140,6 +140,7 @@ class Experiment:
     table: Callable[[Found], pd.DataFrame] = lines_table
     paper: int | None = None  # the number of the paper's table that has these cells
     originals: Callable[[Settings], list[Spec]] = no_runs  # runs whose original the table needs, though they are not run
+    apart: bool = False  # left out of "all"
 
 
 @dataclass(frozen=True)

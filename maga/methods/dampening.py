@@ -100,13 +100,7 @@ def walking_order(split: ForgetSplit, order: str, generator: torch.Generator) ->
 
 
 @method("ssd", SSD_PRESETS, source="Foster et al. 2024")
-def ssd(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: SSDConfig,
-    generator: torch.Generator,  # used only where the order is shuffled
-    progress: Progress | None = None,
-) -> nn.Module:
+def ssd(model: nn.Module, split: ForgetSplit, config: SSDConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original with the weights dampened that matter more to the forget set than to all data."
     placed = to_device(copy.deepcopy(model), split.device)
     walk = walking_order(split, config.order, generator)

@@ -59,11 +59,7 @@ BAD_TEACHER_PRESETS = {
 
 @method("bad_teacher", BAD_TEACHER_PRESETS, source="Chundawat et al. 2023, as in Foster et al. 2024; the paper's 'teacher'", needs=("make_model",))
 def bad_teacher(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: BadTeacherConfig,
-    generator: torch.Generator,
-    progress: Progress | None = None,
+    model: nn.Module, split: ForgetSplit, config: BadTeacherConfig, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:
     "A student of the original on retain images and of an untrained network on forget images."
     incompetent = fresh_model(model, split, config.make_model, generator)
@@ -116,13 +112,7 @@ def scrub_batches(n_forget: int, n_retain: int, config: ScrubConfig) -> Callable
 
 # %% ../../nbs/309_distillation.ipynb #24df2ce7
 @method("scrub", SCRUB_PRESETS, source="Kurmanji et al. 2023")
-def scrub(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: ScrubConfig,
-    generator: torch.Generator,
-    progress: Progress | None = None,
-) -> nn.Module:
+def scrub(model: nn.Module, split: ForgetSplit, config: ScrubConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "A student that leaves its teacher on forget images and stays with it on retain images."
     needs_two(model, split, config.fit)
     examples, n, t = forget_then_retain(split), len(split.forget_train), config.temperature
@@ -163,13 +153,7 @@ DELETE_PRESETS = {
 
 
 @method("delete", DELETE_PRESETS, source="Zhou et al. 2025")
-def delete(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: FitOnly,
-    generator: torch.Generator,
-    progress: Progress | None = None,
-) -> nn.Module:
+def delete(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Distillation of the original with the forgotten class removed, on forget images alone."
     needs_two(model, split, config.fit)
     teacher = to_device(copy.deepcopy(model), split.device).eval().requires_grad_(False)
@@ -216,13 +200,7 @@ TREW_PRESETS = {
 
 
 @method("trew", TREW_PRESETS, source="TREW: tilted targets and retain images")
-def trew(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: TrewConfig,
-    generator: torch.Generator,
-    progress: Progress | None = None,
-) -> nn.Module:
+def trew(model: nn.Module, split: ForgetSplit, config: TrewConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Distillation of the original, the forgotten class removed and near classes raised, with cross entropy on retain images."
     n, train = len(split.forget_train), split.train
     teacher = to_device(copy.deepcopy(model), split.device)
@@ -252,11 +230,7 @@ HEAD_DISTILLATION_PRESETS = {
 
 @method("head_distillation", HEAD_DISTILLATION_PRESETS, source="control: only the last layer is fitted")
 def head_distillation(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: FitOnly,
-    generator: torch.Generator,
-    progress: Progress | None = None,
+    model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:
     "The original with its last linear layer fitted to answers without the forgotten class; the encoder is untouched."
     forbidden = torch.zeros(len(split.train), split.num_classes, dtype=torch.bool, device=split.device)

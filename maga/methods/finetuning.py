@@ -32,13 +32,7 @@ FINETUNE_PRESETS = {
 
 
 @method("finetune", FINETUNE_PRESETS, source="FT of Foster et al. 2024")
-def finetune(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: FitOnly,
-    generator: torch.Generator,
-    progress: Progress | None = None,
-) -> nn.Module:
+def finetune(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original, trained on with the retain set alone."
     return fit(model, Examples.of(split.train, split.retain_train), config.fit, generator, progress=progress)
 
@@ -67,11 +61,7 @@ L1_SPARSE_PRESETS = {
 
 @method("l1_sparse", L1_SPARSE_PRESETS, source="Jia et al. 2023")
 def l1_sparse(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: L1SparseConfig,
-    generator: torch.Generator,
-    progress: Progress | None = None,
+    model: nn.Module, split: ForgetSplit, config: L1SparseConfig, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:
     "Fine-tuning on the retain set with a fading ℓ1 penalty on all weights."
     epochs = config.fit.epochs
@@ -110,11 +100,7 @@ NEGGRAD_PLUS_PRESETS = {
 
 @method("neggrad_plus", NEGGRAD_PLUS_PRESETS, source="NegGrad+ of Kurmanji et al. 2023")
 def neggrad_plus(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: NegGradPlusConfig,
-    generator: torch.Generator,
-    progress: Progress | None = None,
+    model: nn.Module, split: ForgetSplit, config: NegGradPlusConfig, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:
     "Descent on retain images and a little ascent on forget images, in every step."
     n, w = len(split.forget_train), config.weight

@@ -156,39 +156,21 @@ def unlearn_with_labels(
 
 # %% ../../nbs/304_maga.ipynb #135e05a8
 @method("maga", MAGA_PRESETS, source="MaGA, eq. 5–10, Algorithm 1, Table 5", needs=("transition",))
-def maga(
-    model: nn.Module,  # the original; not changed
-    split: ForgetSplit,
-    config: MaGAConfig,
-    generator: torch.Generator,  # on the CPU
-    progress: Progress | None = None,
-) -> nn.Module:
+def maga(model: nn.Module, split: ForgetSplit, config: MaGAConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Machine-guided amnesiac unlearning: τ-ranked perturbing labels and the positive-negative noise pair."
     labels = ranked_labels(model, split, config)
     return unlearn_with_labels(model, split, labels, config, generator, progress, noisy=True)
 
 # %% ../../nbs/304_maga.ipynb #a66f3bd0
 @method("random_label", MAGA_PRESETS, source="MaGA's ablation RND, Table 6")
-def random_label(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: MaGAConfig,  # the transition matrix is not used
-    generator: torch.Generator,
-    progress: Progress | None = None,
-) -> nn.Module:
+def random_label(model: nn.Module, split: ForgetSplit, config: MaGAConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "RND: random labels instead of τ-ranked ones, noise kept."
     labels = random_labels(split.forbidden_labels(), generator)
     return unlearn_with_labels(model, split, labels, config, generator, progress, noisy=True)
 
 
 @method("no_noise", MAGA_PRESETS, source="MaGA's ablation w.o.FN, Table 6", needs=("transition",))
-def no_noise(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: MaGAConfig,
-    generator: torch.Generator,
-    progress: Progress | None = None,
-) -> nn.Module:
+def no_noise(model: nn.Module, split: ForgetSplit, config: MaGAConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "w.o.FN: perturbing labels, no noise."
     labels = ranked_labels(model, split, config)
     return unlearn_with_labels(model, split, labels, config, generator, progress, noisy=False)

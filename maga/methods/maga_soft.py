@@ -268,11 +268,7 @@ MAGA_SOFT_PRESETS = {
 
 @method("maga_soft", MAGA_SOFT_PRESETS, source="MaGA with soft targets: a product of experts instead of eq. 6", needs=("transition",))
 def maga_soft(
-    model: nn.Module,  # the original; not changed
-    split: ForgetSplit,
-    config: MagaSoftConfig,
-    generator: torch.Generator,  # on the CPU
-    progress: Progress | None = None,
+    model: nn.Module, split: ForgetSplit, config: MagaSoftConfig, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:
     "Fine-tuning on forget images with the experts' distributions and on retained images."
     soft = soft_labels(model, split, config.experts, generator, config.transition)

@@ -34,13 +34,7 @@ AMNESIAC_PRESETS = {
 
 
 @method("amnesiac", AMNESIAC_PRESETS, source="Graves et al. 2021, as in Foster et al. 2024")
-def amnesiac(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: FitOnly,
-    generator: torch.Generator,
-    progress: Progress | None = None,
-) -> nn.Module:
+def amnesiac(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original, trained on random wrong labels for the forget set and true ones for the retain set."
     wrong = random_labels(split.forbidden_labels(), generator)
     targets = split.train.labels.clone()
@@ -84,13 +78,7 @@ SALUN_PRESETS = {
 
 
 @method("salun", SALUN_PRESETS, source="Fan et al. 2024")
-def salun(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: SalUnConfig,
-    generator: torch.Generator,
-    progress: Progress | None = None,
-) -> nn.Module:
+def salun(model: nn.Module, split: ForgetSplit, config: SalUnConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Random labels for the forget set, with only the most salient weights moving."
     start = to_device(copy.deepcopy(model), split.device)
     mask = saliency_mask(mean_gradients(start, split.train, split.forget_train.split(config.mask_batch), torch.clone), config.share)
@@ -178,13 +166,7 @@ UNSIR_PRESETS = {
 
 
 @method("unsir", UNSIR_PRESETS, tasks=("class", "subclass"), source="Tarun et al. 2023, as in Foster et al. 2024")
-def unsir(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: UnsirConfig,
-    generator: torch.Generator,
-    progress: Progress | None = None,
-) -> nn.Module:
+def unsir(model: nn.Module, split: ForgetSplit, config: UnsirConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Impair with error-maximising noise under the forgotten label, then repair on retain images."
     labels = split.train.labels[split.forget_train].unique().tolist()
     noise = make_noise(model, split.train, labels, -1, config.noise, generator)

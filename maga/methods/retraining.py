@@ -79,13 +79,7 @@ RETRAIN_PRESETS = {
 
 
 @method("retrain", RETRAIN_PRESETS, source="exact unlearning", needs=("make_model",))
-def retrain(
-    model: nn.Module,  # the original: only its shape is used
-    split: ForgetSplit,
-    config: RetrainConfig,
-    generator: torch.Generator,  # on the CPU
-    progress: Progress | None = None,
-) -> nn.Module:
+def retrain(model: nn.Module, split: ForgetSplit, config: RetrainConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "A model trained from its beginning on the retain set."
     fresh = fresh_model(model, split, config.make_model, generator)
     return fit(fresh, Examples.of(split.train, split.retain_train), config.fit, generator, progress=progress)
@@ -106,13 +100,7 @@ RETRAIN_HEAD_PRESETS = {
 
 
 @method("retrain_head", RETRAIN_HEAD_PRESETS, source="legacy: the retraining of Foster et al. 2024's public code")
-def retrain_head(
-    model: nn.Module,
-    split: ForgetSplit,
-    config: FitOnly,
-    generator: torch.Generator,
-    progress: Progress | None = None,
-) -> nn.Module:
+def retrain_head(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original with a new last linear layer, trained on the retain set; the backbone keeps what it saw."
     start = copy.deepcopy(model)
     with seeded(generator):
