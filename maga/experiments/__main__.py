@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..data import MagaError
-from .report import EXPERIMENTS, Result, cells_of, experiment, open_session, precision, shared_trainings, specs_of, table_of
+from .report import EXPERIMENTS, Result, cells_of, experiment, open_session, precision, shared_trainings, specs_of, table_of, together
 from .runs import BatchBar, finished, run_batch
 from .session import Session, resolve, trained
 from .settings import Cell, Settings, settings_of
@@ -156,9 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if a.name is None:
             raise MagaError(f"Name an experiment: all, {', '.join(EXPERIMENTS)}.")
         settings = given_settings(a)
-        names = [experiment(a.name).name] if a.name != "all" else [n for n, e in EXPERIMENTS.items() if a.checkpoint or not e.apart]
+        names = together() if a.name == "all" else [experiment(a.name).name]
         if a.checkpoint:
-            train_one(a.checkpoint, names, settings)
+            train_one(a.checkpoint, list(EXPERIMENTS) if a.name == "all" else names, settings)
             return 0
         session = open_session(settings)
         cells = [c for n in names for c in cells_of(experiment(n), settings, session)]

@@ -24,9 +24,9 @@ from ..measures.contract import Evidence, Subject, interval
 
 # %% auto #0
 __all__ = ['COLUMNS', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'line_of', 'kept_subject', 'paired_evidence',
-           'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result', 'register', 'experiment', 'misfit',
-           'cells_of', 'selected', 'checked_selection', 'specs_of', 'shared_trainings', 'table_of', 'open_session',
-           'precision', 'compute']
+           'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result', 'register', 'experiment', 'together',
+           'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of', 'shared_trainings', 'table_of',
+           'open_session', 'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
 def paper_folder() -> Path | None:
@@ -140,7 +140,7 @@ class Experiment:
     table: Callable[[Found], pd.DataFrame] = lines_table
     paper: int | None = None  # the number of the paper's table that has these cells
     originals: Callable[[Settings], list[Spec]] = no_runs  # runs whose original the table needs, though they are not run
-    apart: bool = False  # left out of "all"
+    apart: bool = False  # computed by its own name only, not with `all`
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,11 @@ def experiment(name: str) -> Experiment:
     if name not in EXPERIMENTS:
         raise MagaError(f"There is no experiment {name!r}; there are all, {', '.join(EXPERIMENTS)}.")
     return EXPERIMENTS[name]
+
+
+def together() -> list[str]:
+    "The names of the experiments that `all` computes."
+    return [e.name for e in EXPERIMENTS.values() if not e.apart]
 
 # %% ../../nbs/505_report.ipynb #a32d7cff
 def misfit(cell: Cell, original: str, session: Session) -> str:

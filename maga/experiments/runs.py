@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,14 @@ from ..measures.contract import METRICS, Evidence, Subject
 from ..measures.cost import counted_passes
 from ..measures.metrics import Outputs, measure
 from ..methods.contract import get_method
+from ..progress import ProgressBar, time_left
 from ..training import RECIPES
 
 # %% auto #0
-__all__ = ['COMPARISONS', 'NO_RETRAIN', 'package_versions', 'git_commit', 'device_name', 'provenance_of', 'retrain_passes',
-           'filled', 'unlearn', 'looked_at_by', 'subject_of', 'evidence_of', 'all_measures', 'keep_outputs',
-           'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'row_of', 'run', 'compared', 'BatchReport',
-           'BatchBar', 'finished', 'attempt', 'run_batch']
+__all__ = ['COMPARISONS', 'NO_RETRAIN', 'BatchBar', 'package_versions', 'git_commit', 'device_name', 'provenance_of',
+           'retrain_passes', 'filled', 'unlearn', 'looked_at_by', 'subject_of', 'evidence_of', 'all_measures',
+           'keep_outputs', 'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'row_of', 'run', 'compared',
+           'BatchReport', 'finished', 'attempt', 'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
 def package_versions() -> dict[str, str]:
@@ -261,27 +263,16 @@ class BatchReport:
         "Estimated seconds until the end; `None` before the first result."
         return self.seconds / self.computed * (self.running + self.waiting) if self.computed else None
 
+    @property
+    def total(self) -> int:
+        return self.done + self.running + self.waiting
+
     def __str__(self) -> str:
-        left = "" if self.left is None else f", about {self.left / 60:.1f} min left" if self.left >= 60 else f", about {self.left:.0f} s left"
-        return f"{self.done} done, {self.running} running, {self.waiting} waiting, {self.failed} failed{left}"
+        counts = f"{self.done} done, {self.running} running, {self.waiting} waiting, {self.failed} failed{time_left(self.left)}"
+        return f"{counts}; {self.now}" if self.now else counts
 
 
-class BatchBar:
-    "A tqdm bar over the runs of a batch; pass it as `progress`."
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.bar: Any = None
-
-    def __call__(self, r: BatchReport) -> None:
-        from tqdm import tqdm
-
-        if self.bar is None:
-            self.bar = tqdm(total=r.done + r.running + r.waiting, desc=self.name, unit="run", bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}")
-        self.bar.set_postfix_str(f"{r}{'; ' + r.now if r.now else ''}")
-        self.bar.update(r.done - self.bar.n)
-        if r.running + r.waiting == 0:
-            self.bar.close()
+BatchBar = partial(ProgressBar, unit="run")  # a bar over a batch: BatchBar("table1")
 
 # %% ../../nbs/504_runs.ipynb #4d2cf7e0
 def finished(
