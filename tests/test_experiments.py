@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from maga.experiments.report import EXPERIMENTS, paper_folder
+from maga.experiments.report import EXPERIMENTS, paper_folder, together
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
 from maga.experiments.store import Row, Store, key_of
+from maga.experiments.studies import STUDIES
 from maga.methods.contract import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,7 +171,7 @@ def smoke(tmp_path_factory) -> Path:
 
 def test_all_is_filled(smoke):
     "Every experiment has its table, every line has its numbers or says why not, and no run failed."
-    for name in EXPERIMENTS:
+    for name in together():
         table = pd.read_csv(smoke / name / "table.csv")
         assert len(table) > 0
         if "A_r" in table:
@@ -220,6 +222,21 @@ def test_notebooks_run_and_draw(smoke, name):
     pixels = np.asarray(Image.open(smoke / name / f"{name}.png").convert("RGB"))
     dark = (pixels < 200).any(-1)
     assert dark.mean() > 0.01 and len(np.unique(pixels[dark], axis=0)) > 5
+
+
+@pytest.mark.parametrize("name", [e.name for e in STUDIES])
+def test_studies_run(smoke, tmp_path, name):
+    "A study apart from `all` runs beside the rows that the tables left: every line that was selected has its numbers, and the earlier run is shown."
+    results = shutil.copytree(smoke, tmp_path / "results")
+    few = ["methods=original,retrain,ssd,maga,delete"] if name == "methods" else []  # `beyond` runs every method
+    ended = execute(NOTEBOOKS[name], tmp_path / f"{name}.ipynb", "preset=smoke", "device=cpu", f"results={results}", *few)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "Earlier run, not of the present code" in (tmp_path / f"{name}.ipynb").read_text()
+    table = pd.read_csv(results / name / "table.csv")
+    assert len(table) > 0 and not (smoke / name).exists()
+    if "A_r" in table:
+        run = table[table.note.isna()]
+        assert len(run) > 0 and run.A_r.notna().all() and table.note.dropna().str.startswith("not run").all()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
