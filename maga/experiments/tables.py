@@ -67,8 +67,8 @@ def made_with(result: Result) -> str:
 
     seeds = ", ".join(map(str, sorted({r.spec.training_seed for r in good}))) or "–"
     empty = sum(not some for some in result.rows)
-    made = f"{len(good)} runs (training seeds {seeds}) on {distinct('device')}, {distinct('date')}, torch {distinct('torch')}, code {distinct('code')}"
-    return f"{made}; {failed} failed; {empty} of {len(result.cells)} lines were not run."
+    made = f"{len(good)} runs (training seeds {seeds}) on {distinct('device')}, {distinct('date')}"
+    return f"{made}, torch {distinct('torch')}, code {distinct('code')}; {failed} failed; {empty} of {len(result.cells)} lines were not run."
 
 # %% ../../nbs/506_tables.ipynb #e0602d40
 def show_table(result: Result):
