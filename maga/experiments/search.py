@@ -5,9 +5,11 @@
 # %% ../../nbs/510_search.ipynb #9c775971
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -15,21 +17,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..data import MagaError
+from ..data import MagaError, write_whole
 from .catalogue import REFERENCES, budgets_of
 from .report import Experiment, Found, pending, register, value_of
 from .runs import remembered_outputs
 from .session import Session
-from .settings import CHANGES, Backbone, Cell, Changes, Settings, make_cell
+from .settings import CHANGES, Backbone, Cell, Changes, Settings, changes_of, make_cell
 from .store import RETRAIN, TRAINED, Row
 from ..measures.metrics import total_variation
 from ..methods.contract import METHODS
+from ..methods.tuning import TUNED
 from ..sources import TUNING
 
 # %% auto #0
 __all__ = ['Fields', 'EPOCHS', 'SGD', 'ADAM', 'SLOW', 'NOISY', 'RANKED', 'ANEW', 'SPACES', 'HELD_OUT', 'GAPS', 'Between', 'Among',
            'shares', 'SearchSpace', 'trials_of', 'published_preset', 'tuning_cell', 'tuning_cells', 'objective',
-           'answers', 'Retrains', 'numbered', 'tuning_table']
+           'answers', 'Retrains', 'numbered', 'tuning_table', 'trial_means', 'winners', 'tuned_presets', 'keep_tuned']
 
 # %% ../../nbs/510_search.ipynb #78439604
 @dataclass(frozen=True)
@@ -216,7 +219,7 @@ def tuning_table(found: Found) -> pd.DataFrame:
             lines.append(about | {"note": pending(found, cell)})
     return pd.DataFrame(lines)
 
-
+# %% ../../nbs/510_search.ipynb #346514e6
 register(
     Experiment(
         "tuning",
@@ -227,3 +230,34 @@ register(
         apart=True,
     )
 )
+
+# %% ../../nbs/510_search.ipynb #3ac22748
+def trial_means(table: pd.DataFrame) -> pd.DataFrame:
+    "A line for each method and trial: means over the held-out classes, NaN where one has no number. Without original and retrain."
+    tried = table[~table.method.isin(TRAINED)].assign(changes=lambda t: t.changes.fillna(""))
+    groups = tried.groupby(["method", "preset", "trial", "changes"], sort=False)[["objective", "cost", "seconds", "TV", *GAPS]]
+    return groups.agg(lambda some: some.mean(skipna=False)).reset_index()
+
+
+def winners(table: pd.DataFrame) -> pd.DataFrame:
+    "The best trial of each method, and the J of its published setting beside it."
+    means = trial_means(table)
+    published = means[means.trial == 0].set_index("method")[["objective", "cost"]].add_suffix("_published")
+    best = means.loc[means.dropna(subset="objective").groupby("method", sort=False).objective.idxmin()].set_index("method")
+    return best.join(published)
+
+
+def tuned_presets(table: pd.DataFrame) -> dict[str, Any]:
+    "For each method the preset that the search started from and the changes of the best trial."
+    rows = winners(table).itertuples()
+    return {str(r.Index): {"preset": r.preset, "changes": {place: value for _, place, value in changes_of(str(r.changes))}} for r in rows}
+
+
+def keep_tuned(
+    table: pd.DataFrame,  # of the experiment
+    name: str,  # of the presets: small_tuned
+    path: Path = TUNED,
+) -> None:
+    "Write the winners into the file of tuned presets, beside those of other names."
+    known = json.loads(path.read_text(encoding="utf-8")) | {name: tuned_presets(table)}
+    write_whole(path, lambda p: p.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8"))
