@@ -15,8 +15,8 @@ import pandas as pd
 from ..measures.contract import interval
 
 # %% auto #0
-__all__ = ['CASE', 'PANELS', 'BUDGETED', 'GOALS', 'with_gaps', 'frontier_points', 'Panel', 'on_frontier', 'styles_of',
-           'draw_frontier', 'show_frontier', 'said_frontier', 'Bound', 'goals_met']
+__all__ = ['CASE', 'PANELS', 'BUDGETED', 'SIZE', 'GOALS', 'with_gaps', 'frontier_points', 'by_case', 'Panel', 'on_frontier',
+           'styles_of', 'draw_frontier', 'show_frontier', 'said_frontier', 'Bound', 'goals_met']
 
 # %% ../../nbs/507_frontier.ipynb #928cef9f
 CASE = ["model", "task", "target"]
@@ -25,23 +25,31 @@ CASE = ["model", "task", "target"]
 def with_gaps(
     table: pd.DataFrame,  # a row a method, budget, class and seed
 ) -> pd.DataFrame:
-    "The table with `A_r_gap`, `A_f_gap` (minus the retrains' mean) and `MIA_gap` (absolute), in points."
-    retrained = table[table.method == "retrain"].groupby(CASE)[["A_r", "A_f", "MIA"]].mean()
-    gold = table.join(retrained, on=CASE, rsuffix="_gold")
-    return table.assign(A_r_gap=gold.A_r - gold.A_r_gold, A_f_gap=gold.A_f - gold.A_f_gold, MIA_gap=(gold.MIA - gold.MIA_gold).abs())
+    "The table with `A_r_gap`, `A_f_gap` (minus the mean of the other retrains) and `MIA_gap` (absolute), in points."
+    values, retrain = table[["A_r", "A_f", "MIA"]], table.method == "retrain"
+    case = values.where(retrain, axis=0).groupby([table[c] for c in CASE])
+    others = case.transform("sum") - values.where(retrain, 0.0, axis=0)
+    gaps = values - others.div(case.transform("count").sub(retrain, axis=0).where(lambda n: n > 0))
+    return table.assign(A_r_gap=gaps.A_r, A_f_gap=gaps.A_f, MIA_gap=gaps.MIA.abs())
 
 
 def frontier_points(table: pd.DataFrame) -> pd.DataFrame:
-    "A row a method and budget: mean and half of the 95 % interval (`…_ci95`) of every metric over seeds and classes, and how many rows there are."
+    "A row a case, method and budget: mean and half of the 95 % interval (`…_ci95`) of every metric over the seeds, and how many rows there are."
     rows = with_gaps(table)
     names = [c for c in rows.columns if c not in (*CASE, "seed", "method", "budget", "note")]
     points = []
-    for (method, budget), some in rows.groupby(["method", "budget"], sort=False):
-        point = {"method": method, "budget": budget, "rows": int(some.A_r.notna().sum())}
+    for place, some in rows.groupby([*CASE, "method", "budget"], sort=False):
+        point = dict(zip((*CASE, "method", "budget"), place, strict=True)) | {"rows": int(some.A_r.notna().sum())}
         for name in names:
             point[name], point[f"{name}_ci95"] = interval(some[name].astype(float).tolist())
         points.append(point)
     return pd.DataFrame(points)
+
+
+def by_case(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    "The rows of each case, with its name, which is empty where there is only one case."
+    cases = list(rows.groupby(CASE, sort=False))
+    return [(" ".join(case) if len(cases) > 1 else "", some) for case, some in cases]
 
 # %% ../../nbs/507_frontier.ipynb #6690f429
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ PANELS = (
 
 
 def on_frontier(
-    points: pd.DataFrame,
+    points: pd.DataFrame,  # of one case
     panel: Panel,
 ) -> pd.DataFrame:
     "The points that no cheaper one beats, the cheapest first; without original and retrain."
@@ -154,18 +162,23 @@ def _label_points(axis, points: pd.DataFrame, metric: str, styles: dict[str, dic
         taken.append(_placed(label, min(ways, key=lambda way: _covered(_placed(label, way), taken, axis.bbox))))
 
 # %% ../../nbs/507_frontier.ipynb #8a2b3c4d
+SIZE = (8.5, 5.4)  # inches, of a case
+
+
 def draw_frontier(
     points: pd.DataFrame,  # of `frontier_points`
     bands: dict[str, tuple[float, float] | None],  # metric -> from where to where the retrains reach
     panels: Sequence[Panel],  # the first is drawn large
+    figure=None,  # a matplotlib figure, or a part of one; None: a new figure
 ):
     "The figure: one large panel with labels, the others small below it."
     import matplotlib.pyplot as plt
 
+    figure = plt.figure(figsize=SIZE, dpi=110, layout="constrained") if figure is None else figure
     first, *others = panels
     styles = styles_of([m for m in points.method.unique() if m not in ("original", "retrain")])
     layout: list[Any] = [[first.metric] * len(others), [p.metric for p in others]] if others else [[first.metric]]
-    figure, axes = plt.subplot_mosaic(layout, figsize=(8.5, 5.4), height_ratios=(2.2, 1)[: len(layout)], dpi=110, layout="constrained")
+    axes = figure.subplot_mosaic(layout, height_ratios=(2.2, 1)[: len(layout)])
     for panel in panels:
         _draw_panel(axes[panel.metric], points, bands.get(panel.metric), panel, styles)
     axes[first.metric].set_xlabel("cost: image passes, % of a retrain", fontsize=8)
@@ -173,7 +186,7 @@ def draw_frontier(
     if (band := bands.get(first.metric)) is not None:
         axes[first.metric].text(0.995, sum(band) / 2, "one retrain against the others", fontsize=7.5, color="0.4", ha="right", va="center",
                                 transform=axes[first.metric].get_yaxis_transform())  # fmt: skip
-    figure.draw_without_rendering()  # places are known from here on
+    figure.canvas.figure.draw_without_rendering()  # places are known from here on
     _label_points(axes[first.metric], points, first.metric, styles)
     return figure
 
@@ -183,28 +196,35 @@ def show_frontier(
     panels: tuple[Panel, ...] = PANELS,
     leave_out: tuple[str, ...] = (),  # methods that would only stretch the axes
 ):
-    "A panel a metric, a point a method and budget; metrics that no row has are left out. Returns the figure."
-    rows, points = with_gaps(table), frontier_points(table)
-    points = points[~points.method.isin(leave_out)]
-    known = points[~points.method.isin(["original", "retrain"])]
-    drawn = [p for p in panels if known[p.metric].notna().any()]
-    return draw_frontier(points, {p.metric: _band(rows, p.metric) for p in drawn}, drawn)
+    "A block a case, in it a panel a metric, a point a method and budget; metrics that no row has are left out. Returns the figure."
+    import matplotlib.pyplot as plt
+
+    cases = by_case(with_gaps(table))
+    figure = plt.figure(figsize=(SIZE[0], SIZE[1] * len(cases)), dpi=110, layout="constrained")
+    for (name, rows), part in zip(cases, figure.subfigures(len(cases), squeeze=False).flat, strict=True):
+        points = frontier_points(rows).loc[lambda p: ~p.method.isin(leave_out)]
+        known = points[~points.method.isin(["original", "retrain"])]
+        drawn = [p for p in panels if known[p.metric].notna().any()]
+        part.suptitle(name, fontsize=9)
+        draw_frontier(points, {p.metric: _band(rows, p.metric) for p in drawn}, drawn, part)
+    return figure
 
 # %% ../../nbs/507_frontier.ipynb #3703f049
 def said_frontier(
     table: pd.DataFrame,
     panels: tuple[Panel, ...] = PANELS,
 ) -> list[str]:
-    "For each metric: the methods on the frontier, the cheapest first."
-    points, sentences = frontier_points(table), []
-    for panel in panels:
-        best = on_frontier(points, panel)
-        if len(best):
+    "For each case and metric: the methods on the frontier, the cheapest first."
+    sentences = []
+    for name, points in by_case(frontier_points(table)):
+        for panel in panels:
+            best = on_frontier(points, panel)
             steps = [
                 f"{m}{'' if b in ('', 'published') else f' ({b})'} at {100 * c:.1f} %: {v:.2f}"
                 for m, b, c, v in zip(best.method, best.budget, best.cost, best[panel.metric], strict=True)
             ]
-            sentences.append(f"{panel.label}, ideal {panel.ideal:g}: {'; '.join(steps)}.")
+            if steps:
+                sentences.append(f"{name and f'{name}: '}{panel.label}, ideal {panel.ideal:g}: {'; '.join(steps)}.")
     return sentences
 
 # %% ../../nbs/507_frontier.ipynb #7d45dd4a
@@ -238,13 +258,13 @@ GOALS = {  # largest cost -> bounds
 
 
 def goals_met(table: pd.DataFrame) -> pd.DataFrame:
-    "A row for each target and point within its cost: how many bounds it misses, how many are unknown, and by how much it misses each (0: it holds)."
+    "A row for each target and point within its cost: how many bounds it misses or leaves unknown, and by how much it misses each (0: it holds)."
     points, lines = frontier_points(table), []
     for cost, bounds in GOALS.items():
         within = points[(points.cost <= cost) & ~points.method.isin(["original", "retrain"])]
         for _, point in within.iterrows():
             missed = {b.metric: max(b.low - point[b.metric], point[b.metric] - b.high, 0.0) for b in bounds}
             counted = {"missed": sum(v > 0 for v in missed.values()), "unknown": sum(v != v for v in missed.values())}
-            lines.append({"cost at most": cost, "method": point.method, "budget": point.budget, **counted, **missed})
+            lines.append({"cost at most": cost} | point[[*CASE, "method", "budget"]].to_dict() | counted | missed)
     metrics = dict.fromkeys(b.metric for bounds in GOALS.values() for b in bounds)
-    return pd.DataFrame(lines, columns=["cost at most", "method", "budget", "missed", "unknown", *metrics])
+    return pd.DataFrame(lines, columns=["cost at most", *CASE, "method", "budget", "missed", "unknown", *metrics])

@@ -103,6 +103,13 @@ class Evidence:
         "The retrains that a model is compared with: all but itself."
         return tuple(r for r in self.retrains if r is not subject)
 
+    def reference_groups(self, subject: Subject) -> tuple[tuple[Subject, ...], ...]:
+        "The groups of R − 1 of the R retrains without the model itself; a single retrain is a group."
+        others = self.references(subject)
+        if len(others) < max(2, len(self.retrains)):
+            return (others,)
+        return tuple(tuple(r for r in others if r is not left_out) for left_out in others)
+
     @cached_property
     def fewest_references(self) -> int:
         "The smallest number of retrains that any unlearned model is compared with."

@@ -15,8 +15,8 @@ from ..data import MagaError
 from .metrics import total_variation
 
 # %% auto #0
-__all__ = ['as_probabilities', 'js_divergence', 'activation_distance', 'zrf', 'neighbour_tv', 'retrain_spread',
-           'neighbour_tv_ratio', 'avg_gap', 'tow', 'show_tsne']
+__all__ = ['as_probabilities', 'js_divergence', 'activation_distance', 'zrf', 'leave_one_out_means', 'neighbour_tv',
+           'retrain_spread', 'neighbour_tv_ratio', 'avg_gap', 'tow', 'show_tsne']
 
 # %% ../../nbs/101_distances.ipynb #2347e16e
 def as_probabilities(
@@ -61,13 +61,23 @@ def zrf(
     return 1 - js_divergence(p, teacher).mean().item()
 
 # %% ../../nbs/101_distances.ipynb #fdb70bfb
+def leave_one_out_means(
+    retrains: Tensor,  # probabilities of R ≥ 1 retrains [R, n, K]
+) -> Tensor:
+    "Mean output of each R − 1 of the R retrains, float64 [R, n, K]; a single retrain stands for itself."
+    (r,) = as_probabilities(retrains)
+    if r.ndim != 3 or len(r) == 0:
+        raise MagaError(f"Expected outputs of at least one retrain, [R, n, K], not {list(retrains.shape)}: pass those of train_retrains.")
+    return (r.sum(0) - r) / (len(r) - 1) if len(r) > 1 else r
+
+
 def neighbour_tv(
     p: Tensor,  # of the unlearned model on the forgotten images [n, K]
-    retrains: Tensor,  # of R retrains [R, n, K]
+    retrains: Tensor,  # of R ≥ 1 retrains [R, n, K]
 ) -> float:
-    "Mean total variation to the retrains' mean output, in percent: 0 (equal) to 100; ideal: `retrain_spread`."
+    "Mean total variation to `leave_one_out_means`, in percent: 0 (equal) to 100; ideal: `retrain_spread`."
     p, r = as_probabilities(p, retrains)
-    return total_variation(p, r.mean(0))
+    return total_variation(p.expand_as(r).flatten(0, 1), leave_one_out_means(r).flatten(0, 1))
 
 
 def retrain_spread(
@@ -77,15 +87,14 @@ def retrain_spread(
     (r,) = as_probabilities(retrains)
     if r.ndim != 3 or len(r) < 2:
         raise MagaError(f"The spread of retrains needs at least two of them, [R, n, K], not {list(retrains.shape)}: train another with another seed.")
-    others = (r.sum(0) - r) / (len(r) - 1)
-    return sum(total_variation(r[i], others[i]) for i in range(len(r))) / len(r)
+    return total_variation(r.flatten(0, 1), leave_one_out_means(r).flatten(0, 1))
 
 
 def neighbour_tv_ratio(
     p: Tensor,  # of the unlearned model on the forgotten images [n, K]
     retrains: Tensor,  # of R ≥ 2 retrains [R, n, K]
 ) -> float:
-    "`neighbour_tv` over `retrain_spread`: 0 upwards; ideal 1. Above 1: other classes than a retrain's; below: nearer to the mean than a retrain."
+    "`neighbour_tv` over `retrain_spread`: 0 upwards; ideal 1. Above 1: other classes than a retrain's; below: nearer to the others than a retrain."
     spread = retrain_spread(retrains)
     if spread == 0:
         raise MagaError("All retrains give the same outputs, so there is no spread to compare with: train them with different seeds.")

@@ -152,17 +152,16 @@ def _mean_accuracies(subjects: Sequence[Subject]) -> list[float]:
 
 @model_metric("avg_gap", A_RETRAIN, ideal="0", unit="points", bounds=(0, 100), source="Fan et al. 2024", appendix=True)
 def avg_gap_of(evidence: Evidence, subject: Subject) -> float:
-    "Mean of four absolute gaps (100 − accuracy on S, accuracy on R, on T, MIA) to the retrains' means, in points; ideal 0."
-    refs = evidence.references(subject)
-    gold = _mean_accuracies(refs)
-    own = subject.accuracies
-    return avg_gap((100 - own[0], *own[1:], subject.measurement.MIA), (100 - gold[0], *gold[1:], mean_over(refs, lambda r: r.measurement.MIA)))
+    "Mean of four absolute gaps (accuracy on S, R and T, MIA) to the retrains' means, in points; ideal 0."
+    own = (*subject.accuracies, subject.measurement.MIA)
+    golds = [(*_mean_accuracies(some), mean_over(some, lambda r: r.measurement.MIA)) for some in evidence.reference_groups(subject)]
+    return float(np.mean([avg_gap(own, gold) for gold in golds]))
 
 
 @model_metric("tow", A_RETRAIN, ideal="1", unit="product", bounds=(0, 1), source="Zhao et al. 2024", appendix=True)
 def tow_of(evidence: Evidence, subject: Subject) -> float:
     "Tug of war against the retrains' mean accuracies: 0 to 1; ideal 1."
-    return tow(subject.accuracies, _mean_accuracies(evidence.references(subject)))
+    return float(np.mean([tow(subject.accuracies, _mean_accuracies(some)) for some in evidence.reference_groups(subject)]))
 
 
 def _forget_train_probabilities(subject: Subject) -> Tensor:
@@ -326,7 +325,8 @@ def show_floors(
     for k, (axis, f) in enumerate(zip(axes[:, 0], floors, strict=True)):
         m = get_metric(f.metric)
         axis.axvspan(f.low, f.high, color="0.87", label="floor: mean of the retrains ± 2 standard deviations")
-        axis.plot(f.values, [0] * len(f.values), "|", color="0.4", markersize=11, label="a retrain against the others (population attacks: half against half)")
+        strokes = "a retrain against the others (population attacks: half against half)"
+        axis.plot(f.values, [0] * len(f.values), "|", color="0.4", markersize=11, label=strokes)
         for i, (row, some) in enumerate(scores.items()):
             axis.plot([some[k].mean], [0.5 - i / max(1, len(scores) - 1)], "o", markersize=5, label=row)
         axis.set(ylim=(-1, 1), yticks=[])
