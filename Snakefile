@@ -11,7 +11,7 @@
 import shlex
 from pathlib import Path
 
-from maga.experiments.report import EXPERIMENTS, shared_trainings
+from maga.experiments.report import shared_trainings, together
 from maga.experiments.settings import Settings, settings_of
 
 NOTEBOOKS = {p.stem: str(p) for p in Path("nbs/experiments").rglob("*.ipynb")}
@@ -22,7 +22,7 @@ if unknown:
     raise WorkflowError(f"There is no option {unknown[0]!r}; there are {', '.join(OPTIONS)}, only.")
 SETTINGS = settings_of(**OPTIONS | {k: str(v) for k, v in config.items() if k in OPTIONS})
 RESULTS = SETTINGS.results
-NAMES = str(config["only"]).split(",") if "only" in config else list(EXPERIMENTS)
+NAMES = str(config["only"]).split(",") if "only" in config else together()
 GPUS = 1 if SETTINGS.size.gpu and SETTINGS.device != "cpu" else 0
 
 FLAGS = SETTINGS.options().replace("{", "{{").replace("}", "}}")
@@ -60,7 +60,7 @@ rule notebook:
         lambda w: models_of(w.name),
         notebook=lambda w: NOTEBOOKS[w.name],
     output:
-        f"{RESULTS}/{{name,[a-z0-9]+}}/table.csv",
+        f"{RESULTS}/{{name,[a-z0-9_]+}}/table.csv",
     log:
         notebook=f"{RESULTS}/{{name}}/{{name}}.ipynb",
     resources:

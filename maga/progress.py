@@ -7,40 +7,64 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 # %% auto #0
-__all__ = ['Progress', 'Report', 'ProgressBar']
+__all__ = ['Progress', 'Report', 'time_left', 'Countable', 'ProgressBar']
 
 # %% ../nbs/004_progress.ipynb #01b444f0
 @dataclass(frozen=True)
 class Report:
     "How far a training run has come."
 
-    step: int  # steps done
-    steps: int  # steps in total
+    done: int  # steps
+    total: int  # steps
     epoch: float  # epochs done
     loss: float  # mean of the epoch so far
     accuracy: float  # of the epoch so far, on the images as shown: how often the target had the largest logit, in percent
     images_per_second: float  # since the start
 
+    def __str__(self) -> str:
+        return f"loss {self.loss:.3f}, acc {self.accuracy:.1f} %, {self.images_per_second:,.0f} img/s"
+
 
 Progress = Callable[[Report], None]
 
 # %% ../nbs/004_progress.ipynb #ca660e51
-class ProgressBar:
-    "A tqdm bar with loss, accuracy and images per second; pass it as `progress`."
+def time_left(seconds: float | None) -> str:
+    "An estimate as the end of a sentence; empty for `None`."
+    if seconds is None:
+        return ""
+    return f", about {seconds / 60:.1f} min left" if seconds >= 60 else f", about {seconds:.0f} s left"
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+
+class Countable(Protocol):
+    "A report that a bar can show; its text stands behind the bar."
+
+    @property
+    def done(self) -> int: ...
+
+    @property
+    def total(self) -> int: ...
+
+
+class ProgressBar:
+    "A tqdm bar over reports; pass it as `progress`."
+
+    def __init__(
+        self,
+        name: str,
+        unit: str = "step",  # what is counted
+    ) -> None:
+        self.name, self.unit = name, unit
         self.bar: Any = None
 
-    def __call__(self, r: Report) -> None:
-        from tqdm.auto import tqdm
+    def __call__(self, r: Countable) -> None:
+        from tqdm import tqdm
 
         if self.bar is None:
-            self.bar = tqdm(total=r.steps, desc=self.name, unit="step", mininterval=0.5)
-        self.bar.set_postfix_str(f"loss {r.loss:.3f}, acc {r.accuracy:.1f} %, {r.images_per_second:,.0f} img/s", refresh=False)
-        self.bar.update(r.step - self.bar.n)
-        if r.step == r.steps:
+            self.bar = tqdm(total=r.total, desc=self.name, unit=self.unit, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}]{postfix}")
+        self.bar.set_postfix_str(str(r))
+        self.bar.update(r.done - self.bar.n)
+        if r.done == r.total:
             self.bar.close()

@@ -27,8 +27,8 @@ from torch import Tensor
 from .data import ImageSet, MagaError, write_whole
 
 # %% auto #0
-__all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'digits', 'decode', 'decode_all', 'cache_folder', 'cached',
-           'from_parquet', 'from_torchvision', 'from_folder', 'from_hub', 'load', 'halved']
+__all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'TUNING', 'digits', 'decode', 'decode_all', 'cache_folder',
+           'cached', 'from_parquet', 'from_torchvision', 'from_folder', 'from_hub', 'load', 'halved', 'put_aside']
 
 # %% ../nbs/002_sources.ipynb #d975a449
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -290,7 +290,7 @@ def from_hub(
 
 # %% ../nbs/002_sources.ipynb #9e631f11
 def load(
-    name: str,  # digits, cifar10, cifar10_small, cifar100, cifar20, folder:<path>, hub:<name>
+    name: str,  # digits, cifar10, cifar10_small, cifar100, cifar20, folder:<path>, hub:<name>; each also with _tuning
     root: str | Path = "data",  # the folder of local data sets
     device: str | torch.device = "cpu",
     size: int | None = None,  # side to which folder: and hub: images are resized
@@ -298,7 +298,9 @@ def load(
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) of a data set by name, on the device."
     kind, _, rest = name.partition(":")
-    if name == "digits":
+    if name.endswith(TUNING):
+        pair = put_aside(load(name.removesuffix(TUNING), root, device, size, download)[0])
+    elif name == "digits":
         pair = digits()
     elif kind == "folder" and rest:
         pair = from_folder(rest, size)
@@ -335,3 +337,19 @@ def _cifar(name: str, root: Path, download: bool) -> tuple[ImageSet, ImageSet]:
 def halved(images: ImageSet) -> ImageSet:
     "Images of half the height and width; each pixel is the rounded mean of 2 × 2."
     return replace(images, images=F.avg_pool2d(images.images.float(), 2).round().to(torch.uint8))
+
+# %% ../nbs/002_sources.ipynb #d0faee1f
+TUNING = "_tuning"  # the end of a data set's name whose training images stand for both parts
+
+
+def put_aside(
+    images: ImageSet,
+    share: float = 0.2,  # of every class
+    seed: int = 0,
+) -> tuple[ImageSet, ImageSet]:
+    "The images in two parts, each in the order of the data: the rest, and a share of every class that is put aside."
+    generator, aside = torch.Generator().manual_seed(seed), torch.zeros(len(images), dtype=torch.bool)
+    for k in range(len(images.classes)):
+        members = (images.labels.cpu() == k).nonzero().flatten()
+        aside[members[torch.randperm(len(members), generator=generator)[: round(share * len(members))]]] = True
+    return images.subset((~aside).nonzero().flatten()), images.subset(aside.nonzero().flatten())

@@ -103,8 +103,8 @@ def test_progress_is_told(digit_sets):
     config = FitConfig(2, 64, lr=0.01, pad=0, flip=False)
     fit(Own(), Examples.of(digit_sets[0]), config, generator(), progress=reports.append)
     steps = 2 * -(-len(digit_sets[0]) // 64)
-    assert reports[-1].step == reports[-1].steps == steps and reports[-1].epoch == 2
-    assert [r.step for r in reports] == sorted({r.step for r in reports}) and all(r.images_per_second > 0 for r in reports)
+    assert reports[-1].done == reports[-1].total == steps and reports[-1].epoch == 2
+    assert [r.done for r in reports] == sorted({r.done for r in reports}) and all(r.images_per_second > 0 for r in reports)
 
 
 @pytest.mark.cuda

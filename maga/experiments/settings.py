@@ -58,6 +58,7 @@ class Preset:
     epochs_at_most: int | None = None  # a method's epochs are cut to this; None: they are not
     threads: int | None = None  # of a process on a CPU; None: PyTorch's default
     gpu: bool = True  # whether a scheduler reserves a GPU
+    trials: int = 16  # of every method, when settings are searched
 
 # %% ../../nbs/501_settings.ipynb #634158bf
 SMOKE_DATA = {"cifar100": "digits", "cifar10": "digits", "cifar20": "digits5"}
@@ -75,6 +76,8 @@ SMOKE_TARGETS = {
     "fox": "four",
     "skyscraper": "six",
     "bird": "two",
+    "deer": "eight",
+    "frog": "six",
     "vehicles_2": "eight or nine",
     "fruit_and_vegetables": "two or three",
     "random": "random",
@@ -113,6 +116,7 @@ PRESETS = {
         data=SMOKE_DATA,
         targets=SMOKE_TARGETS,
         epochs_at_most=2,
+        trials=2,
         threads=1,  # nearly as fast as two, and the same bits on every machine
         gpu=False,
     ),
@@ -307,6 +311,7 @@ class Cell:
     changes: Changes = ()  # what differs from the method's preset: ("tau", 0.1), ("exemplars", 2)
     varied: str = ""  # the change that a sweep varies
     budget: str = ""  # in the frontier: of a retrain's image passes, as "5%"
+    seeds: tuple[int, ...] = ()  # training seeds of its own; empty: the experiment's
 
     @property
     def variant(self) -> str:
@@ -315,7 +320,7 @@ class Cell:
 
     def specs(self, seeds: Sequence[int]) -> list[Spec]:
         "One run per seed; training, unlearning and evaluation seeds are equal."
-        return [replace(self.spec, training_seed=s, unlearning_seed=s, evaluation_seed=s) for s in seeds]
+        return [replace(self.spec, training_seed=s, unlearning_seed=s, evaluation_seed=s) for s in self.seeds or seeds]
 
 # %% ../../nbs/501_settings.ipynb #fb5f72dc
 def shortened(method: str, preset: str, changes: Changes, most: int) -> Changes:

@@ -15,11 +15,12 @@ from torch import nn
 
 from ..data import ImageSet, MagaError
 from ..device import pick_device
-from .answers import JudgingBar, Stored
+from .answers import Stored
 from .contract import BlockJudge, draw_exemplars
 from .named import JudgeOptions, judge_forms, judge_kind, judging_cost, make_judge
 from .transition import TransitionMatrix, estimate_transition
 from ..models import ModelSpec, load_checkpoint
+from ..progress import ProgressBar
 from ..sources import load
 
 # %% auto #0
@@ -82,7 +83,7 @@ def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:
         classifier, exemplars = _classifier(given.checkpoint, given.arch, exemplars.to(device), device)
     judge = make_judge(given.judge, exemplars, classifier, options)
     if isinstance(judge, BlockJudge):
-        judge = Stored(judge, exemplars, f"{given.out}.answers", JudgingBar(given.judge))
+        judge = Stored(judge, exemplars, f"{given.out}.answers", ProgressBar(given.judge, "answer"))
     made = estimate_transition(judge, exemplars)
     made.save(given.out)
     print(f"{given.out}: {len(made.classes)} classes of {train.name} by {judge.name} [{made.digest}]")

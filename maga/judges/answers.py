@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from ..data import ImageSet, MagaError
+from ..progress import time_left
 from .contract import Answers, Block, Judge, ask_block, blocks_of, checked_concepts, image_hashes, warn_if_ignored
 
 # %% auto #0
-__all__ = ['VERSION', 'Question', 'whole_records', 'AnswerFile', 'JudgingReport', 'JudgingBar', 'Stored']
+__all__ = ['VERSION', 'Question', 'whole_records', 'AnswerFile', 'JudgingReport', 'Stored']
 
 # %% ../../nbs/216_answers.ipynb #083c1ae0
 VERSION = 1  # of the file format
@@ -173,22 +174,8 @@ class JudgingReport:
         new = self.done - self.stored
         return (self.total - self.done) * self.seconds / new if new else None
 
-
-class JudgingBar:
-    "A tqdm bar with answers per second and an estimate; pass it as `progress`."
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.bar: Any = None
-
-    def __call__(self, r: JudgingReport) -> None:
-        from tqdm.auto import tqdm
-
-        if self.bar is None:
-            self.bar = tqdm(total=r.total, initial=r.stored, desc=self.name, unit="answer", mininterval=0.5)
-        self.bar.update(r.done - self.bar.n)
-        if r.done == r.total:
-            self.bar.close()
+    def __str__(self) -> str:
+        return f"{self.stored} were known{time_left(self.left)}"
 
 # %% ../../nbs/216_answers.ipynb #193d2e64
 class Stored:
