@@ -110,7 +110,7 @@ def config_of(spec: Spec) -> Any:
     "The method's configuration from preset and changes, without T and the network's maker; `None` for original and retrain."
     if spec.trained:
         return None
-    config = get_method(spec.method).preset(spec.preset, spec.task)
+    config = get_method(spec.method).preset(spec.preset, spec.task, spec.data)
     for name, value in spec.changes:
         config = with_change(config, name, value)
     return config
