@@ -13,7 +13,7 @@ from maga.experiments.search import HELD_OUT, SPACES, objective, trials_of, tune
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN, TRAINED
 from maga.methods.contract import METHODS, get_method, with_change
-from maga.methods.tuning import TUNED
+from maga.methods.tuning import TUNED_FILE
 from maga.sources import TUNING, load, put_aside
 
 KEPT = Path(__file__).resolve().parent.parent / "nbs" / "experiments" / "studies" / "kept" / "tuning.csv"
@@ -103,7 +103,7 @@ def test_winners_follow_from_the_kept_table():
     if not KEPT.exists():
         pytest.skip("no table of trials is kept")
     table = pd.read_csv(KEPT)
-    assert json.loads(TUNED.read_text())["small_tuned"] == tuned_presets(table)
+    assert json.loads(TUNED_FILE.read_text())["small_tuned"] == tuned_presets(table)
     for name, about in tuned_presets(table).items():
         config = get_method(name).preset(about["preset"])
         for place, value in about["changes"].items():

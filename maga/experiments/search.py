@@ -26,7 +26,7 @@ from .settings import CHANGES, Backbone, Cell, Changes, Settings, changes_of, ma
 from .store import RETRAIN, TRAINED, Row
 from ..measures.metrics import total_variation
 from ..methods.contract import METHODS
-from ..methods.tuning import TUNED
+from ..methods.tuning import TUNED_FILE
 from ..sources import TUNING
 
 # %% auto #0
@@ -259,7 +259,7 @@ def tuned_presets(table: pd.DataFrame) -> dict[str, Any]:
 def keep_tuned(
     table: pd.DataFrame,  # of the experiment
     name: str,  # of the presets: small_tuned
-    path: Path = TUNED,
+    path: Path = TUNED_FILE,
 ) -> None:
     "Write the winners into the file of tuned presets, beside those of other names."
     known = json.loads(path.read_text(encoding="utf-8")) | {name: tuned_presets(table)}
