@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ..device import seeded_generator
 from .report import EXPERIMENTS, Experiment, Found, paired_evidence, paper_folder, pending, register, value_of
-from .session import Session, original_of, outputs_of, seeded_generator, transition_of
+from .session import Session, original_of, outputs_of, transition_of
 from .settings import BOTH, ON_ROCKET, Cell, Changes, Settings, cifar10_spec, make_cell
 from .store import RETRAIN, TRAINED, Spec
 from ..measures.contract import get_metric

@@ -95,12 +95,12 @@ def fast_cells(settings: Settings) -> list[Cell]:
 def fast_table(found: Found) -> pd.DataFrame:
     "One row per setting and seed."
     lines: list[dict[str, Any]] = []
-    for setting, cell, some in zip(("usual", "fast"), found.cells, found.rows, strict=True):
+    for name, cell, some in zip(("usual", "fast"), found.cells, found.rows, strict=True):
         noise = config_of(cell.spec).noise
-        about = {"setting": setting, "noise_images": noise.size, "stop": noise.stop}
+        about = {"variant": name, "noise_images": noise.size, "stop": noise.stop}
         numbers = [{m: value_of(r, m) for m in ("A_r", "A_f", "MIA", "TV", "cost", "seconds")} for r in some]
         lines += [about | {"seed": r.spec.training_seed} | n | {"note": r.error} for r, n in zip(some, numbers, strict=True)]
-    return pd.DataFrame(lines, columns=None if lines else ["setting", "seed"])
+    return pd.DataFrame(lines, columns=None if lines else ["variant", "seed"])
 
 # %% ../../nbs/509_studies.ipynb #858c8bbd
 SOFT: tuple[Changes, ...] = (
