@@ -239,6 +239,11 @@ def test_studies_run(smoke, tmp_path, name):
         assert len(run) > 0 and run.A_r.notna().all() and table.note.dropna().str.startswith("not run").all()
 
 
+def test_the_record_of_the_search_is_shown(tmp_path):
+    ended = execute(NOTEBOOKS["search"], tmp_path / "search.ipynb", "lines=0")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_parameters(name):
     "Every experiment's notebook takes every setting, in one tagged cell that papermill reads."

@@ -23,7 +23,7 @@ from torch import nn
 import maga
 
 from ..data import ForgetSplit, MagaError, write_whole
-from ..device import clock, to_device
+from ..device import clock, seeded_generator, to_device
 from maga.experiments.session import (
     Given,
     Resolved,
@@ -37,7 +37,6 @@ from maga.experiments.session import (
     outputs_of,
     resolve,
     retrain_of,
-    seeded_generator,
     trained,
     transition_of,
 )

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ..data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
-from ..device import clock, pick_device
+from ..device import clock, pick_device, seeded_generator
 from .store import RETRAIN, Spec, Store, key_of
 from ..judges.contract import draw_exemplars
 from ..judges.named import JudgeOptions, judge_kind, make_judge
@@ -33,9 +33,9 @@ from ..training import RECIPES, Examples, fit
 
 # %% auto #0
 __all__ = ['T_', 'COARSE', 'Training', 'retrain_of', 'content_digest', 'Given', 'original_of', 'compared_later', 'config_of',
-           'Recent', 'shared_file', 'make_split', 'seen_by', 'seeded_generator', 'Session', 'one_sentence', 'model_key',
-           'given_model', 'header_of', 'trained', 'outputs_of', 'fitting_file', 'looked_at', 'asked_transition',
-           'transition_keys', 'transition_of', 'Dependencies', 'needed_by', 'Resolved', 'resolve']
+           'Recent', 'make_split', 'seen_by', 'Session', 'one_sentence', 'model_key', 'given_model', 'header_of',
+           'trained', 'outputs_of', 'fitting_file', 'looked_at', 'transition_keys', 'transition_of', 'Dependencies',
+           'needed_by', 'Resolved', 'resolve']
 
 # %% ../../nbs/503_session.ipynb #a126fe3d
 @dataclass(frozen=True)
@@ -138,22 +138,6 @@ class Recent:
 
 COARSE = {"cifar20": "cifar100", "digits5": "digits"}  # data set -> the one whose coarse labels it has
 
-
-def shared_file(
-    store: Store,
-    key: str,
-    path: Path,
-    make: Callable[[], object],  # writes the file, whole
-) -> Path:
-    "The file; one process makes it, the others wait."
-    while not path.exists():
-        with store.claims.held(key) as mine:
-            if mine and not path.exists():
-                make()
-        if not path.exists():
-            time.sleep(0.2)
-    return path
-
 # %% ../../nbs/503_session.ipynb #432f6908
 def make_split(
     spec: Spec,
@@ -175,11 +159,6 @@ def seen_by(split: ForgetSplit, model: ModelSpec) -> ForgetSplit:
     return replace(split, train=model.view(split.train), test=model.view(split.test))
 
 # %% ../../nbs/503_session.ipynb #b069263b
-def seeded_generator(*parts: object) -> torch.Generator:
-    "A CPU generator whose seed is the hash of the parts, so that other roles and other seeds are independent."
-    return torch.Generator().manual_seed(int(key_of(*parts), 16) % 2**63)
-
-
 class Session:
     "One process on one device: the data and models that it used last, and the store that it shares."
 
@@ -259,7 +238,7 @@ def _train(session: Session, training: Training) -> None:
         examples = Examples.of(split.train, split.retain_train)
     else:
         examples = Examples.of(model.view(train.coarse() if training.data in COARSE else train))
-    generator = torch.Generator().manual_seed(training.seed)
+    generator = seeded_generator("retrain" if training.task else "original", training.seed)
     start = clock(session.device)
     trained = fit(model.make(generator), examples, RECIPES[training.recipe], generator)
     seconds = clock(session.device) - start
@@ -295,13 +274,12 @@ def header_of(session: Session, training: Training) -> dict[str, str]:
 def trained(session: Session, training: Training | Given) -> nn.Module:
     "The trained model: from memory, the user's file or the store, or trained now; `MagaError` if that fails."
     key = model_key(session, training)
-    path = session.store.checkpoint(key)
     if isinstance(training, Given):
         return session.recent_models.get((key, training), lambda: given_model(session, training))
     if key in session.failures:
         raise MagaError(session.failures[key])
     try:
-        shared_file(session.store, key, path, lambda: _train(session, training))
+        path = session.store.shared(key, lambda: _train(session, training))
     except Exception as e:
         session.failures[key] = f"{training} could not be trained: {one_sentence(e)}"
         raise MagaError(session.failures[key]) from e
@@ -332,17 +310,14 @@ def looked_at(spec: Spec) -> tuple[str, int]:
     return (original_of(spec).key, spec.training_seed) if spec.judge == "features" else (spec.data, 0)
 
 
-def asked_transition(spec: Spec) -> str:
-    "The key of the T that is asked for: the hash of judge, exemplars and what the answers depend on."
-    judge_kind(spec.judge)
-    return key_of("transition", spec.judge, spec.exemplars, looked_at(spec))
-
-
 def transition_keys(session: Session, spec: Spec) -> tuple[str, str]:
-    "The keys of the T that is asked for and of its file; twice the digest where a file is given."
+    "The key of the T that is asked for (its judge, exemplars and what the answers depend on), and that of its file; of a given file its digest."
     given = fitting_file(session, spec)
-    asked = asked_transition(spec) if given is None else given.digest
-    return asked, session.key(asked, spec.data) if given is None else asked
+    if given is not None:
+        return given.digest, given.digest
+    judge_kind(spec.judge)
+    asked = key_of("transition", spec.judge, spec.exemplars, looked_at(spec))
+    return asked, session.key(asked, spec.data)
 
 
 def transition_of(session: Session, spec: Spec) -> TransitionMatrix:
@@ -360,7 +335,7 @@ def transition_of(session: Session, spec: Spec) -> TransitionMatrix:
             judge = make_judge(spec.judge, exemplars, classifier, JudgeOptions(device=str(session.device)))
             estimate_transition(judge, exemplars).save(session.store.checkpoint(key))
 
-    return TransitionMatrix.load(shared_file(session.store, key, session.store.checkpoint(key), make))
+    return TransitionMatrix.load(session.store.shared(key, make))
 
 # %% ../../nbs/503_session.ipynb #60c68937
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..measures.metrics import Measurement, Outputs, measure
 from .contract import METHODS, get_method, with_change
 
 # %% auto #0
-__all__ = ['TUNED', 'tuning_split', 'gap', 'Trial', 'tune', 'add_tuned']
+__all__ = ['TUNED_FILE', 'tuning_split', 'gap', 'Trial', 'tune', 'add_tuned']
 
 # %% ../../nbs/312_tuning.ipynb #4ae836c6
 def tuning_split(
@@ -80,10 +80,10 @@ def tune(
     return sorted(trials, key=lambda t: (math.isnan(t.gap), t.gap))
 
 # %% ../../nbs/312_tuning.ipynb #422d6753
-TUNED = Path(next(iter(maga.__path__))) / "methods" / "tuned.json"  # name of presets -> method -> preset and changes
+TUNED_FILE = Path(next(iter(maga.__path__))) / "methods" / "tuned.json"  # name of presets -> method -> preset and changes
 
 
-def add_tuned(path: Path = TUNED) -> None:
+def add_tuned(path: Path = TUNED_FILE) -> None:
     "Register the presets in a file, each as another preset with some fields changed."
     for name, found in json.loads(path.read_text(encoding="utf-8")).items():
         for method, about in found.items():
