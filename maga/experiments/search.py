@@ -236,8 +236,9 @@ register(
 
 # %% ../../nbs/510_search.ipynb #3ac22748
 def trial_means(table: pd.DataFrame) -> pd.DataFrame:
-    "A line for each method and trial: means over the held-out classes, NaN where one has no number. Without original and retrain."
-    tried = table[~table.method.isin(TRAINED)].assign(changes=lambda t: t.changes.fillna(""))
+    "A line for each method and trial: means over the classes that were run, NaN where one has no number. Without original and retrain."
+    tried = table[~table.method.isin(TRAINED) & (table.groupby("target").objective.transform("count") > 0)]
+    tried = tried.assign(changes=tried.changes.fillna(""))
     groups = tried.groupby(["method", "preset", "trial", "changes"], sort=False)[["objective", "cost", "seconds", "TV", *GAPS]]
     return groups.agg(lambda some: some.mean(skipna=False)).reset_index()
 
@@ -274,7 +275,7 @@ def show_trials(
     import matplotlib.pyplot as plt
 
     means, best = trial_means(table), winners(table).sort_values("objective")
-    rows = math.ceil(len(best) / columns)
+    rows = max(1, math.ceil(len(best) / columns))
     figure = plt.figure(figsize=(8.5, 0.6 + 1.5 * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis in axes.flat[len(best) :]:
@@ -297,6 +298,8 @@ def show_trials(
 def said_trials(table: pd.DataFrame) -> list[str]:
     "What the search found: how far published and tuned settings are from retrains, whom it helps, and whether the order stays."
     best, own = winners(table).sort_values("objective"), table[table.method == RETRAIN].objective.mean()
+    if best.empty:
+        return ["Nothing has been run."]
     unbeaten = ", ".join(best.index[best.trial == 0]) or "no method"
     both = best.dropna(subset="objective_published")
     before, after = both.objective_published, both.objective
