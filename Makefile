@@ -35,8 +35,8 @@ pytest: $(READY)
 install: $(READY)  ## a plain install, imported from another folder without the development tools
 	python tools/install_check.py
 
-docs: $(VENV)/.docs  ## the site in _site: front page, notebooks with their outputs, reference; a warning is an error
-	python -m sphinx -W --keep-going -q -c docs . _site
+docs: $(VENV)/.docs  ## the site in _site/html: front page, notebooks with their outputs, reference; a warning is an error
+	python -m sphinx -W --keep-going -q -c docs . _site/html
 
 lab: $(READY)  ## read and edit the notebooks
 	jupyter lab nbs

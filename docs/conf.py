@@ -65,7 +65,7 @@ def add_contents(app, docname, source):
 
 def fold_tests(app, docname, source):
     "Cells that begin with `#| hide` are folded; the cell that names the module is left out."
-    if app.env.doc2path(docname, base=False).endswith(".ipynb"):
+    if str(app.env.doc2path(docname, base=False)).endswith(".ipynb"):
         notebook = json.loads(source[0])
         for cell in notebook["cells"]:
             first = "".join(cell["source"]).partition("\n")[0]
