@@ -270,7 +270,7 @@ def method_times(
     given = {"transition": estimate_transition(FeatureJudge(original, exemplars), exemplars), "make_model": spec.make}
     wanted = sorted(set(METHODS) - {"retrain_head"}) if names is None else names
     for name in ("retrain", *(n for n in wanted if n != "retrain")):
-        config = get_method(name).preset(preset, split.task)
+        config = get_method(name).preset(preset, split.task, split.train.name)
         config = replace(config, fit=pretraining) if name == "retrain" else config
         config = replace(config, **{k: v for k, v in given.items() if hasattr(config, k)})
         with counted_passes(device) as passes:

@@ -5,6 +5,8 @@
 # %% ../nbs/001_device.ipynb #dc8d1d58
 from __future__ import annotations
 
+import hashlib
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +21,8 @@ from .data import ImageSet, MagaError
 T = TypeVar("T")
 
 # %% auto #0
-__all__ = ['T', 'pick_device', 'seeded', 'to_device', 'autocast', 'has_bfloat16', 'pass_size', 'clock', 'clocked', 'in_turns']
+__all__ = ['T', 'pick_device', 'seeded', 'seeded_generator', 'to_device', 'autocast', 'has_bfloat16', 'pass_size', 'clock',
+           'clocked', 'in_turns']
 
 # %% ../nbs/001_device.ipynb #4fcb250f
 def pick_device(
@@ -48,6 +51,12 @@ def seeded(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+# %% ../nbs/001_device.ipynb #5a8dda59
+def seeded_generator(*parts: str | int) -> torch.Generator:  # for example a role and a seed
+    "A CPU generator whose seed is the hash of the parts, so that other roles and other seeds are independent."
+    seed = int(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16], 16)
+    return torch.Generator().manual_seed(seed % 2**63)
 
 # %% ../nbs/001_device.ipynb #d0c74569
 def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from maga.data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
 from maga.device import seeded
-from maga.measures.contract import METRICS, Evidence, Subject, get_metric, timed
+from maga.measures.contract import METRICS, Evidence, Subject, get_metric, interval, jackknife, timed
 from maga.measures.distances import activation_distance, avg_gap, js_divergence, neighbour_tv, neighbour_tv_ratio, retrain_spread, tow
 from maga.measures.evaluation import evaluate, train_originals, train_retrains
-from maga.measures.membership import modified_entropy, u_lira_class
+from maga.measures.membership import cmia, modified_entropy, u_lira_class
 from maga.measures.metrics import entropy_mia, measure
 from maga.methods.tuning import tuning_split
 from maga.sources import digits
@@ -110,6 +110,68 @@ def test_every_model_meets_means_of_equally_many_retrains():
     means = [torch.stack([four[r] for r in some]).mean(0) for some in evidence.reference_groups(m_u)]
     for name, by_hand in (("avg_gap", lambda m: avg_gap(four[m_u], m)), ("tow", lambda m: tow(four[m_u][:3], m[:3]))):
         assert get_metric(name)(evidence).mean == pytest.approx(float(sum(map(by_hand, means)) / 3), abs=1e-4)
+
+
+# Intervals
+
+
+def test_the_jackknife_of_a_mean_is_the_textbooks_interval_and_a_populations_number_has_one():
+    "Student's t times s/√n. U-LiRA's number is one of all seeds: it has the jackknife's interval, not ± 0."
+    values = [3.0, 1.0, 4.0, 1.5, 9.0]
+    mean, s = sum(values) / 5, math.sqrt(sum((v - sum(values) / 5) ** 2 for v in values) / 4)
+    assert jackknife(lambda some: sum(values[i] for i in some) / len(some), 5) == pytest.approx((mean, 2.776445 * s / math.sqrt(5)))
+    split = split_of()
+    many = [subject(split, seed) for seed in range(10)]
+    evidence = Evidence(tuple(many[:5]), tuple(many[5:]))
+    score = get_metric("ulira_auc")(evidence)
+    without = [get_metric("ulira_auc")(Evidence(*(tuple(g[:i] + g[i + 1 :]) for g in (many[:5], many[5:])))).mean for i in range(5)]
+    assert len(score.values) == 1 and score.ci95 == pytest.approx(4 * interval(without)[1]) and score.ci95 > 0
+    few = get_metric("ulira_auc")(Evidence(tuple(many[:3]), tuple(many[5:8])))
+    assert math.isnan(few.ci95) and "±" not in str(few)
+    folds = cmia(*(torch.stack([s.forgotten[0] for s in g]) for g in (many[:5], many[5:])), torch.Generator().manual_seed(0))
+    assert get_metric("cmia_auc")(evidence).ci95 == pytest.approx(interval(folds)[1] * 1.5)  # √(1 + 5/4)
+
+
+class Tampered(nn.Module):
+    "A model whose logits are changed: one class is raised, the others are multiplied."
+
+    def __init__(self, model: nn.Module, raised: float, times: float) -> None:
+        super().__init__()
+        self.model, self.raised, self.times = model, raised, times
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.model(x)
+        return torch.where(torch.arange(10) == 3, z + self.raised, z * self.times)
+
+
+def test_u_lira_asks_three_questions():
+    "The class's logit moved in all models: only the published form sees it. The other outputs sharpened: the forms without the class see it."
+    split = split_of()
+    some, retrains = ([subject(split, seed) for seed in seeds] for seeds in (range(4), range(4, 8)))
+    forms = ("ulira_auc", "ulira_auc_centred", "ulira_auc_retained_margin", "ulira_auc_retained_entropy")
+
+    def tampered(raised: float, times: float) -> list[float]:
+        models = tuple(Subject(split, Tampered(s.model, raised, times)) for s in some)
+        return [get_metric(name)(Evidence(models, tuple(retrains))).mean for name in forms]
+
+    untouched, moved, sharper = tampered(0, 1), tampered(-50, 1), tampered(0, 20)
+    assert moved[0] == 1 and untouched[0] < 0.9 and moved[1:] == pytest.approx(untouched[1:], abs=1e-3)
+    assert min(sharper[2:]) > 0.95 > max(untouched[2:])
+
+
+def test_a_class_that_never_comes_back_needs_more_than_the_steps_tried(monkeypatch):
+    "∞ and the bound, not the bound as if it were the value; in a row's file NaN and the bound, so that means keep the two apart."
+    split = split_of()
+    steps = {0: 60.0, 1: math.inf, 2: 30.0}
+    subjects = [subject(split, seed) for seed in range(3)]
+    monkeypatch.setattr("maga.measures.attacks.relearn_steps", lambda s, *rest: steps[subjects.index(s)])
+    one, never, retrain = subjects
+    back, gone = (Evidence((s,), (retrain,), (retrain,)) for s in (one, never))
+    ratio, bound = get_metric("relearn_ratio"), get_metric("relearn_more_than")
+    assert ratio(back).values == (2.0,) and math.isnan(bound(back).mean)
+    assert str(ratio(gone)) == "∞" and bound(gone).values == (10.0,)
+    assert str(ratio(Evidence((one, never), (retrain,), (retrain,)))) == "2.00, ∞ in 1 of 2"
+    assert math.isnan(ratio(Evidence((one,), (never,), (retrain,))).mean)  # retrains that never end are no unit
 
 
 # Mistakes in public unlearning code
@@ -255,7 +317,7 @@ def test_all_metrics_of_outputs_share_one_pass():
     counted: list[int] = []
     m_u, *retrains = (subject(split, seed) for seed in range(4))
     m_u.model.register_forward_pre_hook(lambda m, i: counted.append(len(i[0])))
-    names = [n for n in METRICS if n not in ("probe_gap", "relearn_ratio", "residual_knowledge", "residual_rate")]
+    names = [n for n in METRICS if n not in ("probe_gap", "relearn_ratio", "relearn_more_than", "residual_knowledge", "residual_rate")]
     scores = evaluate(Evidence((m_u,), tuple(retrains), (), subject(split, 9)), names)
     assert sum(bool(s.values) for s in scores) > 10
     assert sum(counted) == len(split.train) + len(split.test)
@@ -271,6 +333,9 @@ NEEDS = {
     "cmia_auc": "two or more unlearned models",
     "ulira_auc": "three or more unlearned models",
     "ulira_tpr": "three or more unlearned models",
+    "ulira_auc_centred": "three or more unlearned models",
+    "ulira_auc_retained_margin": "three or more unlearned models",
+    "ulira_auc_retained_entropy": "three or more unlearned models",
     "time_ratio": "the seconds of unlearning",
     "avg_gap": "a true retrain",
     "tow": "a true retrain",
@@ -280,6 +345,7 @@ NEEDS = {
     "rmia_auc": "only for: subclass, random",
     "probe_gap": "a true retrain",
     "relearn_ratio": "a true retrain",
+    "relearn_more_than": "a true retrain",
     "residual_knowledge": "a true retrain",
     "l2_to_original": "the original model",
     "barrier_retain": "the original model",

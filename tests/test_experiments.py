@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,11 @@ def test_studies_run(smoke, tmp_path, name):
         assert len(run) > 0 and run.A_r.notna().all() and table.note.dropna().str.startswith("not run").all()
 
 
+def test_the_record_of_the_search_is_shown(tmp_path):
+    ended = execute(NOTEBOOKS["search"], tmp_path / "search.ipynb", "lines=0")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_parameters(name):
     "Every experiment's notebook takes every setting, in one tagged cell that papermill reads."
@@ -321,38 +327,93 @@ def test_settings_reach_the_command():
     assert settings_of(**{k: v for k, v in cell.items() if k != "__builtins__"}) == Settings()
 
 
-ROW_BEFORE_THE_MOVE = """{
- "key": "9ee575e08ece5d73",
- "spec": {
-  "data": "digits", "task": "class", "target": "nine", "backbone": "resnet10", "method": "no_noise", "preset": "digits",
-  "changes": [["fit.epochs", 2]], "recipe": "smoke", "judge": "features", "exemplars": 10, "measures": "all", "references": [0, 1, 2],
-  "training_seed": 0, "unlearning_seed": 0, "evaluation_seed": 0, "original": ""
- },
- "metrics": {"neighbour_tv": 2.1358577328303503, "neighbour_tv_train": 2.1109258188796294, "A_r": 95.37037037037037, "rmia_auc": null},
- "seconds": {"unlearning": 0.7184683229999678, "evaluation": 1.898563567999986, "loading": 1.7427269400000114},
- "provenance": {"python": "3.11.7", "torch": "2.13.0+cpu", "commit": "2e2c016225ce", "code": "3772ab36d0a90b15", "date": "2026-11-25"},
- "dependencies": {"original": "4d87fe78e7da963c", "retrain": "9d3e336760a5ff63", "transition": "e57c914adc3b5988"},
- "missing": {"rmia_auc": "rmia_auc is not defined for the class task, only for: subclass, random."},
- "made_from_forgotten": ["checkpoints/4d87fe78e7da963c.safetensors (the original model)"],
- "error": null
-}"""
+ROW_OF_2E2C016 = Path(__file__).with_name("row_of_2e2c016.json")  # as the code of that commit wrote it
 
 
-def test_a_row_from_before_the_move_is_read(tmp_path):
-    "A row of the earlier layout is found by the same key, and its ratio has the present name; a row with present names is left as it is."
+def old_row(results: Path, **provenance: str) -> Row:
+    "The row of 2e2c016 in a store, with another provenance."
+    raw = json.loads(ROW_OF_2E2C016.read_text())
+    raw["provenance"] |= provenance
+    (results / "rows").mkdir(exist_ok=True)
+    (results / "rows" / f"{raw['key']}.json").write_text(json.dumps(raw))
+    return Row.from_json(json.dumps(raw))
+
+
+def test_a_row_from_before_the_move_is_served(tmp_path):
+    "It lies under the key of what is asked for, its ratio has the present name, and a batch computes nothing."
+    from maga.experiments.runs import kept, run_batch
     from maga.experiments.session import Session, resolve
 
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "9ee575e08ece5d73.json").write_text(ROW_BEFORE_THE_MOVE)
-    store = Store(tmp_path)
-    row = store.get("9ee575e08ece5d73")
-    assert row is not None and {"neighbour_tv_ratio", "neighbour_tv_ratio_train"} <= row.metrics.keys()
-    assert row.metrics["neighbour_tv_ratio"] == 2.1358577328303503 and "neighbour_tv" not in row.metrics
-    assert resolve(Session(store, "cpu"), row.spec).key == row.key
-    again = Row.from_json(row.to_json())
-    assert again.metrics.keys() == row.metrics.keys() and again.spec == row.spec
+    row, session = old_row(tmp_path), Session(Store(tmp_path), "cpu")
+    asked = resolve(session, row.spec)
+    assert asked.asked == row.key == "9ee575e08ece5d73" != asked.key
+    served = kept(session, asked)
+    assert served is not None and served.provenance["commit"] == "2e2c016225ce"
+    assert {"neighbour_tv_ratio", "neighbour_tv_ratio_train"} <= served.metrics.keys() and "neighbour_tv" not in served.metrics
+    assert served.metrics["neighbour_tv_ratio"] == 2.1358577328303503
+    assert run_batch([row.spec], session)[0].to_json() == served.to_json()
+    assert not (tmp_path / "checkpoints").exists() and len(list((tmp_path / "rows").iterdir())) == 1
+    again = Row.from_json(served.to_json())
+    assert again.metrics.keys() == served.metrics.keys() and again.spec == served.spec
     both = Row(key_of("both"), row.spec, {"neighbour_tv": 30.0, "neighbour_tv_ratio": 2.0})  # percent and ratio
     assert Row.from_json(both.to_json()).metrics == both.metrics
+
+
+def test_an_old_row_must_agree(tmp_path):
+    "Of other data, of another precision, or without a word on either: it answers no request that it does not fit."
+    from maga.experiments.runs import kept
+    from maga.experiments.session import Session, resolve
+
+    session = Session(Store(tmp_path), "cpu")
+
+    def served(**provenance: str) -> bool:
+        return kept(session, resolve(session, old_row(tmp_path, **provenance).spec)) is not None
+
+    assert served() and served(device="NVIDIA H100")
+    assert not served(data_hash="0" * 16) and not served(device="CPU, 1 threads, bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert served(device="CPU, 1 threads, bfloat16") and not served()
+    raw = json.loads(ROW_OF_2E2C016.read_text())
+    for part in ("data_hash", "device"):
+        without = raw | {"provenance": {k: v for k, v in raw["provenance"].items() if k != part}}
+        (tmp_path / "rows" / f"{raw['key']}.json").write_text(json.dumps(without))
+        assert kept(session, resolve(session, Row.from_json(json.dumps(without)).spec)) is None
+
+
+def test_other_data_or_precision_is_another_run(tmp_path):
+    "700 digits are not answered with the row of 1,437, nor float32 with bfloat16; each is there when it is asked for again."
+    from maga.experiments.report import compute
+    from maga.experiments.session import Session
+
+    settings = Settings(results=str(tmp_path), device="cpu", backbone=("resnet10",), target=("rocket",), methods=("original",))
+
+    def line(session: Session, **more) -> tuple[float, int]:
+        table = compute("table6", replace(settings, **more), session).table
+        return table.A_r.dropna().item(), len(list((tmp_path / "rows").iterdir()))
+
+    everything, some = (Session(Store(tmp_path), "cpu") for _ in range(2))
+    train, test = some.images("digits")
+    some.recent_images.kept["digits"] = (train.subset(torch.arange(700)), test)
+    first, second, third = line(everything), line(some), line(everything, bfloat16=True)
+    assert [n for _, n in (first, second, third)] == [1, 2, 3] and len({a for a, _ in (first, second)}) == 2
+    assert [line(everything), line(some), line(everything, bfloat16=True)] == [(a, 3) for a, _ in (first, second, third)]
+    assert {r.provenance["data_hash"] for r in Store(tmp_path).rows()} == {everything.digest("digits"), some.digest("digits")}
+
+
+def test_rows_of_other_code_are_counted(tmp_path, capsys):
+    "One sentence with their number, their code and what to do; none where all rows are of this code."
+    from maga.experiments.report import compute
+
+    settings = Settings(results=str(tmp_path), device="cpu", backbone=("resnet10",), target=("rocket",), methods=("original", "retrain"))
+    compute("table6", settings)
+    assert capsys.readouterr().out == ""
+    store = Store(tmp_path)
+    older = store.rows()[0]
+    store.put(replace(older, provenance=dict(older.provenance) | {"code": "older"}))
+    compute("table6", settings)
+    assert capsys.readouterr().out == "1 of 2 rows were made by other code (older); another results folder computes them again.\n"
+    ended = call(command(tmp_path, "table6", "--device", "cpu", "--backbone", "resnet10", "--target", "rocket", "--methods", "original,retrain"))
+    assert ended.returncode == 0 and ended.stderr.count("other code (older)") == 1
 
 
 def test_a_given_original(tmp_path):

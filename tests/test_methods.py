@@ -17,6 +17,7 @@ from maga.methods.dampening import mean_gradients
 from maga.methods.distillation import kl_divergence, removed_targets, scrub_batches
 from maga.methods.maga import MaGAConfig
 from maga.methods.noise import NoiseConfig
+from maga.methods.published import unexplained
 from maga.methods.relabelling import saliency_mask
 from maga.methods.restart import last_parameters
 from maga.methods.retraining import reinitialised
@@ -153,16 +154,25 @@ def test_what_methods_need():
         method("typo", get_method("finetune").presets, needs=("transition",))
 
 
-def test_presets_that_differ_by_task():
-    assert get_method("ssd").preset("paper_vit", "class").alpha == 5
-    assert get_method("ssd").preset("paper_vit", "subclass").alpha == 25
-    assert get_method("ssd").preset("paper_vit", "random").alpha == 10
-    assert get_method("unsir").preset("paper_resnet18", "class").noise.steps == 25
-    assert get_method("unsir").preset("paper_vit", "subclass").noise.steps == 250
-    assert get_method("finetune").preset("paper_resnet18", "random").fit.batch_size == 128
-    assert get_method("delete").preset("paper_resnet18", "class").fit.lr == 5e-5
-    assert get_method("delete").preset("paper_resnet18", "random").fit.lr == 1e-4
-    assert get_method("retrain_head").preset("paper_resnet18", "subclass").fit.milestones == (15, 30, 35)
+def test_presets_that_differ_by_task_and_data():
+    preset = {name: m.preset for name, m in METHODS.items()}
+    assert [preset["ssd"]("paper_vit", task).alpha for task in TASKS] == [5, 25, 10]
+    assert [preset["ssd"]("paper_resnet18", task).batch_size for task in TASKS] == [64, 64, 128]
+    assert [preset["finetune"]("paper_resnet18", task).fit.batch_size for task in TASKS] == [64, 64, 128]
+    assert [preset["unsir"](name, task).noise.steps for name, task in (("paper_resnet18", "class"), ("legacy", "subclass"))] == [25, 250]
+    for task in TASKS:  # a rate of CIFAR-10, whatever the task
+        assert [preset["delete"]("paper_resnet18", task, data).fit.lr for data in ("cifar10", "cifar100", "cifar20")] == [1e-4, 5e-5, 5e-5]
+        assert preset["salun"]("paper_vit", task, "cifar10").forget_first and not preset["salun"]("paper_vit", task, "cifar100").forget_first
+        assert preset["retrain_head"]("paper_resnet18", task, "cifar20").fit.milestones == (15, 30, 35)
+
+
+def test_every_number_has_a_source_or_a_word():
+    "Presets beside the record of the public code: nothing differs without a word, and no preset is without a record."
+    assert unexplained() == []
+    assert all(set(m.sources) == set(m.presets) for m in METHODS.values())
+    lr = replace(METHODS["delete"].presets["paper_resnet18"], fit=replace(METHODS["delete"].presets["paper_resnet18"].fit, lr=1e-3))
+    changed = replace(METHODS["delete"], presets={"paper_resnet18": lr})
+    assert [(line.setting, line.ours, line.reference) for line in unexplained({"delete": changed})] == [("fit.lr", 1e-3, 5e-5)]
 
 
 # Mistakes in public unlearning code

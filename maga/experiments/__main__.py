@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 import torch
 
 from ..data import MagaError
-from .report import EXPERIMENTS, Result, cells_of, experiment, open_session, precision, shared_trainings, specs_of, table_of, together
+from .report import EXPERIMENTS, Result, cells_of, experiment, open_session, precision, said_code, shared_trainings, specs_of, table_of, together
 from .runs import BatchBar, finished, run_batch
-from .session import Session, resolve, trained
+from .session import Session, model_key, resolve, trained
 from .settings import Cell, Settings, settings_of
 
 # %% auto #0
@@ -75,7 +75,7 @@ def train_one(key: str, names: Sequence[str], settings: Settings) -> None:
     session = open_session(settings)
     with precision(settings, session):
         trained(session, wanted)
-    print(f"{wanted}: checkpoints/{key}.safetensors")
+        print(f"{wanted}: checkpoints/{model_key(session, wanted)}.safetensors")
 
 # %% ../../nbs/508_command.ipynb #5ca83bfb
 def processes_of(wanted: int, settings: Settings, session: Session) -> int:
@@ -110,7 +110,8 @@ def helpers(arguments: Sequence[str], n: int) -> Iterator[None]:
 def run_missing(cells: Sequence[Cell], settings: Settings, session: Session, a: argparse.Namespace, arguments: Sequence[str]) -> None:
     "Compute the selected rows that are missing: as a helper process, or with helper processes."
     specs = specs_of(cells, settings, session)
-    missing = sum(finished(session, key) is None for key in {resolve(session, s).key for s in specs})
+    runs = {r.key: r for r in (resolve(session, s) for s in specs)}
+    missing = sum(finished(session, r) is None for r in runs.values())
     processes = max(1, min(processes_of(a.processes, settings, session), missing))
     if session.device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
@@ -166,8 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_missing(cells, settings, session, a, arguments)
             if a.beside:
                 return 0
+            results = []
             for name in names:
-                print_result(table_of(experiment(name), settings, session))
+                results.append(table_of(experiment(name), settings, session))
+                print_result(results[-1])
+        if said := said_code(session, results):
+            print(said, file=sys.stderr)
         everything = session.store.tidy()
         failed = int(everything.error.notna().sum()) if len(everything) else 0
         if failed:

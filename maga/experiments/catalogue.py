@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ..device import seeded_generator
 from .report import EXPERIMENTS, Experiment, Found, paired_evidence, paper_folder, pending, register, value_of
-from .session import Session, original_of, outputs_of, seeded_generator, transition_of
+from .session import Session, original_of, outputs_of, transition_of
 from .settings import BOTH, ON_ROCKET, Cell, Changes, Settings, cifar10_spec, make_cell
 from .store import RETRAIN, TRAINED, Spec
 from ..measures.contract import get_metric
@@ -21,10 +22,10 @@ from ..methods.contract import METHODS, get_method
 from ..methods.labels import label_choices, label_entropy
 
 # %% auto #0
-__all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'PLACES', 'FINE_CLASSES', 'FINE_PARTS',
-           'TABLES', 'FIGURES', 'crossed', 'sweep', 'slow_sweep', 'sensitivity_cells', 'beyond_cells', 'budgets_of',
-           'frontier_cells', 'settings_table', 'birds', 'transition_table', 'chosen_labels', 'labels_table',
-           'frontier_table']
+__all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'TUNED', 'PLACES', 'FINE_CLASSES',
+           'FINE_PARTS', 'TABLES', 'FIGURES', 'crossed', 'sweep', 'slow_sweep', 'sensitivity_cells', 'beyond_cells',
+           'budgets_of', 'frontier_cells', 'settings_table', 'birds', 'transition_table', 'chosen_labels',
+           'labels_table', 'frontier_table']
 
 # %% ../../nbs/502_catalogue.ipynb #3022286f
 COMPARED = (*TRAINED, "finetune", "unsir", "amnesiac", "ssd", "maga")
@@ -70,7 +71,7 @@ def beyond_cells(settings: Settings) -> list[Cell]:
 
 # %% ../../nbs/502_catalogue.ipynb #67178a20
 AVERAGED = {"one_cycle": "one_cycle_averaged"}  # recipe -> the same with averaged weights
-PUBLISHED = "published"  # the budget of a method's usual preset
+PUBLISHED, TUNED = "published", "tuned"  # in the place of a budget: a method's usual preset, and the one that was tuned for the network
 
 
 def budgets_of(method: str, prefix: str | None) -> list[str]:
@@ -85,13 +86,16 @@ def frontier_cells(settings: Settings) -> list[Cell]:
     cells = []
     for model, data, task, target in settings.size.frontier:
         defined = [m for m in sorted(set(METHODS) - {*TRAINED, "retrain_head"}) if task in METHODS[m].tasks]
-        prefix = settings.network(model).budgets
+        network = settings.network(model)
+        prefix = network.budgets
         for name in (*TRAINED, *defined):
             cell = make_cell(settings, model, data, task, target, name, measures="all", references=REFERENCES)
             spec = replace(cell.spec, recipe=AVERAGED.get(cell.spec.recipe, cell.spec.recipe))
             budgets = budgets_of(name, prefix)
             cells += [replace(cell, budget=b.removeprefix(prefix or ""), spec=replace(spec, preset=b)) for b in budgets]
             cells += [] if budgets else [replace(cell, budget=PUBLISHED, spec=spec)]
+            if name in METHODS and network.tuned in METHODS[name].presets:
+                cells.append(replace(cell, budget=TUNED, spec=replace(spec, preset=network.tuned)))
     return cells
 
 # %% ../../nbs/502_catalogue.ipynb #f9e22d42

@@ -12,11 +12,12 @@ from typing import Any
 
 import pandas as pd
 
+from .catalogue import PUBLISHED, TUNED
 from ..measures.contract import interval
 
 # %% auto #0
 __all__ = ['CASE', 'PANELS', 'BUDGETED', 'SIZE', 'GOALS', 'with_gaps', 'frontier_points', 'by_case', 'Panel', 'on_frontier',
-           'styles_of', 'draw_frontier', 'show_frontier', 'said_frontier', 'Bound', 'goals_met']
+           'styles_of', 'draw_frontier', 'show_frontier', 'side_by_side', 'said_frontier', 'Bound', 'goals_met']
 
 # %% ../../nbs/507_frontier.ipynb #928cef9f
 CASE = ["model", "task", "target"]
@@ -121,7 +122,10 @@ def _draw_panel(axis, points: pd.DataFrame, band: tuple[float, float] | None, pa
     drawn = points[points.method.isin(styles) & points[panel.metric].notna() & points.cost.notna()]
     for method, style in styles.items():
         some = drawn[drawn.method == method].sort_values("cost")
-        axis.errorbar(100 * some.cost, some[panel.metric], some[f"{panel.metric}_ci95"].fillna(0), marker="o", elinewidth=0.7, capsize=0, **style)
+        both = some[some.budget.isin((PUBLISHED, TUNED))]
+        axis.plot(100 * both.cost, both[panel.metric], color=style["color"], linewidth=0.5, zorder=1)
+        for marker, part in (("o", some[some.budget != TUNED]), ("s", some[some.budget == TUNED])):
+            axis.errorbar(100 * part.cost, part[panel.metric], part[f"{panel.metric}_ci95"].fillna(0), marker=marker, elinewidth=0.7, capsize=0, **style)
     axis.set_ylim(_limits([*drawn[panel.metric], panel.ideal, *(band or ())]))
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100]))
@@ -209,6 +213,17 @@ def show_frontier(
         draw_frontier(points, {p.metric: _band(rows, p.metric) for p in drawn}, drawn, part)
     return figure
 
+# %% ../../nbs/507_frontier.ipynb #0fcbcfd9
+def side_by_side(
+    table: pd.DataFrame,  # a row a method, budget, class and seed
+    metrics: Sequence[str] = ("cost", "neighbour_tv_ratio", "MIA_gap", "A_r_gap", "A_f_gap"),
+) -> pd.DataFrame:
+    "A row a method that was tuned: each metric with published settings (of several budgets: the largest) and with tuned ones."
+    points = frontier_points(table)
+    tuned = points[points.budget == TUNED].set_index("method")
+    published = points[points.method.isin(tuned.index) & (points.budget != TUNED)].groupby("method", sort=False).first()
+    return pd.concat({m: pd.DataFrame({PUBLISHED: published[m], TUNED: tuned[m]}) for m in metrics}, axis=1)
+
 # %% ../../nbs/507_frontier.ipynb #3703f049
 def said_frontier(
     table: pd.DataFrame,
@@ -220,7 +235,7 @@ def said_frontier(
         for panel in panels:
             best = on_frontier(points, panel)
             steps = [
-                f"{m}{'' if b in ('', 'published') else f' ({b})'} at {100 * c:.1f} %: {v:.2f}"
+                f"{m}{'' if b in ('', PUBLISHED) else f' ({b})'} at {100 * c:.1f} %: {v:.2f}"
                 for m, b, c, v in zip(best.method, best.budget, best.cost, best[panel.metric], strict=True)
             ]
             if steps:

@@ -16,7 +16,7 @@ from torch import nn
 
 import maga
 from ..data import MagaError, write_whole
-from .runs import BatchReport, compared, remembered_outputs, run_batch
+from .runs import BatchReport, by_other_code, compared, kept, remembered_outputs, run_batch
 from .session import Given, Session, Training, content_digest, original_of, resolve, retrain_of, trained
 from .settings import BACKBONES, Cell, Settings
 from .store import Row, Spec, Store
@@ -26,7 +26,7 @@ from ..measures.contract import Evidence, Subject, interval
 __all__ = ['COLUMNS', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'line_of', 'kept_subject', 'paired_evidence',
            'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result', 'register', 'experiment', 'together',
            'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of', 'shared_trainings', 'table_of',
-           'open_session', 'precision', 'compute']
+           'said_code', 'open_session', 'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
 def paper_folder() -> Path | None:
@@ -242,13 +242,23 @@ def table_of(
 ) -> Result:
     "The experiment's table from the rows in the store, written to `RESULTS/<name>/table.csv`."
     cells = cells_of(exp, settings, session)
-    keys = [dict.fromkeys(resolve(session, s).key for s in c.specs(settings.all_seeds)) for c in cells]  # each once: a given original has no seeds
-    kept = [[session.store.get(k) for k in some] for some in keys]
-    rows = [[compared(session, r) for r in some if r is not None] for some in kept]
+    runs = [{r.key: r for r in (resolve(session, s) for s in c.specs(settings.all_seeds))} for c in cells]  # each once: a given original has no seeds
+    there = [[kept(session, r) for r in some.values()] for some in runs]
+    rows = [[compared(session, r) for r in some if r is not None] for some in there]
     table = exp.table(Found(exp, settings, session, cells, rows))
     path = session.store.folder / exp.name / "table.csv"
     write_whole(path, lambda p: table.to_csv(p, index=False))
     return Result(exp, table, cells, rows, path)
+
+
+def said_code(session: Session, results: Sequence[Result]) -> str:
+    "One sentence on the rows that other code made; empty where there are none."
+    rows = {r.key: r for result in results for some in result.rows for r in some}
+    others = [r.provenance.get("code", "unknown") for r in rows.values() if by_other_code(session, r)]
+    if not others:
+        return ""
+    codes = ", ".join(sorted(set(others)))
+    return f"{len(others)} of {len(rows)} rows were made by other code ({codes}); another results folder computes them again."
 
 
 def open_session(settings: Settings) -> Session:
@@ -279,4 +289,7 @@ def compute(
     session = open_session(settings) if session is None else session
     with precision(settings, session):
         run_batch(specs_of(cells_of(exp, settings, session), settings, session), session, retry, progress)
-        return table_of(exp, settings, session)
+        result = table_of(exp, settings, session)
+    if said := said_code(session, [result]):
+        print(said)
+    return result

@@ -23,7 +23,7 @@ from torch import nn
 import maga
 
 from ..data import ForgetSplit, MagaError, write_whole
-from ..device import clock, to_device
+from ..device import clock, seeded_generator, to_device
 from maga.experiments.session import (
     Given,
     Resolved,
@@ -31,12 +31,12 @@ from maga.experiments.session import (
     Training,
     compared_later,
     header_of,
+    model_key,
     one_sentence,
     original_of,
     outputs_of,
     resolve,
     retrain_of,
-    seeded_generator,
     trained,
     transition_of,
 )
@@ -51,8 +51,8 @@ from ..training import RECIPES
 # %% auto #0
 __all__ = ['COMPARISONS', 'NO_RETRAIN', 'BatchBar', 'package_versions', 'git_commit', 'device_name', 'provenance_of',
            'retrain_passes', 'filled', 'unlearn', 'looked_at_by', 'subject_of', 'evidence_of', 'all_measures',
-           'keep_outputs', 'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'row_of', 'run', 'compared',
-           'BatchReport', 'finished', 'attempt', 'run_batch']
+           'keep_outputs', 'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'row_of', 'run', 'by_other_code',
+           'kept', 'compared', 'BatchReport', 'finished', 'attempt', 'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
 def package_versions() -> dict[str, str]:
@@ -140,7 +140,7 @@ def subject_of(session: Session, training: Training | Given, split: ForgetSplit)
         model, out = trained(session, training), outputs_of(session, training, split)
         return looked_at_by(model, split, float("nan") if isinstance(training, Given) else float(header_of(session, training)["seconds"]), out)
 
-    return session.recent_subjects.get((training.key, split.digest), make)
+    return session.recent_subjects.get((session.key(training.key, training.data), split.digest), make)
 
 
 def evidence_of(session: Session, spec: Spec, split: ForgetSplit, unlearned: Subject) -> Evidence:
@@ -232,17 +232,33 @@ def run(
     return row_of(session, resolve(session, spec))
 
 # %% ../../nbs/504_runs.ipynb #92d14843
+def by_other_code(session: Session, row: Row) -> bool:
+    "Whether other code than the present made the row."
+    return row.provenance.get("code") != session.facts.get("code", code_digest)
+
+
+def kept(session: Session, resolved: Resolved) -> Row | None:
+    "The row of a run. One from before keys held data and precision must have the present ones in its provenance."
+    row = session.store.get(resolved.key)
+    if row is not None or not resolved.asked:
+        return row
+    old = session.store.get(resolved.asked)
+    made = {} if old is None else old.provenance
+    agrees = made.get("data_hash") == session.digest(resolved.spec.data) and "device" in made
+    return old if agrees and made["device"].endswith(", bfloat16") == (session.precision == "bfloat16") else None
+
+
 def compared(session: Session, row: Row) -> Row:
     "The row with its distances to the retrain, kept in the store, if the logits of both models are there; else the row as it is."
     if row.failed or not compared_later(row.spec) or "TV" not in row.missing:
         return row
-    split, retrain = session.split(row.spec), resolve(session, row.spec.retrain)
-    ours, gold = (remembered_outputs(session, key, split) for key in (row.key, retrain.key))
-    if ours is None or gold is None:
+    split, retrain = session.split(row.spec), kept(session, resolve(session, row.spec.retrain))
+    ours, gold = (None if r is None else remembered_outputs(session, r.key, split) for r in (row, retrain))
+    if retrain is None or ours is None or gold is None:
         return row
     measured = asdict(measure(ours, split, gold))
     missing = {k: v for k, v in row.missing.items() if k not in COMPARISONS}
-    needed = dict(row.dependencies) | {"retrain": retrain.dependencies.retrain}
+    needed = dict(row.dependencies) | {"retrain": retrain.dependencies["retrain"]}
     return session.store.put(replace(row, metrics=dict(row.metrics) | {k: measured[k] for k in COMPARISONS}, missing=missing, dependencies=needed))
 
 # %% ../../nbs/504_runs.ipynb #6c7d1c24
@@ -277,17 +293,16 @@ BatchBar = partial(ProgressBar, unit="run")  # a bar over a batch: BatchBar("tab
 # %% ../../nbs/504_runs.ipynb #4d2cf7e0
 def finished(
     session: Session,
-    key: str,
+    resolved: Resolved,
     since: float | None = None,  # a failed row counts only if it was written after this (seconds since the epoch); None: any of this code
 ) -> Row | None:
     "The row if the run need not be computed: it succeeded, or it failed with the present code."
-    row = session.store.get(key)
+    row = kept(session, resolved)
     if row is None or not row.failed:
         return row
     if since is not None:
-        return row if session.store.row_path(key).stat().st_mtime >= since else None
-    code = session.facts.get("code", code_digest)
-    return row if row.provenance.get("code") == code else None
+        return row if session.store.row_path(row.key).stat().st_mtime >= since else None
+    return None if by_other_code(session, row) else row
 
 
 def attempt(session: Session, resolved: Resolved) -> Row:
@@ -323,9 +338,9 @@ def run_batch(
     def gather() -> None:
         nonlocal computed
         for key in list(waiting):
-            row = finished(session, key, since)
+            row = finished(session, waiting[key], since)
             if row is not None:
-                computed += session.store.row_path(key).stat().st_mtime >= started
+                computed += session.store.row_path(row.key).stat().st_mtime >= started
                 rows[key] = row
                 del waiting[key]
 
@@ -340,7 +355,7 @@ def run_batch(
         for key, resolved in list(waiting.items()):
             if key in waiting:
                 with session.store.claims.held(key) as mine:
-                    if mine and finished(session, key, since) is None:
+                    if mine and finished(session, resolved, since) is None:
                         report(str(resolved.spec))
                         attempt(session, resolved)
                 gather()

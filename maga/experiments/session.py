@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ..data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
-from ..device import clock, pick_device
+from ..device import clock, pick_device, seeded_generator
 from .store import RETRAIN, Spec, Store, key_of
 from ..judges.contract import draw_exemplars
 from ..judges.named import JudgeOptions, judge_kind, make_judge
@@ -33,14 +33,14 @@ from ..training import RECIPES, Examples, fit
 
 # %% auto #0
 __all__ = ['T_', 'COARSE', 'Training', 'retrain_of', 'content_digest', 'Given', 'original_of', 'compared_later', 'config_of',
-           'Recent', 'shared_file', 'make_split', 'seen_by', 'seeded_generator', 'Session', 'one_sentence',
-           'given_model', 'header_of', 'trained', 'outputs_of', 'fitting_file', 'looked_at', 'transition_key',
-           'transition_of', 'Dependencies', 'Resolved', 'resolve']
+           'Recent', 'make_split', 'seen_by', 'Session', 'one_sentence', 'model_key', 'given_model', 'header_of',
+           'trained', 'outputs_of', 'fitting_file', 'looked_at', 'transition_keys', 'transition_of', 'Dependencies',
+           'needed_by', 'Resolved', 'resolve']
 
 # %% ../../nbs/503_session.ipynb #a126fe3d
 @dataclass(frozen=True)
 class Training:
-    "Everything that decides a trained model."
+    "Everything that decides a trained model, besides the images and the precision."
 
     data: str  # with the labels in force
     backbone: str
@@ -51,6 +51,7 @@ class Training:
 
     @property
     def key(self) -> str:
+        "The key of what is asked for; that of the file is `model_key`."
         if self.recipe not in RECIPES:
             raise MagaError(f"There is no training recipe {self.recipe!r}; there are {', '.join(RECIPES)}.")
         return key_of("training", self, RECIPES[self.recipe])
@@ -109,7 +110,7 @@ def config_of(spec: Spec) -> Any:
     "The method's configuration from preset and changes, without T and the network's maker; `None` for original and retrain."
     if spec.trained:
         return None
-    config = get_method(spec.method).preset(spec.preset, spec.task)
+    config = get_method(spec.method).preset(spec.preset, spec.task, spec.data)
     for name, value in spec.changes:
         config = with_change(config, name, value)
     return config
@@ -137,22 +138,6 @@ class Recent:
 
 COARSE = {"cifar20": "cifar100", "digits5": "digits"}  # data set -> the one whose coarse labels it has
 
-
-def shared_file(
-    store: Store,
-    key: str,
-    path: Path,
-    make: Callable[[], object],  # writes the file, whole
-) -> Path:
-    "The file; one process makes it, the others wait."
-    while not path.exists():
-        with store.claims.held(key) as mine:
-            if mine and not path.exists():
-                make()
-        if not path.exists():
-            time.sleep(0.2)
-    return path
-
 # %% ../../nbs/503_session.ipynb #432f6908
 def make_split(
     spec: Spec,
@@ -174,11 +159,6 @@ def seen_by(split: ForgetSplit, model: ModelSpec) -> ForgetSplit:
     return replace(split, train=model.view(split.train), test=model.view(split.test))
 
 # %% ../../nbs/503_session.ipynb #b069263b
-def seeded_generator(*parts: object) -> torch.Generator:
-    "A CPU generator whose seed is the hash of the parts, so that other roles and other seeds are independent."
-    return torch.Generator().manual_seed(int(key_of(*parts), 16) % 2**63)
-
-
 class Session:
     "One process on one device: the data and models that it used last, and the store that it shares."
 
@@ -206,6 +186,23 @@ class Session:
 
         return self.recent_images.get(COARSE.get(data, data), make)
 
+    def digest(self, data: str) -> str:
+        "The hash of the train and test images with the labels in force."
+
+        def make() -> str:
+            return key_of(*(images.coarse().digest if data in COARSE else images.digest for images in self.images(data)))
+
+        return self.facts.get(("digest", data), make)
+
+    @property
+    def precision(self) -> str:
+        "`bfloat16` on a CPU inside its autocast; else the device's own, which is empty."
+        return "bfloat16" if self.device.type == "cpu" and torch.is_autocast_enabled("cpu") else ""
+
+    def key(self, asked: str, data: str) -> str:
+        "The key of what this session makes for a request: the hash of the request's key, the data and the precision."
+        return key_of(asked, self.digest(data), self.precision)
+
     def model_spec(self, data: str, backbone: str) -> ModelSpec:
         train = self.images(data)[0]
         return ModelSpec.of(backbone, train.coarse() if data in COARSE else train)
@@ -226,6 +223,11 @@ def one_sentence(error: BaseException) -> str:
     return text if isinstance(error, MagaError) else f"{type(error).__name__}: {text}"
 
 
+def model_key(session: Session, training: Training | Given) -> str:
+    "The key of a trained model: of the content of the user's file, or of what this session makes."
+    return training.key if isinstance(training, Given) else session.key(training.key, training.data)
+
+
 def _train(session: Session, training: Training) -> None:
     "Train a model and save it with its training time and the hash of its data."
     train, test = session.images(training.data)
@@ -236,12 +238,12 @@ def _train(session: Session, training: Training) -> None:
         examples = Examples.of(split.train, split.retain_train)
     else:
         examples = Examples.of(model.view(train.coarse() if training.data in COARSE else train))
-    generator = torch.Generator().manual_seed(training.seed)
+    generator = seeded_generator("retrain" if training.task else "original", training.seed)
     start = clock(session.device)
     trained = fit(model.make(generator), examples, RECIPES[training.recipe], generator)
     seconds = clock(session.device) - start
     about = {"seconds": f"{seconds:.3f}", "training": str(training), "data": train.digest, "date": date.today().isoformat()}
-    save_checkpoint(session.store.checkpoint(training.key), trained, model, **about)
+    save_checkpoint(session.store.checkpoint(model_key(session, training)), trained, model, **about)
 
 # %% ../../nbs/503_session.ipynb #71ad4cc4
 def given_model(session: Session, given: Given) -> nn.Module:
@@ -265,30 +267,28 @@ def given_model(session: Session, given: Given) -> nn.Module:
 
 def header_of(session: Session, training: Training) -> dict[str, str]:
     "The description in a checkpoint: seconds, data, date."
-    with safe_open(session.store.checkpoint(training.key), "pt") as f:
+    with safe_open(session.store.checkpoint(model_key(session, training)), "pt") as f:
         return f.metadata() or {}
 
 
 def trained(session: Session, training: Training | Given) -> nn.Module:
     "The trained model: from memory, the user's file or the store, or trained now; `MagaError` if that fails."
-    key, path = training.key, session.store.checkpoint(training.key)
+    key = model_key(session, training)
     if isinstance(training, Given):
         return session.recent_models.get((key, training), lambda: given_model(session, training))
     if key in session.failures:
         raise MagaError(session.failures[key])
     try:
-        shared_file(session.store, key, path, lambda: _train(session, training))
+        path = session.store.shared(key, lambda: _train(session, training))
     except Exception as e:
         session.failures[key] = f"{training} could not be trained: {one_sentence(e)}"
         raise MagaError(session.failures[key]) from e
-    if header_of(session, training).get("data") != session.images(training.data)[0].digest:
-        raise MagaError(f"{path} was trained on other data than {training.data} in {session.data_root}; choose another results folder.")
     return session.recent_models.get(key, lambda: load_checkpoint(path, device=session.device)[0])
 
 
 def outputs_of(session: Session, training: Training | Given, split: ForgetSplit) -> Outputs:
     "The trained model's logits on every image, kept while they are in use."
-    return session.recent_outputs.get(training.key, lambda: Outputs.of(trained(session, training), split))
+    return session.recent_outputs.get(session.key(training.key, training.data), lambda: Outputs.of(trained(session, training), split))
 
 # %% ../../nbs/503_session.ipynb #9daa5120
 def fitting_file(session: Session, spec: Spec) -> TransitionMatrix | None:
@@ -310,13 +310,14 @@ def looked_at(spec: Spec) -> tuple[str, int]:
     return (original_of(spec).key, spec.training_seed) if spec.judge == "features" else (spec.data, 0)
 
 
-def transition_key(session: Session, spec: Spec) -> str:
-    "The key of T: the digest of a given file, else the hash of judge, exemplars and what the answers depend on."
+def transition_keys(session: Session, spec: Spec) -> tuple[str, str]:
+    "The key of the T that is asked for (its judge, exemplars and what the answers depend on), and that of its file; of a given file its digest."
     given = fitting_file(session, spec)
     if given is not None:
-        return given.digest
+        return given.digest, given.digest
     judge_kind(spec.judge)
-    return key_of("transition", spec.judge, spec.exemplars, looked_at(spec))
+    asked = key_of("transition", spec.judge, spec.exemplars, looked_at(spec))
+    return asked, session.key(asked, spec.data)
 
 
 def transition_of(session: Session, spec: Spec) -> TransitionMatrix:
@@ -324,7 +325,7 @@ def transition_of(session: Session, spec: Spec) -> TransitionMatrix:
     given = fitting_file(session, spec)
     if given is not None:
         return given
-    key = transition_key(session, spec)
+    key = transition_keys(session, spec)[1]
 
     def make() -> None:
         generator = seeded_generator("exemplars", looked_at(spec)[1])
@@ -334,16 +335,25 @@ def transition_of(session: Session, spec: Spec) -> TransitionMatrix:
             judge = make_judge(spec.judge, exemplars, classifier, JudgeOptions(device=str(session.device)))
             estimate_transition(judge, exemplars).save(session.store.checkpoint(key))
 
-    return TransitionMatrix.load(shared_file(session.store, key, session.store.checkpoint(key), make))
+    return TransitionMatrix.load(session.store.shared(key, make))
 
 # %% ../../nbs/503_session.ipynb #60c68937
 @dataclass(frozen=True)
 class Dependencies:
-    "Keys of the models and the matrix that a run needs; part of its own key."
+    "Keys of the models and the matrix that a run needs."
 
     original: str
     retrain: str  # "" where the run is compared with one later
     transition: str = ""  # of T; "" for methods that do not need one
+
+
+def needed_by(
+    spec: Spec,
+    key: Callable[[Training | Given], str],  # of what is asked for, or of a file
+    T: str,  # key of T
+) -> Dependencies:
+    "The keys of what a run needs."
+    return Dependencies(key(original_of(spec)), "" if compared_later(spec) else key(retrain_of(spec)), T)
 
 
 @dataclass(frozen=True)
@@ -354,6 +364,7 @@ class Resolved:
     config: Any  # the method's configuration; None for original and retrain
     key: str  # 16 hexadecimal digits
     dependencies: Dependencies
+    asked: str = ""  # the key without data and precision
     problem: str = ""  # why it cannot be run, in one sentence
 
 
@@ -362,11 +373,13 @@ def resolve(session: Session, spec: Spec) -> Resolved:
     try:
         config = config_of(spec)
         needs = () if spec.trained else get_method(spec.method).needed(config)
-        T = transition_key(session, spec) if "transition" in needs else ""
-        needed = Dependencies(original_of(spec).key, "" if compared_later(spec) else retrain_of(spec).key, T)
+        T = transition_keys(session, spec) if "transition" in needs else ("", "")
+        wanted, needed = needed_by(spec, lambda m: m.key, T[0]), needed_by(spec, partial(model_key, session), T[1])
+        seeds = (0 if spec.trained else spec.unlearning_seed, spec.evaluation_seed if spec.measures == "all" else 0)
+        task = (spec.data, spec.task, spec.target, spec.backbone, spec.method)
+        asked = key_of("run", *task, config, wanted, spec.measures, spec.references, seeds)
+        return Resolved(spec, config, session.key(asked, spec.data), needed, asked)
     except MagaError as e:
         problem = one_sentence(e)
-        return Resolved(spec, None, key_of("run", spec, problem), Dependencies("", ""), problem)
-    seeds = (0 if spec.trained else spec.unlearning_seed, spec.evaluation_seed if spec.measures == "all" else 0)
-    task = (spec.data, spec.task, spec.target, spec.backbone, spec.method)
-    return Resolved(spec, config, key_of("run", *task, config, needed, spec.measures, spec.references, seeds), needed)
+        return Resolved(spec, None, key_of("run", spec, problem), Dependencies("", ""), problem=problem)
+

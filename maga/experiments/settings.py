@@ -41,6 +41,11 @@ class Backbone:
     def label(self) -> str:
         return f"{self.name} (stand-in)" if self.stand_in else self.name
 
+    @property
+    def tuned(self) -> str:
+        "The name of the presets that were tuned for this network, where there are some."
+        return f"{self.budgets or ''}tuned"
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -300,6 +300,21 @@ class Store:
 
     def checkpoint(self, key: str) -> Path:
         return self.folder / "checkpoints" / f"{key}.safetensors"
+
+    def shared(
+        self,
+        key: str,
+        make: Callable[[], object],  # writes the checkpoint, whole
+    ) -> Path:
+        "The checkpoint of that key; one process makes it, the others wait."
+        path = self.checkpoint(key)
+        while not path.exists():
+            with self.claims.held(key) as mine:
+                if mine and not path.exists():
+                    make()
+            if not path.exists():
+                time.sleep(0.2)
+        return path
 
     def outputs(self, key: str) -> Path:
         return self.folder / "outputs" / f"{key}.safetensors"

@@ -57,7 +57,7 @@ def side_by_side(result: Result) -> pd.DataFrame:
 
 # %% ../../nbs/506_tables.ipynb #6d1e8c37
 def made_with(result: Result) -> str:
-    "One sentence: runs, seeds, device, date, failed runs, and how many lines were not run."
+    "One sentence: runs, seeds, device, date, code, failed runs, and how many lines were not run."
     rows = [r for some in result.rows for r in some]
     good = [r for r in rows if not r.failed]
     failed = len(rows) - len(good)
@@ -67,8 +67,8 @@ def made_with(result: Result) -> str:
 
     seeds = ", ".join(map(str, sorted({r.spec.training_seed for r in good}))) or "–"
     empty = sum(not some for some in result.rows)
-    made = f"{len(good)} runs (training seeds {seeds}) on {distinct('device')}, {distinct('date')}, torch {distinct('torch')}"
-    return f"{made}; {failed} failed; {empty} of {len(result.cells)} lines were not run."
+    made = f"{len(good)} runs (training seeds {seeds}) on {distinct('device')}, {distinct('date')}"
+    return f"{made}, torch {distinct('torch')}, code {distinct('code')}; {failed} failed; {empty} of {len(result.cells)} lines were not run."
 
 # %% ../../nbs/506_tables.ipynb #e0602d40
 def show_table(result: Result):

@@ -21,7 +21,7 @@ from ..training import Examples, FitConfig, fit
 
 # %% auto #0
 __all__ = ['RelearnConfig', 'Relearning', 'relearn', 'show_relearning', 'probe_logits', 'linear_probe', 'probe_recall',
-           'prototype_attack', 'quantised', 'probe_gap', 'relearn_steps', 'relearn_ratio']
+           'prototype_attack', 'quantised', 'probe_gap', 'relearn_steps', 'relearn_ratio', 'relearn_more_than']
 
 # %% ../../nbs/106_attacks.ipynb #3fdacb55
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Relearning:
         return self.accuracy[-1] >= self.target
 
     @property
-    def needed(self) -> int:
-        "The step at which the class was back; the last step if it never was, which is then a lower bound."
-        return self.steps[-1]
+    def needed(self) -> float:
+        "The step at which the class was back; ∞ if it was not within the steps tried."
+        return self.steps[-1] if self.back else math.inf
 
 # %% ../../nbs/106_attacks.ipynb #53404664
 class _Back(Exception):
@@ -235,14 +235,27 @@ def relearn_steps(
     subject: Subject,
     target: float,  # percent
     config: RelearnConfig,
-) -> int:
-    "Steps until the class is back, computed once for each target; `max_steps` if it never is. Seed 0."
+) -> float:
+    "Steps until the class is back, computed once for each target; ∞ if it is not within `max_steps`. Seed 0."
     return subject.once(f"relearn {target} {config}", lambda s: relearn(s.model, s.split, target, config, torch.Generator().manual_seed(0)).needed)
+
+
+def _relearned(evidence: Evidence, subject: Subject) -> tuple[float, float]:
+    "Steps until the class is back within 5 points of the original; mean steps of the retrains, NaN where they give no unit: 0 or ∞."
+    target = mean_over(evidence.originals, lambda o: o.measurement.A_f) - 5
+    gold = mean_over(evidence.references(subject), lambda r: relearn_steps(r, target, RelearnConfig()))
+    return relearn_steps(subject, target, RelearnConfig()), gold if 0 < gold < math.inf else math.nan
 
 
 @model_metric("relearn_ratio", A_RETRAIN, AN_ORIGINAL, ideal="1", unit="ratio", bounds=(0, math.inf))
 def relearn_ratio(evidence: Evidence, subject: Subject) -> float:
-    "Steps until the class is back within 5 points of the original, over the retrains' mean: 0 upwards; ideal 1. NaN where a retrain needs none."
-    target = mean_over(evidence.originals, lambda o: o.measurement.A_f) - 5
-    gold = mean_over(evidence.references(subject), lambda r: relearn_steps(r, target, RelearnConfig()))
-    return relearn_steps(subject, target, RelearnConfig()) / gold if gold > 0 else math.nan
+    "Steps until the class is back, over the retrains' mean: 0 upwards; ideal 1. ∞ if it never is; NaN where a retrain needs none or never ends."
+    own, gold = _relearned(evidence, subject)
+    return own / gold
+
+
+@model_metric("relearn_more_than", A_RETRAIN, AN_ORIGINAL, ideal="none", unit="ratio", bounds=(0, math.inf), appendix=True)
+def relearn_more_than(evidence: Evidence, subject: Subject) -> float:
+    "The bound of `relearn_ratio` for a class that is not back within `max_steps`: above 0. NaN where it is back, as in a retrain."
+    own, gold = _relearned(evidence, subject)
+    return RelearnConfig().max_steps / gold if own == math.inf else math.nan

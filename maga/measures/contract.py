@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ from ..models import Penultimate
 
 # %% auto #0
 __all__ = ['A_RETRAIN', 'RETRAINS', 'AN_ORIGINAL', 'A_TEACHER', 'TWO_SEEDS', 'THREE_SEEDS', 'TIMES', 'A_CLASS', 'FOUR_IMAGES',
-           'METRICS', 'Subject', 'timed', 'Evidence', 'Need', 'interval', 'Score', 'Metric', 'population_metric',
-           'model_metric', 'get_metric', 'mean_over']
+           'METRICS', 'model_metric', 'population_metric', 'Subject', 'timed', 'Evidence', 'Need', 'interval',
+           'jackknife', 'fold_interval', 'Score', 'Metric', 'get_metric', 'mean_over']
 
 # %% ../../nbs/104_contract.ipynb #592d0776
 @dataclass(frozen=True, eq=False)
@@ -144,50 +144,80 @@ A_CLASS = Need(lambda e: len(e.split.forget_test) > 0, "it needs test images of 
 FOUR_IMAGES = Need(lambda e: len(e.unlearned[0].forgotten[0]) >= 4, "it needs at least four forgotten images to halve")
 
 # %% ../../nbs/104_contract.ipynb #3d8b1e6c
+def _student(freedom: int) -> float:
+    "The 97.5 % quantile of Student's t."
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
+
+
 def interval(
-    values: Sequence[float],  # one per seed; NaN where a seed has no value
+    values: Sequence[float],  # one per seed; NaN where a seed has no value, ∞ where it is larger than was tried
 ) -> tuple[float, float]:
     "Mean and half width of its 95 % confidence interval (Student's t), over the values that are not NaN; NaN with none, or with fewer than two."
     known = [v for v in values if not math.isnan(v)]
     if not known:
         return math.nan, math.nan
     mean, n = sum(known) / len(known), len(known)
-    if n == 1:
+    if n == 1 or math.isinf(mean):
         return mean, math.nan
-    from scipy.stats import t
-
     sd = math.sqrt(sum((v - mean) ** 2 for v in known) / (n - 1))
-    return mean, float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    return mean, _student(n - 1) * sd / math.sqrt(n)
+
+# %% ../../nbs/104_contract.ipynb #c3b4d66e
+def jackknife(
+    estimate: Callable[[list[int]], float],  # the number, from the seeds 0 … n-1 that it is given
+    seeds: int,  # n
+    fewest: int = 1,  # seeds without which there is no number
+) -> tuple[float, float]:
+    "The number from all seeds and half width of its 95 % interval, by leaving one seed out; NaN with fewer than two seeds or too few left."
+    whole = estimate(list(range(seeds)))
+    if seeds - 1 < fewest:
+        return whole, math.nan
+    without = [estimate([j for j in range(seeds) if j != i]) for i in range(seeds)]
+    return whole, (seeds - 1) * interval(without)[1]
+
+
+def fold_interval(
+    values: Sequence[float],  # one for each of n folds: trained on the others, tested on it
+) -> tuple[float, float]:
+    "Mean over dependent folds, and half width of its 95 % interval with the correction of Nadeau and Bengio 2003; NaN with fewer than two."
+    mean, half = interval(values)
+    n = len(values)
+    return mean, half * math.sqrt(1 + n / (n - 1)) if n > 1 else math.nan
 
 # %% ../../nbs/104_contract.ipynb #b039304a
 @dataclass(frozen=True)
 class Score:
-    "The result of a metric: one value per seed, or the reason why there is none."
+    "The result of a metric: one value per seed or one of the population, or the reason why there is none."
 
     metric: str
     values: tuple[float, ...] = ()
     missing: str = ""  # why it could not be computed
+    half: float | None = None  # half width of the interval of a population's number, NaN: unknown; None: follows from the values
 
     @property
     def mean(self) -> float:
-        "Mean over the seeds; NaN without values."
+        "Mean over the seeds; NaN without values, ∞ with an infinite one."
         return interval(self.values)[0]
 
     @property
     def sd(self) -> float:
-        "Standard deviation over the seeds; NaN with fewer than two."
+        "Standard deviation over the seeds; NaN with fewer than two, or with an infinite value."
         known = [v for v in self.values if not math.isnan(v)]
-        return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+        return float(np.std(known, ddof=1)) if len(known) > 1 and all(map(math.isfinite, known)) else math.nan
 
     @property
     def ci95(self) -> float:
-        "Half width of the 95 % confidence interval of the mean; NaN with fewer than two values."
-        return interval(self.values)[1]
+        "Half width of the 95 % confidence interval of the mean; NaN where it is unknown."
+        return interval(self.values)[1] if self.half is None else self.half
 
     def __str__(self) -> str:
-        if not self.values:
-            return "–"
-        return f"{self.mean:.2f}" + (f" ± {self.ci95:.2f}" if len(self.values) > 1 else "")
+        never, known = sum(map(math.isinf, self.values)), [v for v in self.values if math.isfinite(v)]
+        if not known:
+            return "∞" if never else "–"
+        mean, half = interval(known) if self.half is None else (self.mean, self.half)
+        return f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}") + (f", ∞ in {never} of {len(self.values)}" if never else "")
 
 # %% ../../nbs/104_contract.ipynb #30e284c1
 @dataclass(frozen=True)
@@ -195,7 +225,7 @@ class Metric:
     "A metric: its name, its function, its needs, and how to read its values."
 
     name: str
-    run: Callable[[Evidence], Sequence[float]]
+    run: Callable[..., Any]  # (evidence, one unlearned model) -> value; of populations: (evidence) -> value and half width of its interval
     needs: tuple[Need, ...]
     ideal: str  # the value of a true retrain
     unit: str
@@ -214,48 +244,40 @@ class Metric:
     def __call__(self, evidence: Evidence) -> Score:
         "The score; without values and with the reason where a need is not met."
         reason = self.missing(evidence)
-        return Score(self.name, missing=reason) if reason else Score(self.name, tuple(float(v) for v in self.run(evidence)))
+        if reason:
+            return Score(self.name, missing=reason)
+        if self.of_populations:
+            value, half = self.run(evidence)
+            return Score(self.name, (float(value),), half=float(half))
+        return Score(self.name, tuple(float(self.run(evidence, u)) for u in evidence.unlearned))
 
 # %% ../../nbs/104_contract.ipynb #cf595b62
 METRICS: dict[str, Metric] = {}
+_Run = TypeVar("_Run", bound=Callable[..., Any])
 
 
-def population_metric(
+def _registered(
     name: str,  # of its column in tables and rows
     *needs: Need,
+    of_populations: bool,
     ideal: str,
     unit: str,
     source: str = "",
     tasks: tuple[str, ...] = TASKS,
     appendix: bool = False,
     bounds: tuple[float, float] = (-math.inf, math.inf),  # the smallest and the largest value it can have
-) -> Callable[[Callable[[Evidence], Sequence[float]]], Callable[[Evidence], Sequence[float]]]:
-    "Registers a function of the evidence that looks at all unlearned models together."
+) -> Callable[[_Run], _Run]:
+    "A decorator that registers a function under a name."
 
-    def register(run: Callable[[Evidence], Sequence[float]]) -> Callable[[Evidence], Sequence[float]]:
-        METRICS[name] = Metric(name, run, needs, ideal, unit, source, tasks, True, appendix, bounds)
+    def register(run: _Run) -> _Run:
+        METRICS[name] = Metric(name, run, needs, ideal, unit, source, tasks, of_populations, appendix, bounds)
         return run
 
     return register
 
 
-def model_metric(
-    name: str,  # of its column in tables and rows
-    *needs: Need,
-    ideal: str,
-    unit: str,
-    source: str = "",
-    tasks: tuple[str, ...] = TASKS,
-    appendix: bool = False,
-    bounds: tuple[float, float] = (-math.inf, math.inf),  # the smallest and the largest value it can have
-) -> Callable[[Callable[[Evidence, Subject], float]], Callable[[Evidence, Subject], float]]:
-    "Registers a function of (evidence, one unlearned model); it is called for every one of them."
-
-    def register(run: Callable[[Evidence, Subject], float]) -> Callable[[Evidence, Subject], float]:
-        METRICS[name] = Metric(name, lambda e: [run(e, u) for u in e.unlearned], needs, ideal, unit, source, tasks, False, appendix, bounds)
-        return run
-
-    return register
+model_metric = partial(_registered, of_populations=False)  # of (evidence, one unlearned model) -> value
+population_metric = partial(_registered, of_populations=True)  # of (evidence) -> value, half width of its 95 % interval
 
 
 def get_metric(name: str) -> Metric:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,22 +28,35 @@ from maga.measures.contract import (
     Metric,
     Score,
     Subject,
+    fold_interval,
     get_metric,
+    jackknife,
     mean_over,
     model_metric,
     population_metric,
     timed,
 )
 from .distances import activation_distance, avg_gap, js_divergence, neighbour_tv_ratio, tow, zrf
-from .membership import Lira, attack_auc, cmia, modified_entropy, rmia_scores, u_lira_of_logits
+from maga.measures.membership import (
+    Lira,
+    attack_auc,
+    cmia,
+    logit_margin,
+    modified_entropy,
+    retained_entropy,
+    retained_margin,
+    rmia_scores,
+    u_lira_of_logits,
+)
 from ..models import ModelSpec
 from ..training import Examples, FitConfig, fit
 
 # %% auto #0
 __all__ = ['Make', 'train_originals', 'train_retrains', 'retain_gap', 'forget_gap', 'neighbour_tv_ratio_of',
-           'neighbour_tv_ratio_train', 'cmia_auc', 'ulira_auc', 'ulira_tpr', 'time_ratio', 'avg_gap_of', 'tow_of',
-           'js_of', 'activation_distance_of', 'zrf_of', 'mentr_auc', 'rmia_auc', 'Floor', 'floor', 'evaluate',
-           'comparison', 'show_floors']
+           'neighbour_tv_ratio_train', 'cmia_auc', 'ulira_auc', 'ulira_tpr', 'ulira_auc_centred',
+           'ulira_auc_retained_margin', 'ulira_auc_retained_entropy', 'time_ratio', 'avg_gap_of', 'tow_of', 'js_of',
+           'activation_distance_of', 'zrf_of', 'mentr_auc', 'rmia_auc', 'Floor', 'floor', 'evaluate', 'comparison',
+           'show_floors']
 
 # %% ../../nbs/105_evaluation.ipynb #2f300f96
 Make = ModelSpec | Callable[[torch.Generator], nn.Module]  # a description, or a function that makes a network
@@ -107,28 +121,60 @@ def neighbour_tv_ratio_train(evidence: Evidence, subject: Subject) -> float:
 
 # %% ../../nbs/105_evaluation.ipynb #375acfee
 @population_metric("cmia_auc", TWO_SEEDS, FOUR_IMAGES, ideal="0.5", unit="AUC", bounds=(0, 1))
-def cmia_auc(evidence: Evidence) -> Sequence[float]:
-    "AUC of CMIA on forgotten test images (random task: train), one for each seed left out: 0 to 1; ideal 0.5."
+def cmia_auc(evidence: Evidence) -> tuple[float, float]:
+    "AUC of CMIA on forgotten test images (random task: train), mean over the seed left out, with `fold_interval`: 0 to 1; ideal 0.5."
     unlearned, retrained = (torch.stack([s.forgotten[0] for s in group]) for group in (evidence.unlearned, evidence.retrains))
-    return cmia(unlearned, retrained, torch.Generator().manual_seed(0))
+    return fold_interval(cmia(unlearned, retrained, torch.Generator().manual_seed(0)))
 
 
-def _lira(evidence: Evidence) -> Lira:
+def _lira(
+    evidence: Evidence,
+    statistic: Callable[[Tensor], Tensor] | None = None,  # of logits; None: the margin of the label
+    centred: bool = False,
+    read: Callable[[Lira], float] = lambda lira: lira.auc,
+) -> tuple[float, float]:
+    "A number of U-LiRA on forgotten training images, with its jackknife over the seeds."
     f = evidence.split.forget_train
-    unlearned, retrained = ([s.outputs.train[f] for s in group] for group in (evidence.unlearned, evidence.retrains))
-    return u_lira_of_logits(unlearned, retrained, evidence.split.train.labels[f])
+    groups = [[s.outputs.train[f] for s in group] for group in (evidence.unlearned, evidence.retrains)]
+
+    def of_seeds(kept: list[int]) -> float:
+        unlearned, retrained = ([group[i] for i in kept if i < len(group)] for group in groups)
+        return read(u_lira_of_logits(unlearned, retrained, statistic or (lambda z: logit_margin(z, evidence.split.train.labels[f])), centred))
+
+    return jackknife(of_seeds, max(map(len, groups)), fewest=3)
 
 
 @population_metric("ulira_auc", THREE_SEEDS, ideal="0.5", unit="AUC", bounds=(0, 1), source="Hayes et al. 2024")
-def ulira_auc(evidence: Evidence) -> Sequence[float]:
+def ulira_auc(evidence: Evidence) -> tuple[float, float]:
     "AUC of U-LiRA on forgotten training images: 0 to 1; ideal 0.5."
-    return [_lira(evidence).auc]
+    return _lira(evidence)
 
 
 @population_metric("ulira_tpr", THREE_SEEDS, ideal="1", unit="% at 1 % FPR", bounds=(0, 100), source="Hayes et al. 2024")
-def ulira_tpr(evidence: Evidence) -> Sequence[float]:
+def ulira_tpr(evidence: Evidence) -> tuple[float, float]:
     "True positive rate of U-LiRA at 1 % false positives, in percent (0–100); ideal 1."
-    return [_lira(evidence).tpr]
+    return _lira(evidence, read=lambda lira: lira.tpr)
+
+
+_ulira_form = partial(population_metric, ideal="0.5", unit="AUC", bounds=(0, 1), source="after Hayes et al. 2024", appendix=True)
+
+
+@_ulira_form("ulira_auc_centred", THREE_SEEDS)
+def ulira_auc_centred(evidence: Evidence) -> tuple[float, float]:
+    "AUC of U-LiRA with the mean margin of each kind taken away: 0 to 1; ideal 0.5. Blind to one common level of the class's logit."
+    return _lira(evidence, centred=True)
+
+
+@_ulira_form("ulira_auc_retained_margin", THREE_SEEDS, tasks=("class",))
+def ulira_auc_retained_margin(evidence: Evidence) -> tuple[float, float]:
+    "AUC of U-LiRA on the margin of the largest retained output, without the forgotten one: 0 to 1; ideal 0.5."
+    return _lira(evidence, lambda z: retained_margin(z, evidence.split.forgotten))
+
+
+@_ulira_form("ulira_auc_retained_entropy", THREE_SEEDS, tasks=("class",))
+def ulira_auc_retained_entropy(evidence: Evidence) -> tuple[float, float]:
+    "AUC of U-LiRA on the entropy over the retained outputs, without the forgotten one: 0 to 1; ideal 0.5."
+    return _lira(evidence, lambda z: retained_entropy(z, evidence.split.forgotten))
 
 # %% ../../nbs/105_evaluation.ipynb #4946828b
 @model_metric("time_ratio", TIMES, ideal="small", unit="ratio", bounds=(0, math.inf))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..data import MagaError
+from .metrics import entropy
 
 # %% auto #0
 __all__ = ['logit_margin', 'modified_entropy', 'attack_auc', 'tpr_at', 'Lira', 'u_lira', 'u_lira_class', 'u_lira_of_logits',
-           'cmia', 'rmia_scores']
+           'without_classes', 'retained_margin', 'retained_entropy', 'cmia', 'rmia_scores']
 
 # %% ../../nbs/102_membership.ipynb #798c3791
 def logit_margin(
@@ -84,18 +85,28 @@ def u_lira(
     phi: Tensor,  # margins of M models on n examples [M, n]
     status: Tensor,  # int [M, n]: 1 trained and unlearned, 0 never saw it, -1 neither (left out)
     folds: Tensor,  # int64 [M]: models with the same number are left out together
+    centred: bool = False,  # take the mean margin of each kind away
 ) -> Lira:
     "U-LiRA, leave one fold out, variances pooled over the examples. Hayes et al. 2024; `MagaError` with too few models."
     phi, log_ratio = phi.double(), torch.full(phi.shape, math.nan, dtype=torch.float64, device=phi.device)
     for fold in folds.unique().tolist():
         kept = (folds != fold)[:, None]
-        (m_u, s_u), (m_o, s_o) = (_gaussians(phi, (status == kind) & kept) for kind in (1, 0))
+        own = _centred(phi, status, kept) if centred else phi
+        (m_u, s_u), (m_o, s_o) = (_gaussians(own, (status == kind) & kept) for kind in (1, 0))
         out = folds == fold
-        x = phi[out]
+        x = own[out]
         log_ratio[out] = (s_o / s_u).log() + ((x - m_o) / s_o).square() / 2 - ((x - m_u) / s_u).square() / 2
     judged = log_ratio.isfinite()
     seen, unseen = log_ratio[(status == 1) & judged], log_ratio[(status == 0) & judged]
     return Lira(log_ratio.masked_fill(status < 0, math.nan).sigmoid(), attack_auc(seen, unseen), tpr_at(seen, unseen))
+
+
+def _centred(phi: Tensor, status: Tensor, kept: Tensor) -> Tensor:
+    "The margins minus the mean of their kind over all images and the models that are kept."
+    for kind in (0, 1):
+        of_kind = status == kind
+        phi = torch.where(of_kind, phi - phi[of_kind & kept].mean(), phi)
+    return phi
 
 
 def _gaussians(phi: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,21 +123,50 @@ def _gaussians(phi: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
 def u_lira_class(
     unlearned: Tensor,  # margins of N_u models that were trained and unlearned [N_u, n]
     retrained: Tensor,  # margins of N_o models that never saw the class [N_o, n]
+    centred: bool = False,  # take the mean margin of each kind away
 ) -> Lira:
     "U-LiRA when a whole class is forgotten: the i-th unlearned model and the i-th retrain are left out together."
     status = torch.cat([torch.ones_like(unlearned), torch.zeros_like(retrained)]).long()
     folds = torch.cat([torch.arange(len(unlearned)), torch.arange(len(retrained))]).to(status.device)
-    return u_lira(torch.cat([unlearned, retrained]), status, folds)
+    return u_lira(torch.cat([unlearned, retrained]), status, folds, centred)
 
 
 def u_lira_of_logits(
     unlearned: Sequence[Tensor],  # logits of the forgotten images, [n, K] from each unlearned model
     retrained: Sequence[Tensor],  # the same from each retrain
-    labels: Tensor,  # int64 [n]
+    statistic: Callable[[Tensor], Tensor],  # logits [n, K] -> the quantity that is Gaussian over the models [n]
+    centred: bool = False,  # take the statistic's mean over each kind away
 ) -> Lira:
-    "`u_lira_class` from logits: AUC and true positive rate of U-LiRA between unlearned models and retrains."
-    ours, gold = (torch.stack([logit_margin(z, labels) for z in models]) for models in (unlearned, retrained))
-    return u_lira_class(ours, gold)
+    "`u_lira_class` of a statistic of the logits: AUC and true positive rate of U-LiRA between unlearned models and retrains."
+    ours, gold = (torch.stack([statistic(z).double() for z in models]) for models in (unlearned, retrained))
+    return u_lira_class(ours, gold, centred)
+
+# %% ../../nbs/102_membership.ipynb #813fa83a
+def without_classes(
+    logits: Tensor,  # [..., K]
+    classes: Sequence[int],  # the forgotten ones
+) -> Tensor:
+    "Logits of the other classes [..., K − k]: their softmax is renormalised over what is retained."
+    left_out = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    left_out[list(classes)] = True
+    return logits[..., ~left_out]
+
+
+def retained_margin(
+    logits: Tensor,  # [n, K]
+    classes: Sequence[int],  # the forgotten ones
+) -> Tensor:
+    "Margin of the largest retained output in nats, float64 [n], without the forgotten classes: large where the model is sure."
+    z = without_classes(logits, classes)
+    return logit_margin(z, z.argmax(-1))
+
+
+def retained_entropy(
+    logits: Tensor,  # [n, K]
+    classes: Sequence[int],  # the forgotten ones
+) -> Tensor:
+    "Entropy of the softmax over the retained classes, in nats, float32 [n]: 0 (sure) to ln (K − k)."
+    return entropy(without_classes(logits, classes))
 
 # %% ../../nbs/102_membership.ipynb #01f26afd
 def cmia(

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,8 +18,28 @@ from ..data import TASKS, ForgetSplit, MagaError
 from ..training import Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
-__all__ = ['Unlearn', 'METHODS', 'Method', 'method', 'get_method', 'with_change', 'FitOnly', 'sample_retained', 'plain_fit',
-           'forget_then_retain', 'paired_batches', 'needs_two', 'part_means', 'show_flow']
+__all__ = ['Unlearn', 'METHODS', 'Source', 'Method', 'method', 'get_method', 'with_change', 'FitOnly', 'sample_retained',
+           'plain_fit', 'forget_then_retain', 'paired_batches', 'needs_two', 'part_means', 'show_flow']
+
+# %% ../../nbs/300_contract.ipynb #e41d9b06
+@dataclass(frozen=True)
+class Source:
+    "Where numbers of a preset were read: a file of public code at a commit, a paper (a path alone), or nowhere, where they are ours."
+
+    repository: str = ""  # owner/name
+    path: str = ""  # of the file; the place in a paper
+    commit: str = ""  # 40 hexadecimal digits
+    numbers: Mapping[str, Any] = field(default_factory=dict)  # setting, such as "fit.lr" -> what stands there
+    words: Mapping[str, str] = field(default_factory=dict)  # setting, or group of settings ("fit"; "" for all) -> why ours is what it is
+
+    def __post_init__(self) -> None:
+        if bool(self.repository) != bool(re.fullmatch("[0-9a-f]{40}", self.commit)) or ((self.repository or self.numbers) and not self.path):
+            raise MagaError(f"A source names a repository, a path and a commit of 40 digits, or a paper's path alone, not {self}.")
+
+    def word(self, setting: str) -> str:
+        "What is said about a setting, or about the smallest group that holds it; empty where nothing is."
+        groups = [setting, *(setting[: i] for i in range(len(setting) - 1, 0, -1) if setting[i] == "."), ""]
+        return next((self.words[g] for g in groups if g in self.words), "")
 
 # %% ../../nbs/300_contract.ipynb #cee1247a
 Unlearn = Callable[..., nn.Module]
@@ -34,6 +55,7 @@ class Method:
     tasks: tuple[str, ...]  # for which it is defined
     source: str  # where it comes from
     needs: tuple[str, ...] = ()  # fields that hold no setting and that the caller fills: "transition", "make_model"
+    sources: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)  # preset -> where its numbers come from
 
     def __call__(
         self,
@@ -55,12 +77,12 @@ class Method:
         "Those of `needs` that a run with this configuration uses: one that says `guided` is False uses no transition matrix."
         return tuple(n for n in self.needs if n != "transition" or getattr(config, "guided", True))
 
-    def preset(self, name: str, task: str = "", **changes: Any) -> Any:
-        "A preset, with some of its fields changed; `<name>_<task>` where there is one of its own for the task."
-        name = f"{name}_{task}" if f"{name}_{task}" in self.presets else name
-        if name not in self.presets:
+    def preset(self, name: str, task: str = "", data: str = "", **changes: Any) -> Any:
+        "A preset, with some of its fields changed; `<name>_<data>` or else `<name>_<task>` where the data set or the task has one of its own."
+        own = next((n for n in (f"{name}_{data}", f"{name}_{task}", name) if n in self.presets), None)
+        if own is None:
             raise MagaError(f"{self.name} has no preset {name!r}; its presets are {', '.join(self.presets)}.")
-        return replace(self.presets[name], **changes)
+        return replace(self.presets[own], **changes)
 
 # %% ../../nbs/300_contract.ipynb #3490bba0
 METHODS: dict[str, Method] = {}
@@ -72,6 +94,7 @@ def method(
     tasks: tuple[str, ...] = TASKS,
     source: str = "",  # paper or reference
     needs: tuple[str, ...] = (),  # fields of the configuration that the caller fills before a run
+    sources: Mapping[str, tuple[Source, ...]] | None = None,  # preset -> where its numbers come from; the package's own methods name all
 ) -> Callable[[Unlearn], Unlearn]:
     "Registers an unlearning function under a name; a second registration under the same name replaces the first."
     if not presets or not all(is_dataclass(p) for p in presets.values()):
@@ -79,9 +102,11 @@ def method(
     missing = [n for n in needs for p in presets.values() if n not in p.__dataclass_fields__]
     if missing:
         raise MagaError(f"The method {name!r} needs {missing[0]}, which is no field of its configuration.")
+    if unknown := sorted(set(sources or {}) - set(presets)):
+        raise MagaError(f"The method {name!r} has a source for {unknown[0]!r}, which is none of its presets: {', '.join(presets)}.")
 
     def register(run: Unlearn) -> Unlearn:
-        METHODS[name] = Method(name, run, presets, tasks, source, needs)
+        METHODS[name] = Method(name, run, presets, tasks, source, needs, sources or {})
         return run
 
     return register

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import to_device
-from .contract import method, plain_fit
+from .contract import Source, method, plain_fit
+from .published import FOSTER, TUNED, read_in
 from ..training import Batch, Examples, Progress, cross_entropy, fit
 
 # %% auto #0
-__all__ = ['SSD_PRESETS', 'mean_gradients', 'dampen', 'SSDConfig', 'walking_order', 'ssd']
+__all__ = ['SSD_PRESETS', 'OF_CLASS', 'OF_SUBCLASS', 'OF_RANDOM', 'SSD_SOURCES', 'mean_gradients', 'dampen', 'SSDConfig',
+           'walking_order', 'public_ssd', 'ssd']
 
 # %% ../../nbs/308_dampening.ipynb #8ec230e0
 def mean_gradients(
@@ -70,7 +72,7 @@ class SSDConfig:
     alpha: float = 10.0  # selection: above 0; larger selects fewer weights
     lam: float = 1.0  # dampening λ: smaller shrinks more
     batch_size: int = 64  # of the gradients; matters to the result
-    order: Literal["class", "shuffled"] = "class"  # how the data are walked
+    order: Literal["class", "shuffled"] = "class"  # how the retained images are walked; the forgotten come last
 
     def __post_init__(self) -> None:
         if not self.alpha > 0 or self.lam < 0 or self.batch_size < 1:
@@ -82,24 +84,40 @@ class SSDConfig:
 SSD_PRESETS = {
     # Foster et al. 2024
     "paper_resnet18": SSDConfig(),
-    "paper_resnet18_random": SSDConfig(order="shuffled"),
+    "paper_resnet18_random": SSDConfig(batch_size=128, order="shuffled"),
     "paper_vit": SSDConfig(alpha=5),
     "paper_vit_subclass": SSDConfig(alpha=25),
-    "paper_vit_random": SSDConfig(order="shuffled"),
+    "paper_vit_random": SSDConfig(batch_size=128, order="shuffled"),
     # ours: the best of ten on a part of digits' training images (methods.tuning)
     "digits": SSDConfig(alpha=5),
 }
 
 
 def walking_order(split: ForgetSplit, order: str, generator: torch.Generator) -> Tensor:
-    "All training images, retained ones class by class and then the forgotten, or shuffled: int64 [N]."
-    if order == "shuffled":
-        return torch.randperm(len(split.train), generator=generator).to(split.device)
+    "All training images: the retained ones class by class, or shuffled, and then the forgotten: int64 [N]."
     kept = split.retain_train
-    return torch.cat([kept[split.train.labels[kept].argsort(stable=True)], split.forget_train])
+    shuffled = torch.randperm(len(kept), generator=generator).to(split.device) if order == "shuffled" else None
+    return torch.cat([kept[split.train.labels[kept].argsort(stable=True) if shuffled is None else shuffled], split.forget_train])
 
 
-@method("ssd", SSD_PRESETS, source="Foster et al. 2024")
+def public_ssd(path: str, alpha: float, batch_size: int, order: str, word: str = "") -> tuple[Source, ...]:
+    "What the reference's main file of a task says."
+    said = {"order": word} if word else {}
+    return (read_in(FOSTER, path, {"alpha": alpha, "lam": 1.0, "batch_size": batch_size, "order": order}, said),)
+
+
+OF_CLASS, OF_SUBCLASS, OF_RANDOM = "src/forget_full_class_main.py", "forget_subclass_main.py", "src/forget_random_main.py"
+SSD_SOURCES = {
+    "paper_resnet18": public_ssd(OF_CLASS, 10, 64, "class", "in the sub-class task by fine class there, by coarse class here"),
+    "paper_resnet18_random": public_ssd(OF_RANDOM, 10, 128, "shuffled"),
+    "paper_vit": public_ssd(OF_CLASS, 5, 64, "class"),
+    "paper_vit_subclass": public_ssd(OF_SUBCLASS, 25, 64, "class", "by fine class there, by coarse class here"),
+    "paper_vit_random": public_ssd(OF_RANDOM, 10, 128, "shuffled"),
+    "digits": TUNED,
+}
+
+
+@method("ssd", SSD_PRESETS, source="Foster et al. 2024", sources=SSD_SOURCES)
 def ssd(model: nn.Module, split: ForgetSplit, config: SSDConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original with the weights dampened that matter more to the forget set than to all data."
     placed = to_device(copy.deepcopy(model), split.device)

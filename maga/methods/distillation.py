@@ -18,15 +18,29 @@ from torch import Tensor, nn
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from ..measures.metrics import predict
-from .contract import FitOnly, forget_then_retain, method, needs_two, paired_batches, part_means, plain_fit, sample_retained
+from maga.methods.contract import (
+    FitOnly,
+    Source,
+    forget_then_retain,
+    method,
+    needs_two,
+    paired_batches,
+    part_means,
+    plain_fit,
+    sample_retained,
+)
+from .published import FOSTER, FOSTER_ADAM, FOSTER_IMAGES, KURMANJI, NO_VIT, SGD, TUNED, ZHOU, numbers_of, ours, read_in
 from .retraining import MakeModel, fresh_model
 from ..models import Penultimate, last_linear
 from ..training import Batch, Examples, FitConfig, Progress, fit, shuffled_batches
 
 # %% auto #0
-__all__ = ['BAD_TEACHER_PRESETS', 'SCRUB_PRESETS', 'DELETE_PRESETS', 'TREW_PRESETS', 'HEAD_DISTILLATION_PRESETS', 'kl_divergence',
-           'BadTeacherConfig', 'bad_teacher', 'ScrubConfig', 'scrub_batches', 'scrub', 'removed_targets', 'delete',
-           'class_cosines', 'TrewConfig', 'trew', 'head_distillation']
+__all__ = ['BAD_TEACHER_PRESETS', 'BAD_TEACHER_SOURCES', 'AS_TEACHER', 'SCRUB_PRESETS', 'OF_SCRUB', 'OF_RESNET', 'OF_LARGE_SCALE',
+           'SCRUB_SOURCES', 'DELETE_PRESETS', 'OF_CIFAR100', 'FROZEN', 'DELETE_SOURCES', 'TREW_PRESETS', 'TREW_BETA',
+           'TREW_OURS', 'TREW_SOURCES', 'HEAD_DISTILLATION_PRESETS', 'CONTROL', 'HEAD_DISTILLATION_SOURCES',
+           'kl_divergence', 'BadTeacherConfig', 'public_teacher', 'bad_teacher', 'ScrubConfig', 'scrub_batches',
+           'scrub', 'removed_targets', 'public_delete', 'delete', 'class_cosines', 'TrewConfig', 'trew',
+           'head_distillation']
 
 # %% ../../nbs/309_distillation.ipynb #7f8e3686
 def kl_divergence(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -57,7 +71,17 @@ BAD_TEACHER_PRESETS = {
 }
 
 
-@method("bad_teacher", BAD_TEACHER_PRESETS, source="Chundawat et al. 2023, as in Foster et al. 2024; the paper's 'teacher'", needs=("make_model",))
+def public_teacher(batch_size: int) -> tuple[Source, ...]:
+    "What the reference says for a network."
+    numbers = numbers_of(epochs=1, lr=1e-4, batch_size=batch_size) | {"retain_share": 0.3}
+    return read_in(FOSTER, "forget_full_class_strategies.py", numbers), FOSTER_ADAM, FOSTER_IMAGES
+
+
+BAD_TEACHER_SOURCES = {"paper_resnet18": public_teacher(256), "paper_vit": public_teacher(128), "digits": TUNED}
+AS_TEACHER = "Chundawat et al. 2023, as in Foster et al. 2024; the paper's 'teacher'"
+
+
+@method("bad_teacher", BAD_TEACHER_PRESETS, source=AS_TEACHER, needs=("make_model",), sources=BAD_TEACHER_SOURCES)
 def bad_teacher(
     model: nn.Module, split: ForgetSplit, config: BadTeacherConfig, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:
@@ -90,13 +114,37 @@ class ScrubConfig:
             )
 
 
-_SCRUB = ScrubConfig(plain_fit(5, 128, "sgd", 5e-4, 5e-4, schedule="step", milestones=(3, 5), gamma=0.1))
+_SCRUB = ScrubConfig(plain_fit(5, 32, "sgd", 5e-4, 5e-4, schedule="step", milestones=(3, 5), gamma=0.1), forget_batch=16)
 SCRUB_PRESETS = {
     # Kurmanji et al. 2023
     "paper_resnet18": _SCRUB,
+    "paper_large_scale": ScrubConfig(plain_fit(3, 256, "sgd", 5e-4, 5e-4), 2, 512, 0.001, 0.99),
     "paper_vit": _SCRUB,
     # ours: the best of ten on a part of digits' training images (methods.tuning)
     "digits": ScrubConfig(plain_fit(5, 32, "sgd", 3e-3, schedule="step", milestones=(3, 5), gamma=0.1)),
+}
+
+
+OF_SCRUB = numbers_of(**SGD, lr=5e-4, momentum=0.9, weight_decay=5e-4, pad=0, flip=False)
+OF_RESNET = read_in(
+    KURMANJI,
+    "MIA_experiments.ipynb",
+    OF_SCRUB
+    | numbers_of(epochs=5, batch_size=32, schedule="step", milestones=(3, 5), gamma=0.1)
+    | {"max_epochs": 3, "forget_batch": 16, "alpha": 0.5, "gamma": 1.0, "temperature": 4.0},
+    {"fit.milestones": "there also 9, which is never reached"},
+)
+OF_LARGE_SCALE = read_in(
+    KURMANJI,
+    "large_scale_unlearning.ipynb",
+    OF_SCRUB | numbers_of(epochs=3, batch_size=256) | {"max_epochs": 2, "forget_batch": 512, "alpha": 0.001, "gamma": 0.99, "temperature": 4.0},
+    {"fit.schedule": "the first milestone, 3, is the end", "fit.batch_size": "of the loaders; the arguments for it, 128 and 32, are not used"},
+)
+SCRUB_SOURCES = {
+    "paper_resnet18": (OF_RESNET,),
+    "paper_large_scale": (OF_LARGE_SCALE,),
+    "paper_vit": (OF_RESNET, NO_VIT),
+    "digits": TUNED,
 }
 
 
@@ -111,7 +159,7 @@ def scrub_batches(n_forget: int, n_retain: int, config: ScrubConfig) -> Callable
     return batches
 
 # %% ../../nbs/309_distillation.ipynb #24df2ce7
-@method("scrub", SCRUB_PRESETS, source="Kurmanji et al. 2023")
+@method("scrub", SCRUB_PRESETS, source="Kurmanji et al. 2023", sources=SCRUB_SOURCES)
 def scrub(model: nn.Module, split: ForgetSplit, config: ScrubConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "A student that leaves its teacher on forget images and stays with it on retain images."
     needs_two(model, split, config.fit)
@@ -140,19 +188,41 @@ def removed_targets(
 
 _AUGMENTED = plain_fit(20, 128, "sgd", 5e-5, pad=4, flip=True)
 DELETE_PRESETS = {
-    # Zhou et al. 2025: 5e-5 on CIFAR-100 (and, here, CIFAR-20), 1e-4 on CIFAR-10, which is the random task's data set
+    # Zhou et al. 2025; by data set
     "paper_resnet18": FitOnly(_AUGMENTED),
-    "paper_resnet18_random": FitOnly(replace(_AUGMENTED, lr=1e-4)),
+    "paper_resnet18_cifar10": FitOnly(replace(_AUGMENTED, lr=1e-4)),
     # Zhou et al. 2025 freeze batch norm for one class of Tiny ImageNet only; see DELETE above
     "frozen_batch_norm": FitOnly(replace(_AUGMENTED, freeze_batch_norm=True)),
     "paper_vit": FitOnly(_AUGMENTED),
-    "paper_vit_random": FitOnly(replace(_AUGMENTED, lr=1e-4)),
     # ours: the best of ten on a part of digits' training images (methods.tuning)
     "digits": FitOnly(plain_fit(20, 32, "sgd", 3e-3, pad=1)),
 }
 
 
-@method("delete", DELETE_PRESETS, source="Zhou et al. 2025")
+def public_delete(path: str, lr: float, word: str = "") -> tuple[Source, ...]:
+    "What the reference says for a network and a data set."
+    optimiser = numbers_of(**SGD, momentum=0.9, weight_decay=0.0)
+    del optimiser["fit.freeze_batch_norm"]
+    return (
+        read_in(ZHOU, path, numbers_of(epochs=20, batch_size=128, lr=lr), {"fit.lr": word} if word else {}),
+        read_in(ZHOU, "method/delete.py", optimiser),
+        read_in(ZHOU, "utils.py", numbers_of(pad=4, flip=True)),
+        read_in(ZHOU, "main.py", numbers_of(freeze_batch_norm=False)),
+    )
+
+
+OF_CIFAR100 = public_delete("config/cifar100_my-resnet18.yaml", 5e-5)
+FROZEN = Source(words={"fit.freeze_batch_norm": "there for one class of Tiny ImageNet only; ours to measure what it does"})
+DELETE_SOURCES = {
+    "paper_resnet18": OF_CIFAR100,
+    "paper_resnet18_cifar10": public_delete("config/cifar10_resnet18.yaml", 1e-4, "scripts.sh of the same repository has 1e-3"),
+    "frozen_batch_norm": (*OF_CIFAR100, FROZEN),
+    "paper_vit": public_delete("config/cifar10_vit-s-16.yaml", 5e-5, "a ViT-S/16 on CIFAR-10"),
+    "digits": TUNED,
+}
+
+# %% ../../nbs/309_distillation.ipynb #7c4ef025
+@method("delete", DELETE_PRESETS, source="Zhou et al. 2025", sources=DELETE_SOURCES)
 def delete(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Distillation of the original with the forgotten class removed, on forget images alone."
     needs_two(model, split, config.fit)
@@ -199,7 +269,12 @@ TREW_PRESETS = {
 }
 
 
-@method("trew", TREW_PRESETS, source="TREW: tilted targets and retain images")
+TREW_BETA = Source(path="TREW, the paper", numbers={"beta": 10.0})
+TREW_OURS = (TREW_BETA, *ours("no public code was found; the number of retain images is MaGA's, the schedule is ours"))
+TREW_SOURCES = {"paper_resnet18": TREW_OURS, "paper_vit": TREW_OURS, "digits": TUNED}
+
+
+@method("trew", TREW_PRESETS, source="TREW: tilted targets and retain images", sources=TREW_SOURCES)
 def trew(model: nn.Module, split: ForgetSplit, config: TrewConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Distillation of the original, the forgotten class removed and near classes raised, with cross entropy on retain images."
     n, train = len(split.forget_train), split.train
@@ -228,7 +303,11 @@ HEAD_DISTILLATION_PRESETS = {
 }
 
 
-@method("head_distillation", HEAD_DISTILLATION_PRESETS, source="control: only the last layer is fitted")
+CONTROL = ours("a control of this package, which needs to converge and no tuning")
+HEAD_DISTILLATION_SOURCES = {"paper_resnet18": CONTROL, "paper_vit": CONTROL, "digits": TUNED}
+
+
+@method("head_distillation", HEAD_DISTILLATION_PRESETS, source="control: only the last layer is fitted", sources=HEAD_DISTILLATION_SOURCES)
 def head_distillation(
     model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:

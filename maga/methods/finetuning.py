@@ -5,19 +5,21 @@
 # %% ../../nbs/306_finetuning.ipynb #96ffb8a3
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import ForgetSplit, MagaError
-from .contract import FitOnly, forget_then_retain, method, paired_batches, part_means, plain_fit
+from .contract import FitOnly, Source, forget_then_retain, method, paired_batches, part_means, plain_fit
+from .published import CONSTANT, FOSTER, FOSTER_IMAGES, FOSTER_SGD, JIA, KURMANJI, NO_VIT, SGD, TUNED, numbers_of, read_in
 from ..training import Batch, Examples, FitConfig, Progress, fit
 
 # %% auto #0
-__all__ = ['FINETUNE_PRESETS', 'L1_SPARSE_PRESETS', 'NEGGRAD_PLUS_PRESETS', 'finetune', 'L1SparseConfig', 'l1_sparse',
-           'NegGradPlusConfig', 'neggrad_plus']
+__all__ = ['FINETUNE_PRESETS', 'OF_CLASS', 'OF_RANDOM', 'FINETUNE_SOURCES', 'L1_SPARSE_PRESETS', 'OF_JIA', 'L1_SPARSE_SOURCES',
+           'NEGGRAD_PLUS_PRESETS', 'OF_MIA', 'NEGGRAD_PLUS_SOURCES', 'public_finetuning', 'finetune', 'L1SparseConfig',
+           'l1_sparse', 'NegGradPlusConfig', 'public_neggrad', 'neggrad_plus']
 
 # %% ../../nbs/306_finetuning.ipynb #1fe266bc
 FINETUNE_PRESETS = {
@@ -31,7 +33,18 @@ FINETUNE_PRESETS = {
 }
 
 
-@method("finetune", FINETUNE_PRESETS, source="FT of Foster et al. 2024")
+def public_finetuning(strategies: str, main: str, batch_size: int) -> tuple[Source, ...]:
+    "The files of the reference that hold the numbers of a task."
+    cut = read_in(FOSTER, main, numbers_of(batch_size=batch_size))
+    return read_in(FOSTER, strategies, numbers_of(epochs=5, lr=0.02)), cut, FOSTER_SGD, FOSTER_IMAGES
+
+
+OF_CLASS = public_finetuning("forget_full_class_strategies.py", "src/forget_full_class_main.py", 64)
+OF_RANDOM = public_finetuning("src/forget_random_strategies.py", "src/forget_random_main.py", 128)
+FINETUNE_SOURCES = {f"paper_{net}{task}": s for net in ("resnet18", "vit") for task, s in (("", OF_CLASS), ("_random", OF_RANDOM))}
+
+
+@method("finetune", FINETUNE_PRESETS, source="FT of Foster et al. 2024", sources=FINETUNE_SOURCES | {"digits": TUNED})
 def finetune(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original, trained on with the retain set alone."
     return fit(model, Examples.of(split.train, split.retain_train), config.fit, generator, progress=progress)
@@ -49,17 +62,24 @@ class L1SparseConfig:
             raise MagaError(f"gamma is {self.gamma}; expected a number of at least 0.")
 
 
+_L1_SPARSE = L1SparseConfig(plain_fit(10, 256, "sgd", 0.01, 5e-4, pad=4, flip=True))
 L1_SPARSE_PRESETS = {
-    # Jia et al. 2023: γ 5e-4, on top of FT's five epochs (Foster et al. 2024)
-    "paper_resnet18": L1SparseConfig(plain_fit(5, 64, "sgd", 0.02, 5e-4)),
-    "paper_resnet18_random": L1SparseConfig(plain_fit(5, 128, "sgd", 0.02, 5e-4)),
-    "paper_vit": L1SparseConfig(plain_fit(5, 64, "sgd", 0.02, 5e-4)),
+    "paper_resnet18": _L1_SPARSE,  # Jia et al. 2023
+    "paper_vit": _L1_SPARSE,
     # ours: the best of ten on a part of digits' training images (methods.tuning)
     "digits": L1SparseConfig(plain_fit(5, 32, "sgd", 0.05), 3e-4),
 }
 
 
-@method("l1_sparse", L1_SPARSE_PRESETS, source="Jia et al. 2023")
+OF_JIA = (
+    read_in(JIA, "README.MD", numbers_of(epochs=10, lr=0.01), {"gamma": "the file leaves --alpha open; 5e-4 is the paper's"}),
+    read_in(JIA, "arg_parser.py", numbers_of(**SGD, batch_size=256, momentum=0.9, weight_decay=5e-4)),
+    read_in(JIA, "dataset.py", numbers_of(pad=4, flip=True)),
+)
+L1_SPARSE_SOURCES = {"paper_resnet18": OF_JIA, "paper_vit": (*OF_JIA, NO_VIT), "digits": TUNED}
+
+
+@method("l1_sparse", L1_SPARSE_PRESETS, source="Jia et al. 2023", sources=L1_SPARSE_SOURCES)
 def l1_sparse(
     model: nn.Module, split: ForgetSplit, config: L1SparseConfig, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:
@@ -82,33 +102,61 @@ class NegGradPlusConfig:
     fit: FitConfig  # batch_size counts rows of both kinds
     weight: float = 0.05  # w of the ascent: above 0, below 1
     forget_batch: int = 32  # forget rows in a batch
+    apart: bool = False  # retain and forget rows pass through the network one after the other, with batch-norm statistics of their own
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < 1:
             raise MagaError(f"weight is {self.weight}; expected a number above 0 and below 1.")
+        if self.forget_batch < 1 + self.apart:
+            raise MagaError(f"forget_batch is {self.forget_batch}; expected at least {1 + self.apart}: batch norm needs two images in a pass.")
 
 
-_NEGGRAD = NegGradPlusConfig(plain_fit(5, 128, "sgd", 5e-3, 5e-4))
+_NEGGRAD = NegGradPlusConfig(plain_fit(5, 32 + 16, "sgd", 0.01, momentum=0.0), 1e-4, 16, apart=True)
 NEGGRAD_PLUS_PRESETS = {
-    # the published range: w 0.01–0.1, SGD 0.9, lr 1e-3–1e-2, 3–5 epochs; its middle
+    # Kurmanji et al. 2023
     "paper_resnet18": _NEGGRAD,
-    "paper_vit": replace(_NEGGRAD, fit=replace(_NEGGRAD.fit, lr=1e-3)),  # the range's lower end
+    "paper_small_scale": NegGradPlusConfig(plain_fit(10, 128 + 64, "sgd", 0.01, momentum=0.0), 0.05, 64, apart=True),
+    "paper_vit": _NEGGRAD,
     # ours: the best of ten on a part of digits' training images (methods.tuning)
     "digits": NegGradPlusConfig(plain_fit(3, 32, "sgd", 3e-2), 0.01, 8),
 }
 
 
-@method("neggrad_plus", NEGGRAD_PLUS_PRESETS, source="NegGrad+ of Kurmanji et al. 2023")
+def public_neggrad(notebook: str, epochs: int, retain: int, forget: int, weight: float) -> tuple[Source, ...]:
+    "What a notebook of the reference says."
+    training = numbers_of(epochs=epochs, lr=0.01, momentum=0.0, weight_decay=0.0, optimizer="sgd", pad=0, flip=False, **CONSTANT)
+    numbers = training | {"fit.batch_size": retain + forget, "forget_batch": forget, "weight": weight, "apart": True}
+    said = {
+        "fit.batch_size": f"{retain} retain images and the forget images",
+        "forget_batch": "there every round over the forget images has the same batches; ours are drawn anew",
+    }
+    return (read_in(KURMANJI, notebook, numbers, said),)
+
+
+OF_MIA = public_neggrad("MIA_experiments.ipynb", 5, 32, 16, 1e-4)
+NEGGRAD_PLUS_SOURCES = {
+    "paper_resnet18": OF_MIA,
+    "paper_small_scale": public_neggrad("small_scale_unlearning.ipynb", 10, 128, 64, 0.05),
+    "paper_vit": (*OF_MIA, NO_VIT),
+    "digits": TUNED,
+}
+
+# %% ../../nbs/306_finetuning.ipynb #6b1d8e3f
+@method("neggrad_plus", NEGGRAD_PLUS_PRESETS, source="NegGrad+ of Kurmanji et al. 2023", sources=NEGGRAD_PLUS_SOURCES)
 def neggrad_plus(
     model: nn.Module, split: ForgetSplit, config: NegGradPlusConfig, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:
     "Descent on retain images and a little ascent on forget images, in every step."
-    n, w = len(split.forget_train), config.weight
+    n, w, f = len(split.forget_train), config.weight, config.forget_batch
 
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = net(batch.x)
+        if config.apart:
+            after = net(batch.x[f:])
+            logits = torch.cat([net(batch.x[:f]), after])
+        else:
+            logits = net(batch.x)
         forget, retain = part_means(F.cross_entropy(logits.float(), batch.target, reduction="none"), batch.rows < n)
         return (1 - w) * retain - w * forget, logits
 
-    cut = paired_batches(n, len(split.retain_train), config.fit.batch_size, config.forget_batch)
+    cut = paired_batches(n, len(split.retain_train), config.fit.batch_size, f)
     return fit(model, forget_then_retain(split), config.fit, generator, objective=objective, batches=cut, progress=progress)

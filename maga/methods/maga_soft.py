@@ -22,12 +22,13 @@ from .distillation import removed_targets
 from ..training import Examples, FitConfig, Progress, fit
 from ..judges.transition import TransitionMatrix
 from .contract import method, sample_retained
+from .published import ours
 from .maga import overlap_of
 
 # %% auto #0
-__all__ = ['MAGA_SOFT_PRESETS', 'Experts', 'view_probabilities', 'nearest_votes', 'neighbour_votes', 'smoothed',
-           'judge_probabilities', 'product_of_experts', 'keep_own_label', 'believed', 'soft_labels', 'show_opinions',
-           'MagaSoftConfig', 'vanishing', 'retained_targets', 'maga_soft']
+__all__ = ['MAGA_SOFT_PRESETS', 'SOFT_TARGETS', 'MAGA_SOFT_SOURCES', 'Experts', 'view_probabilities', 'nearest_votes',
+           'neighbour_votes', 'smoothed', 'judge_probabilities', 'product_of_experts', 'keep_own_label', 'believed',
+           'soft_labels', 'show_opinions', 'MagaSoftConfig', 'vanishing', 'retained_targets', 'maga_soft']
 
 # %% ../../nbs/310_maga_soft.ipynb #c7c27240
 @dataclass(frozen=True)
@@ -266,7 +267,13 @@ MAGA_SOFT_PRESETS = {
 }
 
 
-@method("maga_soft", MAGA_SOFT_PRESETS, source="MaGA with soft targets: a product of experts instead of eq. 6", needs=("transition",))
+SOFT_TARGETS = "MaGA with soft targets: a product of experts instead of eq. 6"
+MAGA_SOFT_SOURCES = dict.fromkeys(MAGA_SOFT_PRESETS, ours("no published method; found as the comments beside the presets say")) | {
+    "digits": ours("chosen on a part of digits' training images")
+}
+
+
+@method("maga_soft", MAGA_SOFT_PRESETS, source=SOFT_TARGETS, needs=("transition",), sources=MAGA_SOFT_SOURCES)
 def maga_soft(
     model: nn.Module, split: ForgetSplit, config: MagaSoftConfig, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:

@@ -9,19 +9,22 @@ import copy
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import ForgetSplit, MagaError
-from ..device import to_device
-from .contract import FitOnly, method, plain_fit
+from ..device import seeded, to_device
+from .contract import FitOnly, Source, method, needs_two, plain_fit
 from .dampening import mean_gradients
 from .labels import random_labels
-from .noise import NoiseBank, NoiseConfig, make_noise
-from ..training import Examples, FitConfig, Progress, fit
+from .noise import NoiseBank, NoiseConfig, make_noise, noise_loss
+from .published import ADAM, FAN, FOSTER, FOSTER_ADAM, FOSTER_IMAGES, NO_VIT, SGD, TUNED, numbers_of, read_in
+from ..training import Batch, Examples, FitConfig, Objective, Progress, cross_entropy, fit, shuffled_batches
 
 # %% auto #0
-__all__ = ['AMNESIAC_PRESETS', 'SALUN_PRESETS', 'UNSIR_PRESETS', 'amnesiac', 'saliency_mask', 'SalUnConfig', 'salun',
-           'StoredImages', 'first_retained', 'impair_examples', 'UnsirConfig', 'unsir']
+__all__ = ['AMNESIAC_PRESETS', 'AMNESIAC_NUMBERS', 'AMNESIAC_SOURCES', 'SALUN_PRESETS', 'SALUN_SOURCES', 'UNSIR_PRESETS', 'FINE',
+           'UNSIR_SOURCES', 'amnesiac', 'saliency_mask', 'SalUnConfig', 'public_salun', 'salun', 'StoredImages',
+           'first_retained', 'impair_examples', 'UnsirConfig', 'public_unsir', 'legacy_noise', 'carrying', 'unsir']
 
 # %% ../../nbs/307_relabelling.ipynb #0d191af4
 AMNESIAC_PRESETS = {
@@ -33,7 +36,11 @@ AMNESIAC_PRESETS = {
 }
 
 
-@method("amnesiac", AMNESIAC_PRESETS, source="Graves et al. 2021, as in Foster et al. 2024")
+AMNESIAC_NUMBERS = read_in(FOSTER, "forget_full_class_strategies.py", numbers_of(epochs=3, batch_size=128, lr=1e-4))
+AMNESIAC_SOURCES = dict.fromkeys(("paper_resnet18", "paper_vit"), (AMNESIAC_NUMBERS, FOSTER_ADAM, FOSTER_IMAGES)) | {"digits": TUNED}
+
+
+@method("amnesiac", AMNESIAC_PRESETS, source="Graves et al. 2021, as in Foster et al. 2024", sources=AMNESIAC_SOURCES)
 def amnesiac(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original, trained on random wrong labels for the forget set and true ones for the retain set."
     wrong = random_labels(split.forbidden_labels(), generator)
@@ -62,24 +69,52 @@ class SalUnConfig:
     fit: FitConfig
     share: float = 0.5  # of the weights that may move: above 0, at most 1
     mask_batch: int = 256  # of the gradient; its mean over batches is what counts
+    redraw: bool = False  # labels drawn anew every epoch, from all classes; otherwise once, from the allowed ones
+    forget_first: bool = False  # an epoch's batches of forget images before those of retain images; otherwise mixed
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1 or self.mask_batch < 1:
             raise MagaError(f"SalUn needs share above 0 and at most 1 and mask_batch ≥ 1, not {self.share} and {self.mask_batch}.")
 
 
+_SALUN = SalUnConfig(plain_fit(10, 256, "sgd", 0.013, 5e-4, pad=4, flip=True), redraw=True)
 SALUN_PRESETS = {
-    # Fan et al. 2024: half of the weights; 3–10 epochs, lr 1e-4–1e-2: the middle
-    "paper_resnet18": SalUnConfig(plain_fit(5, 128, "sgd", 1e-3, 5e-4)),
-    "paper_vit": SalUnConfig(plain_fit(5, 128, "sgd", 1e-3, 5e-4)),
+    # Fan et al. 2024; by data set
+    "paper_resnet18": _SALUN,
+    "paper_resnet18_cifar10": replace(_SALUN, forget_first=True),
+    "paper_vit": _SALUN,
+    "paper_vit_cifar10": replace(_SALUN, forget_first=True),
     # ours: the best of ten on a part of digits' training images (methods.tuning)
     "digits": SalUnConfig(plain_fit(1, 32, "sgd", 1e-2)),
 }
 
 
-@method("salun", SALUN_PRESETS, source="Fan et al. 2024")
+def public_salun(forget_first: bool, *more: Source) -> tuple[Source, ...]:
+    "What the reference says for CIFAR-10, where forget batches come first, or for CIFAR-100."
+    rate = "" if forget_first else "the example is for CIFAR-10; for other data there is none"
+    parser = numbers_of(**SGD, batch_size=256, momentum=0.9, weight_decay=5e-4) | {"mask_batch": 256}
+    return (
+        read_in(FAN, "Classification/README.md", numbers_of(epochs=10, lr=0.013) | {"share": 0.5}, {"fit.lr": rate} if rate else {}),
+        read_in(FAN, "Classification/arg_parser.py", parser),
+        read_in(FAN, "Classification/unlearn/RL.py", {"redraw": True, "forget_first": forget_first}),
+        read_in(FAN, "Classification/dataset.py", numbers_of(pad=4, flip=True)),
+        read_in(FAN, "Classification/generate_mask.py", words={"mask_batch": "there the images of the mask's gradient are augmented, too"}),
+        *more,
+    )
+
+
+SALUN_SOURCES = {
+    f"paper_{net}{data}": public_salun(bool(data), *more)
+    for net, more in (("resnet18", ()), ("vit", (NO_VIT,)))
+    for data in ("", "_cifar10")
+} | {"digits": TUNED}
+
+# %% ../../nbs/307_relabelling.ipynb #93f6a0d8
+@method("salun", SALUN_PRESETS, source="Fan et al. 2024", sources=SALUN_SOURCES)
 def salun(model: nn.Module, split: ForgetSplit, config: SalUnConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Random labels for the forget set, with only the most salient weights moving."
+    if config.forget_first:
+        needs_two(model, split, config.fit)
     start = to_device(copy.deepcopy(model), split.device)
     mask = saliency_mask(mean_gradients(start, split.train, split.forget_train.split(config.mask_batch), torch.clone), config.share)
     before = {name: p.detach() for name, p in start.named_parameters()}
@@ -89,10 +124,18 @@ def salun(model: nn.Module, split: ForgetSplit, config: SalUnConfig, generator: 
             if name in mask:
                 p.copy_(torch.where(mask[name], p, before[name]))
 
-    targets = split.train.labels.clone()
-    targets[split.forget_train] = random_labels(split.forbidden_labels(), generator)
+    forget, targets, size = split.forget_train, split.train.labels.clone(), config.fit.batch_size
+    if not config.redraw:
+        targets[forget] = random_labels(split.forbidden_labels(), generator)
+
+    def batches(g: torch.Generator) -> list[Tensor]:
+        if config.redraw:
+            targets[forget] = torch.randint(split.num_classes, (len(forget),), generator=g).to(targets.device)
+        kinds = (forget.cpu(), split.retain_train.cpu()) if config.forget_first else (torch.arange(len(targets)),)
+        return [rows[part] for rows in kinds for part in shuffled_batches(len(rows), size, g)]
+
     everything = torch.arange(len(split.train), device=split.device)
-    return fit(model, Examples(split.train, everything, targets), config.fit, generator, after_step=put_back, progress=progress)
+    return fit(model, Examples(split.train, everything, targets), config.fit, generator, batches=batches, after_step=put_back, progress=progress)
 
 # %% ../../nbs/307_relabelling.ipynb #c17f18ea
 @dataclass(frozen=True, eq=False)
@@ -146,6 +189,7 @@ class UnsirConfig:
     repair: FitConfig
     repeats: int = 80  # showings of each noise image
     retain_per_class: int = 500  # first retain images of every label
+    legacy: bool = False  # noise made in train mode, whose weight gradients enter the first impair step
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.retain_per_class < 1:
@@ -160,16 +204,86 @@ UNSIR_PRESETS = {
     "paper_resnet18_subclass": _UNSIR_SUBCLASS,
     "paper_vit": _UNSIR,
     "paper_vit_subclass": _UNSIR_SUBCLASS,
+    "legacy": replace(_UNSIR, legacy=True),
+    "legacy_subclass": replace(_UNSIR_SUBCLASS, legacy=True),
     # ours: the best of ten on a part of digits' training images (methods.tuning)
     "digits": UnsirConfig(NoiseConfig(32), plain_fit(1, 32, "adam", 1e-2), plain_fit(1, 32, "adam", 1e-2), repeats=40),
 }
 
 
-@method("unsir", UNSIR_PRESETS, tasks=("class", "subclass"), source="Tarun et al. 2023, as in Foster et al. 2024")
+def public_unsir(strategies: str, steps: int, legacy: bool, per_class: str = "") -> tuple[Source, ...]:
+    "What the reference says for a task."
+    trainings = {f"{at}.{k}": v for at in ("impair", "repair") for k, v in ({"epochs": 1, "lr": 1e-4, "pad": 0, "flip": False} | ADAM).items()}
+    noise = {"noise.size": 32, "noise.steps": steps, "noise.stop": None} | {"impair.batch_size": 32, "repair.batch_size": 128}
+    said = {"noise.stop": "there is no early stop"} | ({"retain_per_class": per_class} if per_class else {})
+    left_out = {} if legacy else {"legacy": "an accident of the code, which no text describes: the presets legacy and legacy_subclass have it"}
+    return (
+        read_in(FOSTER, strategies, noise | {"retain_per_class": 500}, said),
+        read_in(FOSTER, "unlearn.py", trainings | {"noise.lr": 0.1, "noise.penalty": 0.1, "repeats": 80, "legacy": True}, left_out),
+    )
+
+
+FINE = "500 of every fine class there, which is all of them; a coarse class has five"
+UNSIR_SOURCES = {
+    f"{name}{task}": public_unsir(f"forget_{kind}_strategies.py", steps, name == "legacy", said)
+    for name in ("paper_resnet18", "paper_vit", "legacy")
+    for task, kind, steps, said in (("", "full_class", 25, ""), ("_subclass", "subclass", 250, FINE))
+} | {"digits": TUNED}
+
+# %% ../../nbs/307_relabelling.ipynb #c0a75e19
+def legacy_noise(
+    model: nn.Module,  # not changed
+    split: ForgetSplit,
+    labels: list[int],  # the forgotten ones, one after the other
+    config: NoiseConfig,
+    generator: torch.Generator,  # on the CPU
+) -> tuple[nn.Module, NoiseBank, dict[str, Tensor]]:
+    "Negative noise made in train mode: the network with batch norm's statistics after it, the bank, the weights' gradients summed over all steps."
+    net, device = to_device(copy.deepcopy(model), split.device).train(), split.device
+    side, banks, last = split.train.size or split.train.images.shape[-1], [], []
+    with seeded(generator, device):
+        for label in labels:
+            noise = torch.randn(config.size, 3, side, side, device=device).requires_grad_(True)
+            adam, y = torch.optim.Adam([noise], lr=config.lr), torch.full((config.size,), label, device=device)
+            seen = torch.zeros((), device=device)
+            for _ in range(config.steps):
+                adam.zero_grad()
+                logits = net(noise)
+                noise_loss(logits, noise, y, -1, config.penalty).mean().backward()
+                adam.step()
+                seen = F.cross_entropy(logits.detach(), y)
+            banks.append(noise.detach())
+            last.append(seen)
+    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    for p in net.parameters():
+        p.grad = None
+    which = torch.tensor(labels, device=device)
+    return net, NoiseBank(which, torch.stack(banks), torch.stack(last), torch.full_like(which, config.steps)), gradients
+
+
+def carrying(gradients: dict[str, Tensor]) -> Objective:
+    "Cross entropy whose first step has these gradients besides its own; its value is unchanged."
+
+    def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, logits = cross_entropy(net, batch)
+        parts = ((p * gradients[name]).sum() for name, p in net.named_parameters() if name in gradients)
+        carried = sum(parts, torch.zeros((), device=logits.device))
+        return loss + (batch.progress == 0) * (carried - carried.detach()), logits
+
+    return objective
+
+
+@method("unsir", UNSIR_PRESETS, ("class", "subclass"), "Tarun et al. 2023, as in Foster et al. 2024", sources=UNSIR_SOURCES)
 def unsir(model: nn.Module, split: ForgetSplit, config: UnsirConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Impair with error-maximising noise under the forgotten label, then repair on retain images."
     labels = split.train.labels[split.forget_train].unique().tolist()
-    noise = make_noise(model, split.train, labels, -1, config.noise, generator)
+    objective: Objective = cross_entropy
+    if config.legacy:
+        model, noise, gradients = legacy_noise(model, split, labels, config.noise, generator)
+        objective = carrying(gradients)
+    else:
+        noise = make_noise(model, split.train, labels, -1, config.noise, generator)
     retained = first_retained(split, config.retain_per_class)
-    impaired = fit(model, impair_examples(split, noise, config.repeats, retained), config.impair, generator, progress=progress)
+    shown = impair_examples(split, noise, config.repeats, retained)
+    impaired = fit(model, shown, config.impair, generator, objective=objective, progress=progress)
     return fit(impaired, Examples.of(split.train, retained), config.repair, generator, progress=progress)

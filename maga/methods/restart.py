@@ -18,13 +18,16 @@ from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from .maga_soft import Experts, soft_labels
 from ..training import PRETRAINING, Examples, FitConfig, Progress, fit
-from .contract import method, sample_retained
+from .contract import Source, method, sample_retained
+from .published import ASH, GOEL, TUNED, ours, read_in
 
 # %% auto #0
-__all__ = ['BUDGETS', 'SMALL_BUDGETS', 'VIT_BUDGET', 'DIGITS_BUDGET', 'VOTERS', 'FEW_VOTERS', 'RESTART_PRESETS', 'EU_K_PRESETS',
-           'NOT_PRESETS', 'RANDOM_MASK_PRESETS', 'RecoveryConfig', 'StartConfig', 'fresh_weights', 'damaged',
-           'weight_layers', 'retained_examples', 'recovered', 'shrink_and_perturb', 'RestartConfig', 'restart',
-           'EUkConfig', 'last_parameters', 'eu_k', 'NotConfig', 'not_', 'RandomMaskConfig', 'random_mask']
+__all__ = ['BUDGETS', 'SMALL_BUDGETS', 'VIT_BUDGET', 'DIGITS_BUDGET', 'VOTERS', 'FEW_VOTERS', 'RESTART_PRESETS', 'BUDGETED',
+           'FOR_NEW_DATA', 'OF_ASH', 'HALF_WAY', 'RESTART_SOURCES', 'EU_K_PRESETS', 'OF_GOEL', 'EU_K_SOURCES',
+           'NOT_PRESETS', 'OF_KHALIL', 'NOT_SOURCES', 'RANDOM_MASK_PRESETS', 'AFTER_CHALLENGE', 'RANDOM_MASK_SOURCES',
+           'RecoveryConfig', 'StartConfig', 'fresh_weights', 'damaged', 'weight_layers', 'retained_examples',
+           'recovered', 'shrink_and_perturb', 'RestartConfig', 'restart', 'EUkConfig', 'last_parameters', 'eu_k',
+           'NotConfig', 'not_', 'RandomMaskConfig', 'random_mask']
 
 # %% ../../nbs/311_restart.ipynb #349e9d4a
 @dataclass(frozen=True)
@@ -185,9 +188,14 @@ RESTART_PRESETS = {
     # ours, the best of ten on a part of digits' training images (below)
     "digits": RestartConfig(DIGITS_BUDGET),
 }
+BUDGETED = ours("the budgets are shares of a retrain, found for restart on one class (studies/search)")
+FOR_NEW_DATA = "there for training on new data; ours was found for unlearning"
+OF_ASH = read_in(ASH, "run.py", {"shrink": 0.4, "perturb": 0.1}, {"shrink": FOR_NEW_DATA})
+HALF_WAY = Source(words={"perturb": "ours: half-way to the pretrained weights, not tried at scale"})
+RESTART_SOURCES = dict.fromkeys(RESTART_PRESETS, (OF_ASH, *BUDGETED)) | {"paper_vit": (OF_ASH, HALF_WAY, *BUDGETED), "digits": TUNED}
 
 # %% ../../nbs/311_restart.ipynb #c94d6880
-@method("restart", RESTART_PRESETS, source="Ash and Adams 2020, shrink and perturb, for unlearning", needs=("make_model",))
+@method("restart", RESTART_PRESETS, source="Ash and Adams 2020, shrink and perturb, for unlearning", needs=("make_model",), sources=RESTART_SOURCES)
 def restart(model: nn.Module, split: ForgetSplit, config: RestartConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original, shrunk and perturbed, then trained on retain images and, with experts, on forget images under soft targets."
     fresh = fresh_weights(model, split, config.make_model, generator) if config.perturb else {}
@@ -232,7 +240,11 @@ EU_K_PRESETS = {
 }
 
 
-@method("eu_k", EU_K_PRESETS, source="EU-k of Goel et al. 2022", needs=("make_model",))
+OF_GOEL = read_in(GOEL, "scripts/unlearn.sh", words={"k": "there 1, 3, 5 and 7 of a ResNet-20's layers; ours is half of the network's"})
+EU_K_SOURCES = dict.fromkeys(EU_K_PRESETS, (OF_GOEL, *BUDGETED)) | {"digits": TUNED}
+
+
+@method("eu_k", EU_K_PRESETS, source="EU-k of Goel et al. 2022", needs=("make_model",), sources=EU_K_SOURCES)
 def eu_k(model: nn.Module, split: ForgetSplit, config: EUkConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The last k layers, reset and trained on the retain set; the others are frozen."
     new = set(last_parameters(model, config.k))
@@ -262,7 +274,11 @@ NOT_PRESETS = {
 }
 
 
-@method("not_", NOT_PRESETS, source="NoT of Khalil et al. 2025")
+OF_KHALIL = Source(path="NoT, Khalil et al. 2025, the paper", numbers={"layer": 0})
+NOT_SOURCES = dict.fromkeys(NOT_PRESETS, (OF_KHALIL, *BUDGETED)) | {"digits": TUNED}
+
+
+@method("not_", NOT_PRESETS, source="NoT of Khalil et al. 2025", sources=NOT_SOURCES)
 def not_(model: nn.Module, split: ForgetSplit, config: NotConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "One layer's weights negated, then fine-tuning on the retain set."
     layers = weight_layers(model)
@@ -296,7 +312,11 @@ RANDOM_MASK_PRESETS = {
 }
 
 
-@method("random_mask", RANDOM_MASK_PRESETS, source="after the NeurIPS 2023 unlearning challenge, Triantafillou et al. 2024", needs=("make_model",))
+AFTER_CHALLENGE = "after the NeurIPS 2023 unlearning challenge, Triantafillou et al. 2024"
+RANDOM_MASK_SOURCES = dict.fromkeys(RANDOM_MASK_PRESETS, BUDGETED) | {"digits": TUNED}
+
+
+@method("random_mask", RANDOM_MASK_PRESETS, source=AFTER_CHALLENGE, needs=("make_model",), sources=RANDOM_MASK_SOURCES)
 def random_mask(
     model: nn.Module, split: ForgetSplit, config: RandomMaskConfig, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:

@@ -16,13 +16,15 @@ from torch import nn
 from ..data import ForgetSplit, MagaError
 from ..device import seeded, to_device
 from ..measures.metrics import predict
-from .contract import FitOnly, method
+from .contract import FitOnly, Source, method, plain_fit
+from .published import FOSTER, FOSTER_IMAGES, SGD, numbers_of, ours, read_in
 from ..models import last_linear
 from ..training import PRETRAINING, Examples, FitConfig, Progress, fit
 
 # %% auto #0
-__all__ = ['MakeModel', 'RETRAIN_PRESETS', 'RETRAIN_HEAD_PRESETS', 'reinitialised', 'fresh_model', 'RetrainConfig', 'retrain',
-           'legacy_fit', 'retrain_head']
+__all__ = ['MakeModel', 'RETRAIN_PRESETS', 'RETRAIN_SOURCES', 'PUBLIC_STEPS', 'RETRAIN_HEAD_PRESETS', 'OF_PRETRAINING',
+           'RETRAIN_HEAD_SOURCES', 'reinitialised', 'fresh_model', 'RetrainConfig', 'public_pretraining', 'retrain',
+           'legacy_fit', 'public_retraining', 'retrain_head']
 
 # %% ../../nbs/305_retraining.ipynb #3dceda95
 MakeModel = Callable[[torch.Generator], nn.Module]
@@ -78,7 +80,25 @@ RETRAIN_PRESETS = {
 } | {name: RetrainConfig(fit=fit_config) for name, fit_config in PRETRAINING.items()}
 
 
-@method("retrain", RETRAIN_PRESETS, source="exact unlearning", needs=("make_model",))
+def public_pretraining(epochs: int, milestones: tuple[int, ...]) -> tuple[Source, ...]:
+    "The reference's pretraining of a ResNet-18: the records of a preset with these epochs."
+    rate = numbers_of(**SGD, batch_size=64, lr=0.1, momentum=0.9, weight_decay=5e-4, gamma=0.2) | {"fit.schedule": "step"}
+    said = {"fit.schedule": "there with a warm-up in the first epoch; the rate falls one epoch earlier, because epochs are counted from 1"}
+    return (
+        read_in(FOSTER, "src/conf.py", numbers_of(epochs=epochs, milestones=milestones)),
+        read_in(FOSTER, "src/pretrain_model.py", rate, said),
+        read_in(FOSTER, "src/datasets.py", numbers_of(pad=4, flip=True), {"fit.flip": "there also turned by up to 15 degrees"}),
+    )
+
+
+RETRAIN_SOURCES = dict.fromkeys(RETRAIN_PRESETS, ours("as the original of that name is trained")) | {
+    "reference_cifar100": public_pretraining(200, (60, 120, 160)),
+    "reference_cifar20": public_pretraining(40, (15, 30, 35)),
+    "reference_cifar10": public_pretraining(20, (8, 12, 16)),
+}
+
+
+@method("retrain", RETRAIN_PRESETS, source="exact unlearning", needs=("make_model",), sources=RETRAIN_SOURCES)
 def retrain(model: nn.Module, split: ForgetSplit, config: RetrainConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "A model trained from its beginning on the retain set."
     fresh = fresh_model(model, split, config.make_model, generator)
@@ -90,16 +110,37 @@ def legacy_fit(pretraining: FitConfig) -> FitConfig:
     return replace(pretraining, lr=pretraining.lr / 10, pad=0, flip=False)
 
 
+PUBLIC_STEPS: dict[str, tuple[int, int, tuple[int, ...]]] = {  # by data set: epochs, batch size, milestones; without a name CIFAR-100
+    "paper_resnet18": (200, 64, (60, 120, 160)),
+    "paper_resnet18_cifar20": (40, 64, (15, 30, 35)),
+    "paper_resnet18_cifar10": (20, 128, (8, 12, 16)),
+    "paper_vit": (8, 64, (7,)),
+    "paper_vit_cifar20": (9, 64, (8,)),
+    "paper_vit_cifar10": (8, 128, (7,)),
+}
 RETRAIN_HEAD_PRESETS = {
-    # the reference: SGD 0.01, momentum 0.9, weight decay 5e-4, epochs and milestones of the pretraining on each task's data set
-    "paper_resnet18": FitOnly(legacy_fit(PRETRAINING["reference_cifar100"])),
-    "paper_resnet18_subclass": FitOnly(legacy_fit(PRETRAINING["reference_cifar20"])),
-    "paper_resnet18_random": FitOnly(legacy_fit(PRETRAINING["reference_cifar10"])),
-    "paper_vit": FitOnly(legacy_fit(PRETRAINING["vit_base"])),  # ours: the rate is not published
+    name: FitOnly(plain_fit(epochs, size, "sgd", 0.01, 5e-4, schedule="step", milestones=steps, gamma=0.2))
+    for name, (epochs, size, steps) in PUBLIC_STEPS.items()
 } | {name: FitOnly(legacy_fit(fit_config)) for name, fit_config in PRETRAINING.items()}
 
 
-@method("retrain_head", RETRAIN_HEAD_PRESETS, source="legacy: the retraining of Foster et al. 2024's public code")
+def public_retraining(epochs: int, batch_size: int, milestones: tuple[int, ...]) -> tuple[Source, ...]:
+    "The reference's retraining: the records of a preset with these numbers."
+    rate = numbers_of(**SGD, lr=0.01, momentum=0.9, weight_decay=5e-4, gamma=0.2) | {"fit.schedule": "step"}
+    main = "src/forget_random_main.py" if batch_size == 128 else "src/forget_full_class_main.py"
+    return (
+        read_in(FOSTER, "src/conf.py", numbers_of(epochs=epochs, milestones=milestones)),
+        read_in(FOSTER, main, numbers_of(batch_size=batch_size)),
+        read_in(FOSTER, "src/utils.py", rate, {"fit.schedule": "there the rate rises from 0 to 0.02 in the first two epochs, before it is 0.01"}),
+        FOSTER_IMAGES,
+    )
+
+
+OF_PRETRAINING = ours("a tenth of the rate of the pretraining of that name, without augmentation, as the reference does")
+RETRAIN_HEAD_SOURCES = dict.fromkeys(PRETRAINING, OF_PRETRAINING) | {name: public_retraining(*numbers) for name, numbers in PUBLIC_STEPS.items()}
+
+# %% ../../nbs/305_retraining.ipynb #5f0e7b2c
+@method("retrain_head", RETRAIN_HEAD_PRESETS, source="legacy: the retraining of Foster et al. 2024's public code", sources=RETRAIN_HEAD_SOURCES)
 def retrain_head(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original with a new last linear layer, trained on the retain set; the backbone keeps what it saw."
     start = copy.deepcopy(model)

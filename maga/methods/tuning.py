@@ -5,21 +5,24 @@
 # %% ../../nbs/312_tuning.ipynb #b686acd1
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+import maga
 from ..data import ForgetSplit, MagaError
 from ..measures.metrics import Measurement, Outputs, measure
-from .contract import get_method
+from .contract import METHODS, get_method, with_change
 
 # %% auto #0
-__all__ = ['tuning_split', 'gap', 'Trial', 'tune']
+__all__ = ['TUNED_FILE', 'tuning_split', 'gap', 'Trial', 'tune', 'add_tuned']
 
 # %% ../../nbs/312_tuning.ipynb #4ae836c6
 def tuning_split(
@@ -75,3 +78,16 @@ def tune(
         except MagaError as e:
             trials.append(Trial(config, math.nan, None, time.perf_counter() - start, str(e)))
     return sorted(trials, key=lambda t: (math.isnan(t.gap), t.gap))
+
+# %% ../../nbs/312_tuning.ipynb #422d6753
+TUNED_FILE = Path(next(iter(maga.__path__))) / "methods" / "tuned.json"  # name of presets -> method -> preset and changes
+
+
+def add_tuned(path: Path = TUNED_FILE) -> None:
+    "Register the presets in a file, each as another preset with some fields changed."
+    for name, found in json.loads(path.read_text(encoding="utf-8")).items():
+        for method, about in found.items():
+            config = get_method(method).preset(about["preset"])
+            for place, value in about["changes"].items():
+                config = with_change(config, place, value)
+            METHODS[method] = replace(METHODS[method], presets={**METHODS[method].presets, name: config})

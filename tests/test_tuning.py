@@ -1,0 +1,133 @@
+"Tuning: the same search for every method, resumable, its winners the presets that the package has."
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from maga.data import MagaError
+from maga.experiments.report import EXPERIMENTS, compute, open_session
+from maga.experiments.search import HELD_OUT, SPACES, objective, trials_of, tuned_presets, tuning_cells, winners
+from maga.experiments.settings import Settings
+from maga.experiments.store import RETRAIN, TRAINED
+from maga.methods.contract import METHODS, get_method, with_change
+from maga.methods.tuning import TUNED_FILE
+from maga.sources import TUNING, load, put_aside
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDIES = ROOT / "nbs" / "experiments" / "studies"
+KEPT = STUDIES / "kept" / "tuning.csv"
+
+
+def test_every_method_has_the_same_number_of_trials():
+    "Sixteen cells for each method and held-out class, the first the published setting, drawn alike in every process."
+    cells = [c for c in tuning_cells(Settings("small")) if c.method not in TRAINED]
+    counts = pd.DataFrame([(c.method, c.target) for c in cells]).value_counts()
+    assert set(counts) == {16} and len(counts) == len(HELD_OUT) * (len(METHODS) - 2)  # without retrain and retrain_head
+    for name in SPACES:
+        assert trials_of(name, 16) == trials_of(name, 16) and trials_of(name, 16)[0] == ()
+    rates = [{dict(t)[next(iter(s.fields))] for t in s.trials(16)[1:]} for s in SPACES.values()]
+    assert {len(r) for r in rates} == {15}  # every value of the first range is another one
+
+
+def test_shares_cover_each_range():
+    "A drawn number lies in its range, and each fifteenth of the range, in ratio or evenly, has one."
+    for space in SPACES.values():
+        for place, values in space.fields.items():
+            if hasattr(values, "low"):
+                drawn = torch.tensor([dict(t)[place] for t in space.trials(16)[1:]], dtype=torch.float64)
+                low, high = torch.tensor([values.low, values.high], dtype=torch.float64)
+                shares = (drawn - low) / (high - low) if values.even else (drawn / low).log() / (high / low).log()
+                begins = torch.arange(15) / 15
+                assert ((shares.sort().values > begins - 0.01) & (shares.sort().values < begins + 1 / 15 + 0.01)).all()
+
+
+def test_no_table_shows_what_tuning_saw():
+    "The held-out classes are forgotten by no other experiment, and what replaces the test set is a part of the training images."
+    for preset in ("paper", "smoke"):
+        shown = {(c.spec.data, c.spec.target) for e in EXPERIMENTS.values() if e.name != "tuning" for c in e.cells(Settings(preset))}
+        seen = {(c.spec.data.removesuffix(TUNING), c.spec.target) for c in tuning_cells(Settings(preset))}
+        assert preset == "smoke" or not shown & seen  # ten digits stand for more than ten classes
+    assert all(c.spec.data.endswith(TUNING) for c in tuning_cells(Settings("paper")))
+    train, test = load("digits")
+    parts = load("digits" + TUNING)
+    rows = [{i.numpy().tobytes() for i in images.images} for images in (*parts, train, test)]
+    assert not rows[0] & rows[1] and rows[0] | rows[1] == rows[2] and not (rows[0] | rows[1]) & rows[3]
+    shares = torch.bincount(parts[1].labels) / torch.bincount(train.labels)
+    assert (shares - 0.2).abs().max() < 0.01 and put_aside(train)[0].digest == parts[0].digest
+
+
+def test_objective_is_a_sum_of_distances_in_units():
+    "In units of the retrains' standard deviations, by hand; a unit is at least a point."
+    three = [{"A_r": a, "MIA": b, "A_f": c} for a, b, c in ((70, 1, 0), (73, 5, 0), (76, 9, 0))]  # deviations 3, 4, 0
+    assert objective({"A_r": 64, "MIA": 13, "A_f": 2.5, "TV": 30}, three, 20) == pytest.approx(1.5 + 3 + 2 + 2.5)
+    assert objective({"A_r": 73, "MIA": 5, "A_f": 0, "TV": 0}, three, 20) == 0
+    assert objective({"A_r": 73, "MIA": 5, "A_f": 0, "TV": 0.25}, three, 0.5) == 0.25
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    "Two methods and the retrains on digits: settings and the table's path."
+    settings = Settings(device="cpu", results=str(tmp_path_factory.mktemp("tuning")), target=("deer",), methods=("retrain", "ssd", "head_distillation"))
+    return settings, compute("tuning", settings)
+
+
+def test_the_search_resumes(searched):
+    "A lost row is computed again, alone, and the table is the same."
+    settings, result = searched
+    rows = {p: p.stat().st_mtime_ns for p in Path(settings.results, "rows").iterdir()}
+    lost = next(p for p in rows if json.loads(p.read_text())["spec"]["method"] == "ssd")
+    lost.unlink()
+    again = compute("tuning", settings, open_session(settings)).table
+    changed = [p for p in rows if p.stat().st_mtime_ns != rows[p]]
+    assert changed == [lost]
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), result.table.drop(columns="seconds"))
+
+
+def test_the_table_judges_by_three_retrains(searched):
+    "J of a trial again, from the table's own lines of the retrains."
+    table = searched[1].table
+    for target, some in table[table.note == ""].groupby("target"):
+        gold = some[some.method == RETRAIN][["A_r", "MIA", "A_f"]].to_dict("records")
+        between = some[some.method == RETRAIN].TV.mean()
+        tried = some[~some.method.isin(TRAINED)]
+        assert target in HELD_OUT and len(gold) == 3 and len(tried) == 4
+        for line in tried.to_dict("records"):
+            assert line["objective"] == pytest.approx(objective(line, gold, between))
+    best = winners(table)
+    assert (best.objective <= best.objective_published).all() and set(best.index) == {"ssd", "head_distillation"}
+
+
+def test_winners_follow_from_the_kept_table():
+    "The presets that were tuned are the best trials of the table that is kept, each among its method's trials."
+    if not KEPT.exists():
+        pytest.skip("no table of trials is kept")
+    table = pd.read_csv(KEPT)
+    assert json.loads(TUNED_FILE.read_text())["small_tuned"] == tuned_presets(table)
+    for name, about in tuned_presets(table).items():
+        config = get_method(name).preset(about["preset"])
+        for place, value in about["changes"].items():
+            config = with_change(config, place, value)
+        assert get_method(name).preset("small_tuned") == config
+    counts = table[~table.method.isin(TRAINED)].groupby(["method", "target"]).trial.nunique()
+    assert set(counts) == {16} and set(counts.index.get_level_values("method")) == set(SPACES)
+
+
+def test_a_method_without_a_space_says_so():
+    with pytest.raises(MagaError, match="no search space"):
+        trials_of("retrain_head", 16)
+
+
+def test_the_notebook_runs(searched, tmp_path):
+    "The study beside the rows that are there: spaces, trials, picture and sentences."
+    settings = searched[0]
+    parameters = ["preset=smoke", "device=cpu", f"results={settings.results}", "target=deer", f"methods={','.join(settings.methods)}"]
+    line = [sys.executable, "tools/execute.py", str(STUDIES / "tuning.ipynb"), str(tmp_path / "tuning.ipynb"), *parameters]
+    ended = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert Path(settings.results, "tuning", "tuning.png").stat().st_size > 5000
