@@ -237,8 +237,8 @@ register(
 # %% ../../nbs/510_search.ipynb #3ac22748
 def trial_means(table: pd.DataFrame) -> pd.DataFrame:
     "A line for each method and trial: means over the classes that were run, NaN where one has no number. Without original and retrain."
-    tried = table[~table.method.isin(TRAINED) & (table.groupby("target").objective.transform("count") > 0)]
-    tried = tried.assign(changes=tried.changes.fillna(""))
+    tried = table[~table.method.isin(TRAINED)].assign(changes=lambda t: t.changes.fillna(""))
+    tried = tried[tried.groupby("target").objective.transform("count") > 0]
     groups = tried.groupby(["method", "preset", "trial", "changes"], sort=False)[["objective", "cost", "seconds", "TV", *GAPS]]
     return groups.agg(lambda some: some.mean(skipna=False)).reset_index()
 
