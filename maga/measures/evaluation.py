@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ForgetSplit
+from ..device import seeded_generator
 from maga.measures.contract import (
     A_RETRAIN,
     A_TEACHER,
@@ -69,7 +70,7 @@ def train_originals(
     seeds: Iterable[int],  # one model each
 ) -> tuple[Subject, ...]:
     "One model per seed, trained on all training images."
-    return _train(split, source, Examples.of(split.train), config, seeds)
+    return _train("original", split, source, Examples.of(split.train), config, seeds)
 
 
 def train_retrains(
@@ -79,14 +80,14 @@ def train_retrains(
     seeds: Iterable[int],  # one model each
 ) -> tuple[Subject, ...]:
     "One true retrain per seed: from scratch, on the retain set alone."
-    return _train(split, source, Examples.of(split.train, split.retain_train), config, seeds)
+    return _train("retrain", split, source, Examples.of(split.train, split.retain_train), config, seeds)
 
 # %% ../../nbs/105_evaluation.ipynb #04b86467
-def _train(split: ForgetSplit, source: Make, examples: Examples, config: FitConfig, seeds: Iterable[int]) -> tuple[Subject, ...]:
+def _train(role: str, split: ForgetSplit, source: Make, examples: Examples, config: FitConfig, seeds: Iterable[int]) -> tuple[Subject, ...]:
     make = source.make if isinstance(source, ModelSpec) else source
 
     def trained(seed: int) -> Subject:
-        g = torch.Generator().manual_seed(seed)
+        g = seeded_generator(role, seed)
         model = make(g)
         return timed(split, lambda: fit(model, examples, config, g))
 
