@@ -1,3 +1,3 @@
-"""Experiments: the tables and figures of the paper and our own studies, from a setting to a row to a picture. Importing this package registers all of them."""
+"""Experiments: the tables and figures of the paper, and our own studies. Importing this package registers all of them."""
 
 from maga.experiments import catalogue, search, studies

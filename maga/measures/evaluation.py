@@ -142,7 +142,8 @@ def _lira(
         unlearned, retrained = ([group[i] for i in kept if i < len(group)] for group in groups)
         return read(u_lira_of_logits(unlearned, retrained, statistic or (lambda z: logit_margin(z, evidence.split.train.labels[f])), centred))
 
-    return jackknife(of_seeds, max(map(len, groups)), fewest=3)
+    fewer, more = sorted(map(len, groups))
+    return jackknife(of_seeds, more, fewest=3 + more - fewer)  # three of the smaller group must be left
 
 
 @population_metric("ulira_auc", THREE_SEEDS, ideal="0.5", unit="AUC", bounds=(0, 1), source="Hayes et al. 2024")

@@ -27,7 +27,7 @@ __all__ = ['BUDGETS', 'SMALL_BUDGETS', 'VIT_BUDGET', 'DIGITS_BUDGET', 'VOTERS', 
            'NOT_PRESETS', 'OF_KHALIL', 'NOT_SOURCES', 'RANDOM_MASK_PRESETS', 'AFTER_CHALLENGE', 'RANDOM_MASK_SOURCES',
            'RecoveryConfig', 'StartConfig', 'fresh_weights', 'damaged', 'weight_layers', 'retained_examples',
            'recovered', 'shrink_and_perturb', 'RestartConfig', 'restart', 'EUkConfig', 'last_parameters', 'eu_k',
-           'NotConfig', 'not_', 'RandomMaskConfig', 'random_mask']
+           'NotConfig', 'not_', 'MaskConfig', 'random_mask']
 
 # %% ../../nbs/311_restart.ipynb #349e9d4a
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ def not_(model: nn.Module, split: ForgetSplit, config: NotConfig, generator: tor
 
 # %% ../../nbs/311_restart.ipynb #9f976d91
 @dataclass(frozen=True)
-class RandomMaskConfig(StartConfig):
+class MaskConfig(StartConfig):
     "What a random mask needs besides model and split."
 
     share: float = 0.5  # ρ: of the weights that are reset
@@ -304,11 +304,11 @@ class RandomMaskConfig(StartConfig):
 
 RANDOM_MASK_PRESETS = {
     # the budgets of restart; the share is ours
-    **{name: RandomMaskConfig(**vars(budget)) for name, budget in (BUDGETS | SMALL_BUDGETS).items()},
-    "paper_resnet18": RandomMaskConfig(**vars(BUDGETS["12.5%"])),
-    "paper_vit": RandomMaskConfig(VIT_BUDGET),
+    **{name: MaskConfig(**vars(budget)) for name, budget in (BUDGETS | SMALL_BUDGETS).items()},
+    "paper_resnet18": MaskConfig(**vars(BUDGETS["12.5%"])),
+    "paper_vit": MaskConfig(VIT_BUDGET),
     # ours, the best of ten on a part of digits' training images (below)
-    "digits": RandomMaskConfig(DIGITS_BUDGET),
+    "digits": MaskConfig(DIGITS_BUDGET),
 }
 
 
@@ -317,9 +317,7 @@ RANDOM_MASK_SOURCES = dict.fromkeys(RANDOM_MASK_PRESETS, BUDGETED) | {"digits": 
 
 
 @method("random_mask", RANDOM_MASK_PRESETS, source=AFTER_CHALLENGE, needs=("make_model",), sources=RANDOM_MASK_SOURCES)
-def random_mask(
-    model: nn.Module, split: ForgetSplit, config: RandomMaskConfig, generator: torch.Generator, progress: Progress | None = None
-) -> nn.Module:
+def random_mask(model: nn.Module, split: ForgetSplit, config: MaskConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "A random share of the weights reset, then fine-tuning on the retain set."
     fresh = fresh_weights(model, split, config.make_model, generator)
     mask = {name: (torch.rand(p.shape, generator=generator) < config.share).to(split.device) for name, p in model.named_parameters()}
