@@ -17,7 +17,7 @@ from .report import EXPERIMENTS, Experiment, Found, paired_evidence, paper_folde
 from .session import Session, original_of, outputs_of, transition_of
 from .settings import BOTH, ON_ROCKET, Backbone, Cell, Changes, Settings, cifar10_spec, make_cell
 from .store import RETRAIN, TRAINED, Spec
-from ..measures.contract import get_metric
+from ..measures.contract import Score, get_metric
 from ..methods.contract import METHODS, get_method
 from ..methods.labels import label_choices, label_entropy
 
@@ -170,12 +170,11 @@ def frontier_table(found: Found) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for cell, some in cases:
         evidence = paired_evidence(found.session, [r for r in some if not r.failed], retrained[cell.model, cell.task, cell.target])
-        auc = float("nan") if evidence is None else get_metric("ulira_auc")(evidence).mean
+        score = Score("ulira_auc") if evidence is None else get_metric("ulira_auc")(evidence)
+        of_all = {"ulira_auc": score.mean, "ulira_auc_ci95": score.ci95}
         about: dict[str, Any] = {"method": cell.method, "budget": cell.budget, "model": cell.model, "task": cell.task, "target": cell.target}
         names = ("cost", "seconds", "A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "relearn_ratio", "probe_gap")
-        lines += [
-            about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | {"ulira_auc": auc, "note": r.error} for r in some
-        ]
+        lines += [about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | of_all | {"note": r.error} for r in some]
         if not some:
             lines.append(about | {"note": pending(found, cell)})
     return pd.DataFrame(lines)
