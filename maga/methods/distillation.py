@@ -137,7 +137,7 @@ SCRUB_SOURCES = {
     "digits": TUNED,
 }
 
-
+# %% ../../nbs/309_distillation.ipynb #2d96c1b7
 def scrub_batches(n_forget: int, n_retain: int, config: ScrubConfig) -> Callable[[torch.Generator], list[Tensor]]:
     "An epoch's steps: forget rows in the first `max_epochs` epochs, then retain rows."
     epochs = itertools.count()
