@@ -8,7 +8,7 @@ export MAGA_DATA ?= $(abspath $(DATA))
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: demo reproduce test check notebooks pytest install lab readme export refresh clean
+.PHONY: demo reproduce test check notebooks pytest install docs lab readme export refresh clean
 
 demo: $(READY)  ## the whole method on handwritten digits; results/demo
 	mkdir -p results/demo
@@ -35,6 +35,9 @@ pytest: $(READY)
 install: $(READY)  ## a plain install, imported from another folder without the development tools
 	python tools/install_check.py
 
+docs: $(VENV)/.docs  ## the site in _site/html: front page, notebooks with their outputs, reference; a warning is an error
+	python -m sphinx -W --keep-going -q -c docs . _site/html
+
 lab: $(READY)  ## read and edit the notebooks
 	jupyter lab nbs
 
@@ -54,5 +57,9 @@ $(READY): settings.ini setup.py
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $(READY)
 
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) results build *.egg-info
+	rm -rf $(VENV) results build _site docs/api *.egg-info

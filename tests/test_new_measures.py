@@ -11,7 +11,7 @@ from torch import nn
 from maga.data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
 from maga.device import seeded
 from maga.measures.connectivity import Line, LineConfig, barrier, l2_distance, line_between, line_of, originals_of
-from maga.measures.contract import Evidence, Subject, get_metric
+from maga.measures.contract import METRICS, Evidence, Subject, get_metric
 from maga.measures.evaluation import floor
 from maga.measures.residual import Residual, ResidualConfig, chosen_images, residual, share_of, share_said
 from maga.models import ModelSpec
@@ -85,6 +85,16 @@ def test_constant_classifiers():
     assert ratio(Evidence((never,), (nought,))).mean == 1  # 0/0 of the plain ratio
     assert residual(Evidence((always,), (never, always)), always).rates == (100, 0)  # not compared with itself
     assert floor(ratio, Evidence((always,), (never, nought))).mean == 1
+
+
+def test_a_registered_metric_says_the_smallest_and_the_largest_value_it_can_have():
+    "Without bounds a floor shows impossible values, as a rate below 0."
+    assert [name for name, m in METRICS.items() if not math.isfinite(m.bounds[0])] == []
+    split = split_of()
+    models = tuple(Subject(split, Says(k)) for k in (3, 5, 5, 5))
+    rate = get_metric("residual_rate")
+    assert rate(Evidence(models)).values == (100, 0, 0, 0)
+    assert (floor(rate, Evidence(models, models)).low, floor(rate, Evidence(models, models)).high) == (0, 100)
 
 
 def test_the_ratio_of_counts_in_images():
@@ -197,6 +207,10 @@ def test_two_signs_of_the_same_network_have_a_barrier():
     assert line.retain[1] == pytest.approx(math.log(10), rel=1e-5)
     assert line.retain[0] == pytest.approx(line.retain[2], rel=1e-5)
     assert line.barriers[0] == pytest.approx(max(0, math.log(10) - line.retain[0]), abs=1e-5)
+    evidence = Evidence((Subject(split, mirror),), (), (Subject(split, model),))
+    assert get_metric("l2_to_original")(evidence).mean == pytest.approx(2, abs=1e-6)
+    for name, end in (("barrier_retain", line.retain[0]), ("barrier_forget", line.forget[0])):
+        assert get_metric(name)(evidence).mean == pytest.approx(max(0, math.log(10) - end), abs=1e-4)
 
 
 def test_the_line_is_measured_once_changes_nothing_and_is_deterministic():

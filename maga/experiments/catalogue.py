@@ -15,16 +15,16 @@ import torch
 from ..device import seeded_generator
 from .report import EXPERIMENTS, Experiment, Found, paired_evidence, paper_folder, pending, register, value_of
 from .session import Session, original_of, outputs_of, transition_of
-from .settings import BOTH, ON_ROCKET, Cell, Changes, Settings, cifar10_spec, make_cell
+from .settings import BOTH, ON_ROCKET, Backbone, Cell, Changes, Settings, cifar10_spec, make_cell
 from .store import RETRAIN, TRAINED, Spec
-from ..measures.contract import get_metric
+from ..measures.contract import Score, get_metric
 from ..methods.contract import METHODS, get_method
 from ..methods.labels import label_choices, label_entropy
 
 # %% auto #0
 __all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'TUNED', 'PLACES', 'FINE_CLASSES',
            'FINE_PARTS', 'TABLES', 'FIGURES', 'crossed', 'sweep', 'slow_sweep', 'sensitivity_cells', 'beyond_cells',
-           'budgets_of', 'frontier_cells', 'settings_table', 'birds', 'transition_table', 'chosen_labels',
+           'budgets_of', 'tuned_of', 'frontier_cells', 'settings_table', 'birds', 'transition_table', 'chosen_labels',
            'labels_table', 'frontier_table']
 
 # %% ../../nbs/502_catalogue.ipynb #3022286f
@@ -81,6 +81,11 @@ def budgets_of(method: str, prefix: str | None) -> list[str]:
     return sorted(found, key=lambda n: -float(n.removeprefix(prefix or "")[:-1]))
 
 
+def tuned_of(method: str, network: Backbone) -> list[str]:
+    "The method's preset that was tuned for the network: one, or none."
+    return [network.tuned] if method in METHODS and network.tuned in METHODS[method].presets else []
+
+
 def frontier_cells(settings: Settings) -> list[Cell]:
     "Every method at every budget, for all cases of the preset; a method that is not defined for a task is left out."
     cells = []
@@ -94,8 +99,7 @@ def frontier_cells(settings: Settings) -> list[Cell]:
             budgets = budgets_of(name, prefix)
             cells += [replace(cell, budget=b.removeprefix(prefix or ""), spec=replace(spec, preset=b)) for b in budgets]
             cells += [] if budgets else [replace(cell, budget=PUBLISHED, spec=spec)]
-            if name in METHODS and network.tuned in METHODS[name].presets:
-                cells.append(replace(cell, budget=TUNED, spec=replace(spec, preset=network.tuned)))
+            cells += [replace(cell, budget=TUNED, spec=replace(spec, preset=p)) for p in tuned_of(name, network)]
     return cells
 
 # %% ../../nbs/502_catalogue.ipynb #f9e22d42
@@ -166,12 +170,11 @@ def frontier_table(found: Found) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for cell, some in cases:
         evidence = paired_evidence(found.session, [r for r in some if not r.failed], retrained[cell.model, cell.task, cell.target])
-        auc = float("nan") if evidence is None else get_metric("ulira_auc")(evidence).mean
+        score = Score("ulira_auc") if evidence is None else get_metric("ulira_auc")(evidence)
+        of_all = {"ulira_auc": score.mean, "ulira_auc_ci95": score.ci95}
         about: dict[str, Any] = {"method": cell.method, "budget": cell.budget, "model": cell.model, "task": cell.task, "target": cell.target}
         names = ("cost", "seconds", "A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "relearn_ratio", "probe_gap")
-        lines += [
-            about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | {"ulira_auc": auc, "note": r.error} for r in some
-        ]
+        lines += [about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | of_all | {"note": r.error} for r in some]
         if not some:
             lines.append(about | {"note": pending(found, cell)})
     return pd.DataFrame(lines)

@@ -35,14 +35,15 @@ def with_gaps(
 
 
 def frontier_points(table: pd.DataFrame) -> pd.DataFrame:
-    "A row a case, method and budget: mean and half of the 95 % interval (`…_ci95`) of every metric over the seeds, and how many rows there are."
+    "A row a case, method and budget: mean and half of the 95 % interval (`…_ci95`) of every metric over the seeds, and how many rows."
     rows = with_gaps(table)
-    names = [c for c in rows.columns if c not in (*CASE, "seed", "method", "budget", "note")]
+    names = [c for c in rows.columns if c not in (*CASE, "seed", "method", "budget", "note") and not c.endswith("_ci95")]
     points = []
     for place, some in rows.groupby([*CASE, "method", "budget"], sort=False):
         point = dict(zip((*CASE, "method", "budget"), place, strict=True)) | {"rows": int(some.A_r.notna().sum())}
         for name in names:
-            point[name], point[f"{name}_ci95"] = interval(some[name].astype(float).tolist())
+            point[name], half = interval(some[name].astype(float).tolist())
+            point[f"{name}_ci95"] = some[f"{name}_ci95"].iloc[0] if f"{name}_ci95" in some else half
         points.append(point)
     return pd.DataFrame(points)
 

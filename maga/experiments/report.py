@@ -94,8 +94,9 @@ def paired_evidence(
     unlearned: Sequence[Row],  # one per seed
     retrained: Sequence[Row],  # one per seed
 ) -> Evidence | None:
-    "Unlearned models and retrains of the same training seeds, from their kept logits; `None` where there is no pair."
+    "Unlearned models and retrains of the same training seeds and of one draw, from their kept logits; `None` where there is no pair."
     rows = [(u, r) for u in unlearned for r in retrained if u.spec.training_seed == r.spec.training_seed and u.key != r.key]
+    rows = [(u, r) for u, r in rows if u.spec.draw == r.spec.draw == rows[0][0].spec.draw]
     kept = [(kept_subject(session, u), kept_subject(session, r)) for u, r in rows]
     pairs = [(u, r) for u, r in kept if u is not None and r is not None]
     return Evidence(tuple(u for u, _ in pairs), tuple(r for _, r in pairs)) if pairs else None

@@ -236,8 +236,9 @@ register(
 
 # %% ../../nbs/510_search.ipynb #3ac22748
 def trial_means(table: pd.DataFrame) -> pd.DataFrame:
-    "A line for each method and trial: means over the held-out classes, NaN where one has no number. Without original and retrain."
+    "A line for each method and trial: means over the classes that were run, NaN where one has no number. Without original and retrain."
     tried = table[~table.method.isin(TRAINED)].assign(changes=lambda t: t.changes.fillna(""))
+    tried = tried[tried.groupby("target").objective.transform("count") > 0]
     groups = tried.groupby(["method", "preset", "trial", "changes"], sort=False)[["objective", "cost", "seconds", "TV", *GAPS]]
     return groups.agg(lambda some: some.mean(skipna=False)).reset_index()
 
@@ -274,7 +275,7 @@ def show_trials(
     import matplotlib.pyplot as plt
 
     means, best = trial_means(table), winners(table).sort_values("objective")
-    rows = math.ceil(len(best) / columns)
+    rows = max(1, math.ceil(len(best) / columns))
     figure = plt.figure(figsize=(8.5, 0.6 + 1.5 * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis in axes.flat[len(best) :]:
@@ -283,11 +284,14 @@ def show_trials(
         tried = means[means.method == method]
         axis.axhline(table[table.method == RETRAIN].objective.mean(), color="0.5", linestyle=":", linewidth=1)
         axis.scatter(100 * tried.cost, tried.objective, s=9, color="0.6")
-        axis.scatter(100 * winner.cost_published, winner.objective_published, s=26, marker="s", color="tab:orange", label="published")
-        axis.scatter(100 * winner.cost, winner.objective, s=30, color="tab:blue", label="best")
-        axis.set(xscale="log", yscale="log")
+        axis.scatter(100 * winner.cost_published, winner.objective_published, s=38, marker="s", color="tab:orange", label="published")
+        axis.scatter(100 * winner.cost, winner.objective, s=18, color="tab:blue", label="best")
+        for side, set_scale in ((axis.xaxis, axis.set_xscale), (axis.yaxis, axis.set_yscale)):
+            set_scale("log", subs=(2, 5))
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter("{x:g}" if side is axis.yaxis else "")
         axis.set_title(method, fontsize=8, loc="left")
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=6, which="both")
     axes.flat[0].legend(fontsize=6)
     figure.supxlabel("cost: image passes, % of a retrain", fontsize=8)
     figure.supylabel("J", fontsize=8)
@@ -297,6 +301,8 @@ def show_trials(
 def said_trials(table: pd.DataFrame) -> list[str]:
     "What the search found: how far published and tuned settings are from retrains, whom it helps, and whether the order stays."
     best, own = winners(table).sort_values("objective"), table[table.method == RETRAIN].objective.mean()
+    if best.empty:
+        return ["Nothing has been run."]
     unbeaten = ", ".join(best.index[best.trial == 0]) or "no method"
     both = best.dropna(subset="objective_published")
     before, after = both.objective_published, both.objective

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import lru_cache, partial
 from pathlib import Path
@@ -48,21 +48,28 @@ class Training:
     seed: int
     task: str = ""  # of the forget set that is left out; "" for the original
     target: str = ""
+    draw: int = 0  # of the random task
 
     @property
     def key(self) -> str:
         "The key of what is asked for; that of the file is `model_key`."
         if self.recipe not in RECIPES:
             raise MagaError(f"There is no training recipe {self.recipe!r}; there are {', '.join(RECIPES)}.")
-        return key_of("training", self, RECIPES[self.recipe])
+        asked = asdict(self) if self.draw else {k: v for k, v in asdict(self).items() if k != "draw"}  # as before there were draws
+        return key_of("training", asked, RECIPES[self.recipe])
+
+    @property
+    def forgotten(self) -> str:
+        "What is left out, in words."
+        return f"{self.target} ({self.task})" if self.task != "random" else f"{self.target} images (draw {self.draw})"
 
     def __str__(self) -> str:
-        return f"{self.backbone} on {self.data}" + (f" without {self.target} ({self.task})" if self.task else "") + f", seed {self.seed}"
+        return f"{self.backbone} on {self.data}" + (f" without {self.forgotten}" if self.task else "") + f", seed {self.seed}"
 
 
 def retrain_of(spec: Spec) -> Training:
     "The retrain that a run is compared with."
-    return Training(spec.data, spec.backbone, spec.recipe, spec.training_seed, spec.task, spec.target)
+    return Training(spec.data, spec.backbone, spec.recipe, spec.training_seed, spec.task, spec.target, spec.draw)
 
 # %% ../../nbs/503_session.ipynb #ba52e62d
 @lru_cache
@@ -151,7 +158,7 @@ def make_split(
         return forget_subclass(train, test, spec.target)
     if spec.data in COARSE:
         train, test = train.coarse(), test.coarse()
-    return forget_class(train, test, spec.target) if spec.task == "class" else forget_random(train, test, int(spec.target))
+    return forget_class(train, test, spec.target) if spec.task == "class" else forget_random(train, test, int(spec.target), spec.draw)
 
 
 def seen_by(split: ForgetSplit, model: ModelSpec) -> ForgetSplit:
@@ -233,7 +240,7 @@ def _train(session: Session, training: Training) -> None:
     train, test = session.images(training.data)
     model = session.model_spec(training.data, training.backbone)
     if training.task:
-        spec = Spec(training.data, training.task, training.target, training.backbone, RETRAIN, "")
+        spec = Spec(training.data, training.task, training.target, training.backbone, RETRAIN, "", draw=training.draw)
         split = seen_by(make_split(spec, train, test), model)
         examples = Examples.of(split.train, split.retain_train)
     else:
@@ -376,7 +383,7 @@ def resolve(session: Session, spec: Spec) -> Resolved:
         T = transition_keys(session, spec) if "transition" in needs else ("", "")
         wanted, needed = needed_by(spec, lambda m: m.key, T[0]), needed_by(spec, partial(model_key, session), T[1])
         seeds = (0 if spec.trained else spec.unlearning_seed, spec.evaluation_seed if spec.measures == "all" else 0)
-        task = (spec.data, spec.task, spec.target, spec.backbone, spec.method)
+        task = (spec.data, spec.task, spec.target, *([spec.draw] if spec.draw else []), spec.backbone, spec.method)
         asked = key_of("run", *task, config, wanted, spec.measures, spec.references, seeds)
         return Resolved(spec, config, session.key(asked, spec.data), needed, asked)
     except MagaError as e:

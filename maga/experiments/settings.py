@@ -324,8 +324,9 @@ class Cell:
         return self.budget or " ".join(f"{k}={v}" for k, v in self.changes)
 
     def specs(self, seeds: Sequence[int]) -> list[Spec]:
-        "One run per seed; training, unlearning and evaluation seeds are equal."
-        return [replace(self.spec, training_seed=s, unlearning_seed=s, evaluation_seed=s) for s in self.seeds or seeds]
+        "One run per seed; training, unlearning and evaluation seeds are equal, and so is the draw of the random task."
+        draws = self.spec.task == "random"
+        return [replace(self.spec, training_seed=s, unlearning_seed=s, evaluation_seed=s, draw=s * draws) for s in self.seeds or seeds]
 
 # %% ../../nbs/501_settings.ipynb #fb5f72dc
 def shortened(method: str, preset: str, changes: Changes, most: int) -> Changes:

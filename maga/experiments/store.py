@@ -52,12 +52,15 @@ class Spec:
     unlearning_seed: int = 0
     evaluation_seed: int = 0
     original: str = ""  # a file with the trained model that the run starts from; "": one is trained by the recipe
+    draw: int = 0  # of the random task: which images are forgotten
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise MagaError(f"There is no task {self.task!r}; expected one of {', '.join(TASKS)}.")
         if self.task == "random" and not self.target.isdigit():
             raise MagaError(f"The target of the random task is a number of images, not {self.target!r}.")
+        if self.task != "random" and self.draw:
+            raise MagaError(f"Only the random task has a draw; the {self.task} task forgets {self.target}, so its draw is 0, not {self.draw}.")
 
     @property
     def trained(self) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data import MagaError
-from .catalogue import REFERENCES, budgets_of
+from .catalogue import REFERENCES, budgets_of, tuned_of
 from .report import Experiment, Found, Result, lines_table, paper_folder, register, value_of
 from .runs import kept_outputs
 from .session import COARSE, Session, config_of, original_of, outputs_of, retrain_of, seeded_generator, trained, transition_of
@@ -74,9 +74,10 @@ def forgotten_outputs(result: Result, session: Session) -> dict[str, Tensor]:
 
 # %% ../../nbs/509_studies.ipynb #0a817514
 def methods_cells(settings: Settings) -> list[Cell]:
-    "Every registered method, and DELETE with frozen batch norm."
-    names = (*TRAINED, *sorted(set(METHODS) - set(TRAINED)))
-    return [*(study_cell(settings, m) for m in names), study_cell(settings, "delete", (("fit.freeze_batch_norm", True),))]
+    "Every registered method with its usual settings and, where there are some, with tuned ones; and DELETE with frozen batch norm."
+    names, network = (*TRAINED, *sorted(set(METHODS) - set(TRAINED))), settings.network(settings.size.frontier[0][0])
+    usual, tuned = [study_cell(settings, m) for m in names], [study_cell(settings, m, preset=p) for m in names for p in tuned_of(m, network)]
+    return [*usual, study_cell(settings, "delete", (("fit.freeze_batch_norm", True),)), *tuned]
 
 
 def rocket_cells(settings: Settings) -> list[Cell]:

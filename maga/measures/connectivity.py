@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -168,23 +170,23 @@ def line_of(
     return lines[original]
 
 # %% ../../nbs/108_connectivity.ipynb #c0420bd4
-_SOURCE = "Siddiqui et al. 2025"
 _NEEDS = (AN_ORIGINAL, ITS_ORIGINAL, SAME_NETWORK)
+_from_the_original = partial(model_metric, ideal="the retrain's", bounds=(0, math.inf), source="Siddiqui et al. 2025", appendix=True)
 
 
-@model_metric("l2_to_original", *_NEEDS, ideal="the retrain's", unit="ratio", source=_SOURCE, appendix=True)
+@_from_the_original("l2_to_original", *_NEEDS, unit="ratio")
 def l2_to_original(evidence: Evidence, subject: Subject) -> float:
     "Distance of the weights to the original's, over the norm of the original's: 0 upwards; ideal: the retrain's value."
     return mean_over(originals_of(evidence, subject), lambda o: l2_distance(subject.model, o.model))
 
 
-@model_metric("barrier_retain", *_NEEDS, ideal="the retrain's", unit="nats", source=_SOURCE, appendix=True)
+@_from_the_original("barrier_retain", *_NEEDS, unit="nats")
 def barrier_retain(evidence: Evidence, subject: Subject) -> float:
     "Barrier of the loss on retained training images between model and original, in nats: 0 upwards; ideal: the retrain's value."
     return mean_over(originals_of(evidence, subject), lambda o: line_of(subject, o).barriers[0])
 
 
-@model_metric("barrier_forget", *_NEEDS, ideal="the retrain's", unit="nats", source=_SOURCE, appendix=True)
+@_from_the_original("barrier_forget", *_NEEDS, unit="nats")
 def barrier_forget(evidence: Evidence, subject: Subject) -> float:
     "Barrier of the loss on forgotten training images between model and original, in nats: 0 upwards; ideal: the retrain's value."
     return mean_over(originals_of(evidence, subject), lambda o: line_of(subject, o).barriers[1])

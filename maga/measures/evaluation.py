@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ForgetSplit
+from ..device import seeded_generator
 from maga.measures.contract import (
     A_RETRAIN,
     A_TEACHER,
@@ -69,7 +70,7 @@ def train_originals(
     seeds: Iterable[int],  # one model each
 ) -> tuple[Subject, ...]:
     "One model per seed, trained on all training images."
-    return _train(split, source, Examples.of(split.train), config, seeds)
+    return _train("original", split, source, Examples.of(split.train), config, seeds)
 
 
 def train_retrains(
@@ -79,14 +80,14 @@ def train_retrains(
     seeds: Iterable[int],  # one model each
 ) -> tuple[Subject, ...]:
     "One true retrain per seed: from scratch, on the retain set alone."
-    return _train(split, source, Examples.of(split.train, split.retain_train), config, seeds)
+    return _train("retrain", split, source, Examples.of(split.train, split.retain_train), config, seeds)
 
 # %% ../../nbs/105_evaluation.ipynb #04b86467
-def _train(split: ForgetSplit, source: Make, examples: Examples, config: FitConfig, seeds: Iterable[int]) -> tuple[Subject, ...]:
+def _train(role: str, split: ForgetSplit, source: Make, examples: Examples, config: FitConfig, seeds: Iterable[int]) -> tuple[Subject, ...]:
     make = source.make if isinstance(source, ModelSpec) else source
 
     def trained(seed: int) -> Subject:
-        g = torch.Generator().manual_seed(seed)
+        g = seeded_generator(role, seed)
         model = make(g)
         return timed(split, lambda: fit(model, examples, config, g))
 
@@ -141,7 +142,8 @@ def _lira(
         unlearned, retrained = ([group[i] for i in kept if i < len(group)] for group in groups)
         return read(u_lira_of_logits(unlearned, retrained, statistic or (lambda z: logit_margin(z, evidence.split.train.labels[f])), centred))
 
-    return jackknife(of_seeds, max(map(len, groups)), fewest=3)
+    fewer, more = sorted(map(len, groups))
+    return jackknife(of_seeds, more, fewest=3 + more - fewer)  # three of the smaller group must be left
 
 
 @population_metric("ulira_auc", THREE_SEEDS, ideal="0.5", unit="AUC", bounds=(0, 1), source="Hayes et al. 2024")

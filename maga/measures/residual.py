@@ -119,13 +119,13 @@ def residual(
     return Residual(share_of(subject, config), torch.stack([share_of(r, config) for r in references]))
 
 
-@model_metric("residual_knowledge", A_RETRAIN, ideal="1", unit="ratio", source="Hsu et al. 2025", appendix=True)
+@model_metric("residual_knowledge", A_RETRAIN, ideal="1", unit="ratio", bounds=(0, float("inf")), source="Hsu et al. 2025", appendix=True)
 def residual_knowledge(evidence: Evidence, subject: Subject) -> float:
     "How many forget images the model recognises in noisy copies, over the retrains' number, one image added to both: 0 upwards; ideal 1."
     return residual(evidence, subject).ratio
 
 
-@model_metric("residual_rate", ideal="the retrain's", unit="%", source="Hsu et al. 2025", appendix=True)
+@model_metric("residual_rate", ideal="the retrain's", unit="%", bounds=(0, 100), source="Hsu et al. 2025", appendix=True)
 def residual_rate(evidence: Evidence, subject: Subject) -> float:
     "How often the model says the class of noisy copies of forget images, in percent (0 to 100); ideal: the retrain's value."
     return 100 * share_of(subject).mean().item()

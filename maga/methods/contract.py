@@ -18,7 +18,7 @@ from ..data import TASKS, ForgetSplit, MagaError
 from ..training import Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
-__all__ = ['Unlearn', 'METHODS', 'Source', 'Method', 'method', 'get_method', 'with_change', 'FitOnly', 'sample_retained',
+__all__ = ['Unlearn', 'METHODS', 'Source', 'Method', 'get_method', 'method', 'with_change', 'FitOnly', 'sample_retained',
            'plain_fit', 'forget_then_retain', 'paired_batches', 'needs_two', 'part_means', 'show_flow']
 
 # %% ../../nbs/300_contract.ipynb #e41d9b06
@@ -88,6 +88,13 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
+def get_method(name: str) -> Method:
+    "The method of that name; `MagaError` names the ones there are."
+    if name not in METHODS:
+        raise MagaError(f"There is no method {name!r}; there are {', '.join(sorted(METHODS))}.")
+    return METHODS[name]
+
+
 def method(
     name: str,  # as tables and the command line write it
     presets: Mapping[str, Any],  # name -> frozen dataclass
@@ -110,13 +117,6 @@ def method(
         return run
 
     return register
-
-
-def get_method(name: str) -> Method:
-    "The method of that name; `MagaError` names the ones there are."
-    if name not in METHODS:
-        raise MagaError(f"There is no method {name!r}; there are {', '.join(sorted(METHODS))}.")
-    return METHODS[name]
 
 # %% ../../nbs/300_contract.ipynb #66075299
 def with_change(

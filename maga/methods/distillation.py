@@ -18,17 +18,7 @@ from torch import Tensor, nn
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from ..measures.metrics import predict
-from maga.methods.contract import (
-    FitOnly,
-    Source,
-    forget_then_retain,
-    method,
-    needs_two,
-    paired_batches,
-    part_means,
-    plain_fit,
-    sample_retained,
-)
+from .contract import FitOnly, Source, forget_then_retain, method, needs_two, paired_batches, part_means, plain_fit, sample_retained
 from .published import FOSTER, FOSTER_ADAM, FOSTER_IMAGES, KURMANJI, NO_VIT, SGD, TUNED, ZHOU, numbers_of, ours, read_in
 from .retraining import MakeModel, fresh_model
 from ..models import Penultimate, last_linear
@@ -147,7 +137,7 @@ SCRUB_SOURCES = {
     "digits": TUNED,
 }
 
-
+# %% ../../nbs/309_distillation.ipynb #2d96c1b7
 def scrub_batches(n_forget: int, n_retain: int, config: ScrubConfig) -> Callable[[torch.Generator], list[Tensor]]:
     "An epoch's steps: forget rows in the first `max_epochs` epochs, then retain rows."
     epochs = itertools.count()

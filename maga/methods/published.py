@@ -122,7 +122,7 @@ def settings_of(config: Any) -> dict[str, Any]:
             found |= {f"{f.name}.{k}": v for k, v in settings_of(value).items()} if is_dataclass(value) else {f.name: value}
     return found
 
-
+# %% ../../nbs/313_published.ipynb #d5f3a806
 @dataclass(frozen=True)
 class Line:
     "One setting of one preset, beside what was read."

@@ -19,10 +19,10 @@ from torch import nn
 import maga
 from ..data import ForgetSplit, MagaError
 from ..measures.metrics import Measurement, Outputs, measure
-from .contract import METHODS, get_method, with_change
+from .contract import METHODS, Source, get_method, with_change
 
 # %% auto #0
-__all__ = ['TUNED_FILE', 'tuning_split', 'gap', 'Trial', 'tune', 'add_tuned']
+__all__ = ['TUNED_FILE', 'BEST_TRIAL', 'tuning_split', 'gap', 'Trial', 'tune', 'add_tuned']
 
 # %% ../../nbs/312_tuning.ipynb #4ae836c6
 def tuning_split(
@@ -81,13 +81,16 @@ def tune(
 
 # %% ../../nbs/312_tuning.ipynb #422d6753
 TUNED_FILE = Path(next(iter(maga.__path__))) / "methods" / "tuned.json"  # name of presets -> method -> preset and changes
+BEST_TRIAL = "the best of sixteen trials on other classes and training images (studies/tuning)"
 
 
 def add_tuned(path: Path = TUNED_FILE) -> None:
-    "Register the presets in a file, each as another preset with some fields changed."
+    "Register the presets in a file, each as another preset with some fields changed; where its numbers are from is the other's record but for these."
     for name, found in json.loads(path.read_text(encoding="utf-8")).items():
         for method, about in found.items():
-            config = get_method(method).preset(about["preset"])
+            m = get_method(method)
+            config = m.preset(about["preset"])
             for place, value in about["changes"].items():
                 config = with_change(config, place, value)
-            METHODS[method] = replace(METHODS[method], presets={**METHODS[method].presets, name: config})
+            sources = (Source(words=dict.fromkeys(about["changes"], BEST_TRIAL)), *m.sources.get(about["preset"], ()))
+            METHODS[method] = replace(m, presets={**m.presets, name: config}, sources={**m.sources, name: sources})

@@ -1,0 +1,45 @@
+"""A package outside registers a method by an entry point; a broken one is named and stops nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+METHOD = """
+from maga.methods.contract import FitOnly, method, plain_fit
+
+@method("shrug", {"digits": FitOnly(plain_fit(1, 32, "sgd", 0.01))}, source="a test")
+def shrug(model, split, config, generator, progress=None):
+    "The original, unchanged."
+    return model
+"""
+ASKED = """
+from maga.experiments.report import EXPERIMENTS
+from maga.experiments.settings import settings_of
+from maga.methods.contract import METHODS, get_method
+
+settings = settings_of(preset="smoke")
+print(get_method("shrug").source, "shrug" in METHODS, "shrug" in {c.method for c in EXPERIMENTS["methods"].cells(settings)})
+"""
+
+
+def asked(folder: Path, name: str, body: str) -> subprocess.CompletedProcess[str]:
+    "What Python says where a package with this module is installed in the folder."
+    (folder / f"{name}.py").write_text(body)
+    about = folder / f"{name}-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(f"[maga.methods]\n{name} = {name}\n")
+    paths = os.pathsep.join(p for p in (str(folder), os.environ.get("PYTHONPATH", "")) if p)
+    return subprocess.run([sys.executable, "-c", ASKED], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+
+
+def test_a_package_outside_adds_a_method_to_registry_and_tables(tmp_path):
+    done = asked(tmp_path, "shrugging", METHOD)
+    assert done.stdout.split() == ["a", "test", "True", "True"], done.stderr
+
+
+def test_a_broken_package_is_named(tmp_path):
+    done = asked(tmp_path, "broken_methods", "import nothing_of_that_name")
+    assert "broken_methods" in done.stderr and "could not be loaded" in done.stderr
+    assert "There is no method 'shrug'" in done.stderr
