@@ -64,7 +64,7 @@ def compact(result: Result) -> pd.DataFrame:
 
 
 def forgotten_outputs(result: Result, session: Session) -> dict[str, Tensor]:
-    "Logits on the forgotten test images, of the first seed of every line that was run: name -> [n, K]; a line of the same name has its preset behind."
+    "Logits on the forgotten test images [n, K], of the first seed of every line that was run, by its name."
     found = {}
     for cell, some in zip(result.cells, result.rows, strict=True):
         kept = kept_outputs(session, some[0].key) if some and not some[0].failed else None
