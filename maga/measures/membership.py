@@ -100,7 +100,7 @@ def u_lira(
     seen, unseen = log_ratio[(status == 1) & judged], log_ratio[(status == 0) & judged]
     return Lira(log_ratio.masked_fill(status < 0, math.nan).sigmoid(), attack_auc(seen, unseen), tpr_at(seen, unseen))
 
-# %% ../../nbs/102_membership.ipynb #9fd35494
+
 def _centred(phi: Tensor, status: Tensor, kept: Tensor) -> Tensor:
     "The margins minus the mean of their kind over all images and the models that are kept."
     for kind in (0, 1):
@@ -119,7 +119,7 @@ def _gaussians(phi: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     squares = (phi - mean).square().masked_fill(~chosen, 0).sum()
     return mean, (squares / freedom).sqrt().clamp_min(1e-6)
 
-# %% ../../nbs/102_membership.ipynb #e70cf274
+# %% ../../nbs/102_membership.ipynb #wh0lec1b
 def u_lira_class(
     unlearned: Tensor,  # margins of N_u models that were trained and unlearned [N_u, n]
     retrained: Tensor,  # margins of N_o models that never saw the class [N_o, n]
