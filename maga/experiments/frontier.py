@@ -5,6 +5,7 @@
 # %% ../../nbs/507_frontier.ipynb #d4a29ddf
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,12 +36,13 @@ def with_gaps(
 
 
 def frontier_points(table: pd.DataFrame) -> pd.DataFrame:
-    "A row a case, method and budget: mean and half of the 95 % interval (`…_ci95`) of every metric over the seeds, and how many rows."
-    rows = with_gaps(table)
+    "A row a case, method and budget: mean and half of the 95 % interval (`…_ci95`) of every metric over its finite values, `rows`, `never_back`."
+    rows = with_gaps(table).replace(math.inf, math.nan)  # a class that never came back has no ratio: it is counted
     names = [c for c in rows.columns if c not in (*CASE, "seed", "method", "budget", "note") and not c.endswith("_ci95")]
     points = []
     for place, some in rows.groupby([*CASE, "method", "budget"], sort=False):
         point = dict(zip((*CASE, "method", "budget"), place, strict=True)) | {"rows": int(some.A_r.notna().sum())}
+        point["never_back"] = int(some.relearn_more_than.notna().sum()) if "relearn_more_than" in some else 0
         for name in names:
             point[name], half = interval(some[name].astype(float).tolist())
             point[f"{name}_ci95"] = some[f"{name}_ci95"].iloc[0] if f"{name}_ci95" in some else half
