@@ -173,7 +173,7 @@ def frontier_table(found: Found) -> pd.DataFrame:
         score = Score("ulira_auc") if evidence is None else get_metric("ulira_auc")(evidence)
         of_all = {"ulira_auc": score.mean, "ulira_auc_ci95": score.ci95}
         about: dict[str, Any] = {"method": cell.method, "budget": cell.budget, "model": cell.model, "task": cell.task, "target": cell.target}
-        names = ("cost", "seconds", "A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "relearn_ratio", "probe_gap")
+        names = ("cost", "seconds", "A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "relearn_ratio", "relearn_more_than", "probe_gap")
         lines += [about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | of_all | {"note": r.error} for r in some]
         if not some:
             lines.append(about | {"note": pending(found, cell)})

@@ -5,6 +5,7 @@
 # %% ../../nbs/507_frontier.ipynb #d4a29ddf
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,12 +36,13 @@ def with_gaps(
 
 
 def frontier_points(table: pd.DataFrame) -> pd.DataFrame:
-    "A row a case, method and budget: mean and half of the 95 % interval (`…_ci95`) of every metric over the seeds, and how many rows."
-    rows = with_gaps(table)
+    "A row a case, method and budget: mean and half of the 95 % interval (`…_ci95`) of every metric over its finite values, `rows`, `never_back`."
+    rows = with_gaps(table).replace(math.inf, math.nan)  # a class that never came back has no ratio: it is counted
     names = [c for c in rows.columns if c not in (*CASE, "seed", "method", "budget", "note") and not c.endswith("_ci95")]
     points = []
     for place, some in rows.groupby([*CASE, "method", "budget"], sort=False):
         point = dict(zip((*CASE, "method", "budget"), place, strict=True)) | {"rows": int(some.A_r.notna().sum())}
+        point["never_back"] = int(some.relearn_more_than.notna().sum()) if "relearn_more_than" in some else 0
         for name in names:
             point[name], half = interval(some[name].astype(float).tolist())
             point[f"{name}_ci95"] = some[f"{name}_ci95"].iloc[0] if f"{name}_ci95" in some else half
@@ -126,7 +128,8 @@ def _draw_panel(axis, points: pd.DataFrame, band: tuple[float, float] | None, pa
         both = some[some.budget.isin((PUBLISHED, TUNED))]
         axis.plot(100 * both.cost, both[panel.metric], color=style["color"], linewidth=0.5, zorder=1)
         for marker, part in (("o", some[some.budget != TUNED]), ("s", some[some.budget == TUNED])):
-            axis.errorbar(100 * part.cost, part[panel.metric], part[f"{panel.metric}_ci95"].fillna(0), marker=marker, elinewidth=0.7, capsize=0, **style)
+            half = part[f"{panel.metric}_ci95"].fillna(0)
+            axis.errorbar(100 * part.cost, part[panel.metric], half, marker=marker, elinewidth=0.7, capsize=0, **style)
     axis.set_ylim(_limits([*drawn[panel.metric], panel.ideal, *(band or ())]))
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100]))

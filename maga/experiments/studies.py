@@ -64,12 +64,14 @@ def compact(result: Result) -> pd.DataFrame:
 
 
 def forgotten_outputs(result: Result, session: Session) -> dict[str, Tensor]:
-    "Logits on the forgotten test images, of the first seed of every line that was run: name -> [n, K]."
+    "Logits on the forgotten test images [n, K], of the first seed of every line that was run, by its name."
     found = {}
     for cell, some in zip(result.cells, result.rows, strict=True):
         kept = kept_outputs(session, some[0].key) if some and not some[0].failed else None
         if kept is not None:
-            found[f"{cell.method} {cell.variant}".strip()] = kept["test"][session.split(cell.spec).forget_test.cpu()]
+            name = f"{cell.method} {cell.variant}".strip()
+            place = f"{name} ({cell.spec.preset})" if name in found else name
+            found[place] = kept["test"][session.split(cell.spec).forget_test.cpu()]
     return found
 
 # %% ../../nbs/509_studies.ipynb #0a817514

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 # %% auto #0
 __all__ = ['FORWARD_ALONE', 'Passes', 'counted_passes']
@@ -24,17 +24,13 @@ class Passes:
 
     def __init__(self, device: torch.device | str) -> None:
         self.total = torch.zeros((), dtype=torch.float64, device=device)
-        self.depth = 0  # of nested module calls
+        self.within = False  # a call that is being counted
 
     def __float__(self) -> float:
         return self.total.item()
 
-    def enter(self, module: nn.Module, inputs: tuple) -> None:
-        self.depth += 1
-
-    def leave(self, module: nn.Module, inputs: tuple, output: object) -> None:
-        self.depth -= 1
-        if self.depth == 0 and inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim == 4:
+    def add(self, inputs: tuple) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim == 4:
             self.total.add_(len(inputs[0]) * (1.0 if torch.is_grad_enabled() else FORWARD_ALONE))
 
 
@@ -43,10 +39,21 @@ def counted_passes(
     device: torch.device | str = "cpu",  # of the models
 ) -> Iterator[Passes]:
     "A context that counts every call of a module with images [B, C, H, W]: B passes with gradients, B / 3 without."
-    passes = Passes(device)
-    hooks = register_module_forward_pre_hook(passes.enter), register_module_forward_hook(passes.leave, always_call=True)
+    passes, plain = Passes(device), nn.Module.__call__
+
+    def counting(module: nn.Module, *inputs: Any, **named: Any) -> Any:
+        if passes.within:
+            return plain(module, *inputs, **named)
+        passes.within = True
+        try:
+            result = plain(module, *inputs, **named)
+        finally:
+            passes.within = False
+        passes.add(inputs)
+        return result
+
+    nn.Module.__call__ = counting  # type: ignore[method-assign]
     try:
         yield passes
     finally:
-        for hook in hooks:
-            hook.remove()
+        nn.Module.__call__ = plain  # type: ignore[method-assign]

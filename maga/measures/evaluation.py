@@ -366,7 +366,7 @@ def show_floors(
     floors: Sequence[Floor],
     scores: Mapping[str, Sequence[Score]],  # row -> a score for each floor, in the same order
 ):
-    "One axis per metric: its floor as a band, the retrains' values as grey strokes, the mean of each row as a dot. Returns the figure."
+    "One axis per metric: its floor as a band, the retrains' values as grey strokes, each row's mean as a dot, ∞ as an arrow. Returns the figure."
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(len(floors), 1, figsize=(6, 0.6 + 0.42 * len(floors)), dpi=110, squeeze=False, layout="constrained")
@@ -376,7 +376,10 @@ def show_floors(
         strokes = "a retrain against the others (population attacks: half against half)"
         axis.plot(f.values, [0] * len(f.values), "|", color="0.4", markersize=11, label=strokes)
         for i, (row, some) in enumerate(scores.items()):
-            axis.plot([some[k].mean], [0.5 - i / max(1, len(scores) - 1)], "o", markersize=5, label=row)
+            never = math.isinf(some[k].mean)
+            x, place = (1, axis.get_yaxis_transform()) if never else (some[k].mean, axis.transData)
+            y = 0.5 - i / max(1, len(scores) - 1)
+            axis.plot([x], [y], ">" if never else "o", color=f"C{i}", markersize=5, transform=place, clip_on=False, label=row)
         axis.set(ylim=(-1, 1), yticks=[])
         axis.tick_params(labelsize=7)
         axis.spines[["left", "right", "top"]].set_visible(False)

@@ -119,7 +119,7 @@ def _gaussians(phi: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     squares = (phi - mean).square().masked_fill(~chosen, 0).sum()
     return mean, (squares / freedom).sqrt().clamp_min(1e-6)
 
-
+# %% ../../nbs/102_membership.ipynb #wh0lec1b
 def u_lira_class(
     unlearned: Tensor,  # margins of N_u models that were trained and unlearned [N_u, n]
     retrained: Tensor,  # margins of N_o models that never saw the class [N_o, n]
