@@ -5,6 +5,7 @@
 # %% ../../nbs/505_report.ipynb #09818fb3
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +24,10 @@ from .store import Row, Spec, Store
 from ..measures.contract import Evidence, Subject, interval
 
 # %% auto #0
-__all__ = ['COLUMNS', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'line_of', 'kept_subject', 'paired_evidence',
-           'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result', 'register', 'experiment', 'together',
-           'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of', 'shared_trainings', 'table_of',
-           'said_code', 'open_session', 'precision', 'compute']
+__all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'bounds_noted', 'line_of',
+           'kept_subject', 'paired_evidence', 'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result',
+           'register', 'experiment', 'together', 'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of',
+           'shared_trainings', 'table_of', 'said_code', 'open_session', 'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
 def paper_folder() -> Path | None:
@@ -45,11 +46,18 @@ def paper_numbers(table: int | None) -> pd.DataFrame:
 
 # %% ../../nbs/505_report.ipynb #a23584b9
 COLUMNS = ("A_r", "A_f", "MIA", "TV", "seconds")
+BOUND_OF = {"relearn_ratio": "relearn_more_than"}  # metric -> what a row has in its place, where the value is only known to be larger
 
 
 def value_of(row: Row, metric: str) -> float:
     "A metric of a row; `seconds` is the time of unlearning."
     return row.seconds.get("unlearning", float("nan")) if metric == "seconds" else row.metrics.get(metric, float("nan"))
+
+
+def bounds_noted(rows: Sequence[Row]) -> list[str]:
+    "A note for each metric with values that are only known to be above a bound."
+    found = {m: [v for r in rows if not math.isnan(v := value_of(r, bound))] for m, bound in BOUND_OF.items()}
+    return [f"{m} > {min(above):.2f} for {len(above)} of {len(rows)} seeds, left out of its mean" for m, above in found.items() if above]
 
 
 def line_of(
@@ -78,7 +86,7 @@ def line_of(
         like = interval([value_of(r, metric if metric == "MIA" else f"legacy_{metric}") for r in good])[0]
         line[f"{metric}_difference"] = like - line[f"{metric}_paper"]
     uncompared = sorted({f"TV: {r.missing['TV']}" for r in good if "TV" in r.missing})
-    line["note"] = "; ".join([*errors, *uncompared]) or ("" if good else missing)
+    line["note"] = "; ".join([*errors, *uncompared, *bounds_noted(good)]) or ("" if good else missing)
     return line
 
 # %% ../../nbs/505_report.ipynb #ea7ab389

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .catalogue import chosen_labels
-from .report import Result, paired_evidence
+from .report import BOUND_OF, Result, paired_evidence
 from .runs import kept_outputs
 from .session import Session
 from .settings import Settings, cifar10_spec
@@ -291,8 +291,10 @@ def said_beyond(result: Result, metrics: Sequence[tuple[str, float]]) -> list[st
         nearest = away[away == away.min()].index
         place = f"; maga has rank {1 + int((away < away['maga']).sum())} with {table[metric]['maga']:.2f}" if "maga" in away else ""
         verb = "is" if len(nearest) == 1 else "are"
+        above = table.get(BOUND_OF.get(metric, ""), pd.Series(dtype=float)).dropna()
+        apart = f"; only a bound is known for {', '.join(above.index)}: > {above.min():.2f}" if len(above) else ""
         sentences.append(
-            f"{metric} (ideal {ideal:g}): {', '.join(nearest)} {verb} nearest of {len(away)} with {table[metric][nearest[0]]:.2f}{place}."
+            f"{metric} (ideal {ideal:g}): {', '.join(nearest)} {verb} nearest of {len(away)} with {table[metric][nearest[0]]:.2f}{place}{apart}."
         )
     return sentences
 
