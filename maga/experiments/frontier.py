@@ -18,7 +18,7 @@ from ..measures.contract import interval
 
 # %% auto #0
 __all__ = ['CASE', 'PANELS', 'BUDGETED', 'SIZE', 'GOALS', 'with_gaps', 'frontier_points', 'by_case', 'Panel', 'on_frontier',
-           'styles_of', 'draw_frontier', 'show_frontier', 'side_by_side', 'said_frontier', 'Bound', 'goals_met']
+           'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned', 'said_frontier', 'Bound', 'goals_met']
 
 # %% ../../nbs/507_frontier.ipynb #928cef9f
 CASE = ["model", "task", "target"]
@@ -218,26 +218,26 @@ def show_frontier(
     return figure
 
 # %% ../../nbs/507_frontier.ipynb #0fcbcfd9
-def side_by_side(
-    table: pd.DataFrame,  # a row a method, budget, class and seed
+def published_and_tuned(
+    points: pd.DataFrame,  # of `frontier_points`
     metrics: Sequence[str] = ("cost", "neighbour_tv_ratio", "MIA_gap", "A_r_gap", "A_f_gap"),
 ) -> pd.DataFrame:
-    "A row a method that was tuned: each metric with published settings (of several budgets: the largest) and with tuned ones."
-    points = frontier_points(table)
-    tuned = points[points.budget == TUNED].set_index("method")
-    published = points[points.method.isin(tuned.index) & (points.budget != TUNED)].groupby("method", sort=False).first()
+    "A row a case and method that was tuned: each metric with published settings (of several budgets: the largest) and with tuned ones."
+    place = [*CASE, "method"]
+    tuned = points[points.budget == TUNED].set_index(place)
+    published = points[points.budget != TUNED].drop_duplicates(place).set_index(place).reindex(tuned.index)
     return pd.concat({m: pd.DataFrame({PUBLISHED: published[m], TUNED: tuned[m]}) for m in metrics}, axis=1)
 
 # %% ../../nbs/507_frontier.ipynb #3703f049
 def said_frontier(
-    table: pd.DataFrame,
+    points: pd.DataFrame,  # of `frontier_points`
     panels: tuple[Panel, ...] = PANELS,
 ) -> list[str]:
     "For each case and metric: the methods on the frontier, the cheapest first."
     sentences = []
-    for name, points in by_case(frontier_points(table)):
+    for name, some in by_case(points):
         for panel in panels:
-            best = on_frontier(points, panel)
+            best = on_frontier(some, panel)
             steps = [
                 f"{m}{'' if b in ('', PUBLISHED) else f' ({b})'} at {100 * c:.1f} %: {v:.2f}"
                 for m, b, c, v in zip(best.method, best.budget, best.cost, best[panel.metric], strict=True)
@@ -276,9 +276,9 @@ GOALS = {  # largest cost -> bounds
 }
 
 
-def goals_met(table: pd.DataFrame) -> pd.DataFrame:
+def goals_met(points: pd.DataFrame) -> pd.DataFrame:
     "A row for each target and point within its cost: how many bounds it misses or leaves unknown, and by how much it misses each (0: it holds)."
-    points, lines = frontier_points(table), []
+    lines = []
     for cost, bounds in GOALS.items():
         within = points[(points.cost <= cost) & ~points.method.isin(["original", "retrain"])]
         for _, point in within.iterrows():
