@@ -30,7 +30,7 @@ notebooks: $(READY)  ## nbdev_test on every notebook outside of experiments
 	OMP_NUM_THREADS=1 timeout 900 nbdev_test --n_workers 2
 
 pytest: $(READY)
-	OMP_NUM_THREADS=1 pytest -n 2
+	OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
 
 install: $(READY)  ## a plain install, imported from another folder without the development tools
 	python tools/install_check.py
