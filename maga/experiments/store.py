@@ -234,7 +234,7 @@ class Claims(ClaimFiles):
         if any(not self.dead(key, n) for n in numbers):
             return None
         mine = (numbers or [0])[-1] + 1
-        owner = json.dumps({"host": this_host(), "pid": os.getpid(), "started": _started(os.getpid())}).encode()  # before: an empty claim has no owner
+        owner = json.dumps({"host": this_host(), "pid": os.getpid(), "started": _started(os.getpid())}).encode()  # an empty claim has no owner
         try:
             handle = os.open(self.folder / f"{key}.{mine}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
