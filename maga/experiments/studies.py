@@ -213,11 +213,16 @@ def matrices_of(session: Session, spec: Spec) -> dict[str, TransitionMatrix]:
     return found
 
 
-def opinions_of(session: Session, spec: Spec) -> Opinions:
+def opinions_of(
+    session: Session,
+    spec: Spec,
+    said: Tensor | None = None,  # by retrains, of the forgotten training images: [R, n_f, K]; None: by the specification's
+) -> Opinions:
     "What is said of the forget images: experts as the specification's preset asks them, every judge in both readings, the retrains."
     split, original, e = session.split(spec), trained(session, original_of(spec)), config_of(spec).experts
     f, generator = split.forget_train, seeded_generator("opinions", spec.unlearning_seed)
-    gold = [outputs_of(session, replace(retrain_of(spec), seed=s), split).train[f].softmax(1) for s in spec.references]
+    if said is None:
+        said = torch.stack([outputs_of(session, replace(retrain_of(spec), seed=s), split).train[f].softmax(1) for s in spec.references])
     experts = {
         "views": view_probabilities(original, split, generator, e.n_views, e.pad, e.flip),
         "neighbours": smoothed(neighbour_votes(original, split, generator, e.k, e.bank), e.smoothing),
@@ -226,8 +231,8 @@ def opinions_of(session: Session, spec: Spec) -> Opinions:
     for name, T in matrices_of(session, spec).items():
         judges[name, "R"] = judge_probabilities(original, split, T)
         judges[name, "column"] = T.T.to(split.device).T[split.train.labels[f]]
-    judges["retrains' mean", "column"] = torch.stack(gold).mean((0, 1)).expand(len(f), -1)
-    return Opinions(experts, judges, torch.stack(gold), split.forbidden_labels())
+    judges["retrains' mean", "column"] = said.mean((0, 1)).expand(len(f), -1)
+    return Opinions(experts, judges, said, split.forbidden_labels())
 
 
 def judge_table(found: Found) -> pd.DataFrame:
@@ -291,14 +296,15 @@ def _kept_file(name: str) -> Path:
 
 
 def kept(name: str) -> pd.DataFrame:
-    "The rows of an earlier run."
+    "The rows of a run that is kept."
     return pd.read_csv(_kept_file(name))
 
 
 def kept_about(name: str) -> str:
     "Where a kept table comes from, in one sentence."
     about = pd.read_csv(_kept_file("about"), dtype=str).fillna("not kept").set_index("table").loc[name]
+    made = "Earlier run, not of the present code" if about.code == "not kept" else f"Kept run of code {about.code}"
     return (
-        f"Earlier run, not of the present code: {about.request}; date: {about.date}; device: {about.device}; "
+        f"{made}: {about.request}; date: {about.date}; device: {about.device}; "
         f"seeds: {about.seeds}; settings: {about.settings}; unit: {about.unit}."
     )
