@@ -39,7 +39,7 @@ def time_left(seconds: float | None) -> str:
 
 
 class Countable(Protocol):
-    "A report that a bar can show; its text stands behind the bar."
+    "A report that a bar can show; its text follows the bar."
 
     @property
     def done(self) -> int: ...

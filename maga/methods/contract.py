@@ -29,7 +29,7 @@ class Source:
     repository: str = ""  # owner/name
     path: str = ""  # of the file; the place in a paper
     commit: str = ""  # 40 hexadecimal digits
-    numbers: Mapping[str, Any] = field(default_factory=dict)  # setting, such as "fit.lr" -> what stands there
+    numbers: Mapping[str, Any] = field(default_factory=dict)  # setting, such as "fit.lr" -> its value there
     words: Mapping[str, str] = field(default_factory=dict)  # setting, or group of settings ("fit"; "" for all) -> why ours is what it is
 
     def __post_init__(self) -> None:
