@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'TASKS', 'show_images', 'ImageSet', 'Views', 'random_views', 'crop_and_flip', 'ForgetSplit',
-           'class_id', 'forget_class', 'forget_subclass', 'forget_random', 'MagaError', 'write_whole']
+           'did_you_mean', 'class_id', 'forget_class', 'forget_subclass', 'forget_random', 'MagaError', 'write_whole']
 
 # %% ../nbs/000_data.ipynb #5aefd6a9
 def show_images(
@@ -275,6 +275,12 @@ class ForgetSplit:
     __repr__ = __str__
 
 # %% ../nbs/000_data.ipynb #a641907d
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    "What a sentence about an unknown name adds: ` (did you mean rocket?)`, or nothing where no known name is near."
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
 def class_id(
     classes: Sequence[str],  # the names, in the order of the labels
     wanted: str | int,  # a name or a number

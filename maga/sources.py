@@ -24,10 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .data import ImageSet, MagaError, write_whole
+from .data import ImageSet, MagaError, did_you_mean, write_whole
 
 # %% auto #0
-__all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'TUNING', 'digits', 'decode', 'decode_all', 'cache_folder',
+__all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'NAMES', 'TUNING', 'digits', 'decode', 'decode_all', 'cache_folder',
            'cached', 'from_parquet', 'from_torchvision', 'from_folder', 'from_hub', 'load', 'halved', 'put_aside']
 
 # %% ../nbs/002_sources.ipynb #d975a449
@@ -289,6 +289,9 @@ def from_hub(
     return read("train"), read(held_out)
 
 # %% ../nbs/002_sources.ipynb #9e631f11
+NAMES = ("digits", "cifar10", "cifar10_small", "cifar100", "cifar20")
+
+
 def load(
     name: str,  # digits, cifar10, cifar10_small, cifar100, cifar20, folder:<path>, hub:<name>; each also with _tuning
     root: str | Path = "data",  # the folder of local data sets
@@ -306,10 +309,10 @@ def load(
         pair = from_folder(rest, size)
     elif kind == "hub" and rest:
         pair = from_hub(rest, size)
-    elif name in ("cifar10", "cifar10_small", "cifar100", "cifar20"):
+    elif name in NAMES:
         pair = _cifar(name, Path(root), download)
     else:
-        raise MagaError(f"There is no data set {name!r}; expected digits, cifar10, cifar10_small, cifar100, cifar20, folder:<path> or hub:<name>.")
+        raise MagaError(f"There is no data set {name!r}{did_you_mean(name, NAMES)}; expected {', '.join(NAMES)}, folder:<path> or hub:<name>.")
     return pair[0].to(device), pair[1].to(device)
 
 

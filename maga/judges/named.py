@@ -5,14 +5,13 @@
 # %% ../../nbs/217_named.ipynb #6524b30d
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
-from ..data import ImageSet, MagaError
+from ..data import ImageSet, MagaError, did_you_mean
 from .contract import FeatureJudge, Judge
 from .families import guessed_family
 from .prompt import PROMPT, ExampleChoice, PromptLength, usual_length
@@ -161,9 +160,7 @@ def judge_kind(name: str) -> tuple[str, str]:
     "(kind, model) of a judge's name; the model is empty where the kind has a default or needs none. `MagaError` for unknown names."
     kind, _, model = name.partition(":")
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.5)
-        guess = f" (did you mean {near[0]}?)" if near else ""
-        raise MagaError(f"There is no judge {name!r}{guess}; expected {judge_forms()}.")
+        raise MagaError(f"There is no judge {name!r}{did_you_mean(kind, KINDS)}; expected {judge_forms()}.")
     known = KINDS[kind]
     if known.model == "required" and not model:
         raise MagaError(f"The judge {kind} needs a model: {kind}:<folder or hub name>, for example {kind}:{known.example}.")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..data import TASKS, ForgetSplit, MagaError
+from ..data import TASKS, ForgetSplit, MagaError, did_you_mean
 from ..training import Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
@@ -81,7 +81,7 @@ class Method:
         "A preset, with some of its fields changed; `<name>_<data>` or else `<name>_<task>` where the data set or the task has one of its own."
         own = next((n for n in (f"{name}_{data}", f"{name}_{task}", name) if n in self.presets), None)
         if own is None:
-            raise MagaError(f"{self.name} has no preset {name!r}; its presets are {', '.join(self.presets)}.")
+            raise MagaError(f"{self.name} has no preset {name!r}{did_you_mean(name, self.presets)}; its presets are {', '.join(self.presets)}.")
         return replace(self.presets[own], **changes)
 
 # %% ../../nbs/300_contract.ipynb #3490bba0
@@ -91,7 +91,7 @@ METHODS: dict[str, Method] = {}
 def get_method(name: str) -> Method:
     "The method of that name; `MagaError` names the ones there are."
     if name not in METHODS:
-        raise MagaError(f"There is no method {name!r}; there are {', '.join(sorted(METHODS))}.")
+        raise MagaError(f"There is no method {name!r}{did_you_mean(name, METHODS)}; there are {', '.join(sorted(METHODS))}.")
     return METHODS[name]
 
 
