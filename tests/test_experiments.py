@@ -179,11 +179,11 @@ def test_all_is_filled(smoke):
         table = pd.read_csv(smoke / name / "table.csv")
         assert len(table) > 0
         if "A_r" in table:
-            here = table.method.isin(HERE) & (table.get("backbone", "resnet10") == "resnet10")
+            here = table.method.isin(HERE) & (table.get("backbone", "resnet10") == "resnet10")  # nothing of figure 4, which has a ViT alone
             assert (table.A_r.notna() == here).all() and table[~here].note.astype(str).str.startswith("not run").all(), name
             table = table[here]
             filled = table.seed.notna() if name == "frontier" else table.seeds == 1
-            assert len(table) and filled.all(), (name, table.note.dropna().tolist())
+            assert (len(table) or name == "figure4") and filled.all(), (name, table.note.dropna().tolist())
             numbers = table[table.method != "original"][["A_r", "A_f", "MIA", "TV", "seconds"]]
             assert numbers.notna().all().all(), name
     everything = pd.read_parquet(smoke / "all.parquet")
@@ -241,7 +241,7 @@ def test_studies_run(smoke, tmp_path, name):
     few = FEW.get(name, [])
     ended = execute(NOTEBOOKS[name], tmp_path / f"{name}.ipynb", "preset=smoke", "device=cpu", f"results={results}", *few)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    assert "Earlier run, not of the present code" in (tmp_path / f"{name}.ipynb").read_text()
+    assert re.search("Earlier run, not of the present code|Kept run of code", (tmp_path / f"{name}.ipynb").read_text())
     table = pd.read_csv(results / name / "table.csv")
     assert len(table) > 0 and not (smoke / name).exists()
     if "A_r" in table:
