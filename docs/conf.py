@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "docs"))
 
-from reference import described  # noqa: E402
+from reference import described, escaped  # noqa: E402
 
 import maga  # noqa: E402
 
@@ -78,6 +78,7 @@ def fold_tests(app, docname, source):
 def add_parameters(app, what, name, obj, options, lines):
     if what in ("function", "method", "class", "exception"):
         lines += described(obj)
+    lines[:] = [escaped(line) for line in lines]
 
 
 def add_index(app, error):

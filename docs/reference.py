@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 
 from fastcore.docments import docments
 
@@ -16,3 +17,9 @@ def described(thing: object) -> list[str]:
     if dataclasses.is_dataclass(thing):
         told = {n: t for n, t in told.items() if n in inspect.signature(thing).parameters}
     return ["", *(f":param {name}: {text}" for name, text in told.items())] if told else []
+
+
+def escaped(line: str) -> str:
+    "The line with `name_` and `|` as text outside of backticks, where reStructuredText would read references."
+    parts = re.split("(``.+?``|`[^`]*`)", line)
+    return "".join(part if n % 2 else re.sub(r"(\w)_(?!\w)", r"\1\\_", part).replace("|", r"\|") for n, part in enumerate(parts))
