@@ -23,7 +23,8 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'TASKS', 'show_images', 'ImageSet', 'Views', 'random_views', 'crop_and_flip', 'ForgetSplit',
-           'did_you_mean', 'class_id', 'forget_class', 'forget_subclass', 'forget_random', 'MagaError', 'write_whole']
+           'did_you_mean', 'no_such', 'class_id', 'forget_class', 'forget_subclass', 'forget_random', 'MagaError',
+           'write_whole']
 
 # %% ../nbs/000_data.ipynb #5aefd6a9
 def show_images(
@@ -279,6 +280,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     "What a sentence about an unknown name adds: ` (did you mean rocket?)`, or nothing where no known name is near."
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def no_such(kind: str, name: str, known: Iterable[str]) -> MagaError:
+    "The error of an unknown name: what there is instead, and what may have been meant."
+    known = list(known)
+    return MagaError(f"There is no {kind} {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}.")
 
 
 def class_id(

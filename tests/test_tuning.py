@@ -116,7 +116,7 @@ def test_winners_follow_from_the_kept_table():
         assert get_method(name).preset("small_tuned") == config
     counts = table[~table.method.isin(TRAINED)].groupby(["method", "target"]).trial.nunique()
     assert set(counts) == {16} and set(counts.index.get_level_values("method")) == set(SPACES)
-    assert table[~table.method.isin(TRAINED)].cost.max() < 1 / 3  # no trial is dearer than a third of a retrain
+    assert table[~table.method.isin(TRAINED)].cost.max() < 1 / 3  # no trial costs more than a third of a retrain
 
 
 def test_a_method_without_a_space_says_so():

@@ -18,7 +18,8 @@ from ..measures.contract import interval
 
 # %% auto #0
 __all__ = ['CASE', 'PANELS', 'BUDGETED', 'SIZE', 'GOALS', 'with_gaps', 'frontier_points', 'by_case', 'Panel', 'on_frontier',
-           'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned', 'said_frontier', 'Bound', 'goals_met']
+           'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned', 'point_name', 'said_frontier', 'Bound',
+           'goals_met']
 
 # %% ../../nbs/507_frontier.ipynb #928cef9f
 CASE = ["model", "task", "target"]
@@ -229,6 +230,11 @@ def published_and_tuned(
     return pd.concat({m: pd.DataFrame({PUBLISHED: published[m], TUNED: tuned[m]}) for m in metrics}, axis=1)
 
 # %% ../../nbs/507_frontier.ipynb #3703f049
+def point_name(method: str, budget: str, cost: float) -> str:
+    "How a sentence calls a point: `restart (5%) at 4.4 %`."
+    return f"{method}{'' if budget in ('', PUBLISHED) else f' ({budget})'} at {100 * cost:.1f} %"
+
+
 def said_frontier(
     points: pd.DataFrame,  # of `frontier_points`
     panels: tuple[Panel, ...] = PANELS,
@@ -239,7 +245,7 @@ def said_frontier(
         for panel in panels:
             best = on_frontier(some, panel)
             steps = [
-                f"{m}{'' if b in ('', PUBLISHED) else f' ({b})'} at {100 * c:.1f} %: {v:.2f}"
+                f"{point_name(m, b, c)}: {v:.2f}"
                 for m, b, c, v in zip(best.method, best.budget, best.cost, best[panel.metric], strict=True)
             ]
             if steps:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import maga
-from ..data import MagaError, did_you_mean, write_whole
+from ..data import MagaError, no_such, write_whole
 from .runs import BatchReport, by_other_code, compared, kept, remembered_outputs, run_batch
 from .session import Given, Session, Training, content_digest, original_of, resolve, retrain_of, trained
 from .settings import BACKBONES, Cell, Settings
@@ -174,7 +174,7 @@ def register(*experiments: Experiment) -> None:
 def experiment(name: str) -> Experiment:
     "The experiment of that name; `MagaError` names the ones there are."
     if name not in EXPERIMENTS:
-        raise MagaError(f"There is no experiment {name!r}{did_you_mean(name, EXPERIMENTS)}; there are all, {', '.join(EXPERIMENTS)}.")
+        raise no_such("experiment", name, ("all", *EXPERIMENTS))
     return EXPERIMENTS[name]
 
 

@@ -50,9 +50,9 @@ from ..training import RECIPES
 
 # %% auto #0
 __all__ = ['COMPARISONS', 'NO_RETRAIN', 'BatchBar', 'package_versions', 'git_commit', 'device_name', 'provenance_of',
-           'retrain_passes', 'filled', 'unlearn', 'looked_at_by', 'subject_of', 'evidence_of', 'all_measures', 'halved',
-           'keep_outputs', 'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'row_of', 'run', 'by_other_code',
-           'kept', 'compared', 'BatchReport', 'finished', 'attempt', 'run_batch']
+           'retrain_passes', 'filled', 'unlearn', 'looked_at_by', 'subject_of', 'evidence_of', 'all_measures',
+           'as_float16', 'keep_outputs', 'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'row_of', 'run',
+           'by_other_code', 'kept', 'compared', 'BatchReport', 'finished', 'attempt', 'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
 def package_versions() -> dict[str, str]:
@@ -165,7 +165,7 @@ def all_measures(evidence: Evidence) -> tuple[dict[str, float], dict[str, str]]:
     return {s.metric: s.mean for s in scores}, {s.metric: s.missing for s in scores if s.missing}
 
 # %% ../../nbs/504_runs.ipynb #db734afa
-def halved(logits: torch.Tensor) -> torch.Tensor:
+def as_float16(logits: torch.Tensor) -> torch.Tensor:
     "Logits [n, K] as float16. A row beyond its range is shifted so that the largest is 0, which leaves the probabilities as they are."
     most = torch.finfo(torch.float16).max
     shifted = (logits - logits.amax(-1, keepdim=True)).clamp(min=-most)
@@ -174,7 +174,7 @@ def halved(logits: torch.Tensor) -> torch.Tensor:
 
 def keep_outputs(session: Session, key: str, out: Outputs, split: ForgetSplit) -> None:
     "Logits as float16: of all test images, and of the forgotten training images."
-    tensors = {"test": halved(out.test).cpu(), "forget_train": halved(out.train[split.forget_train]).cpu()}
+    tensors = {"test": as_float16(out.test).cpu(), "forget_train": as_float16(out.train[split.forget_train]).cpu()}
     write_whole(session.store.outputs(key), lambda p: save_file(tensors, p))
 
 

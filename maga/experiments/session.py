@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from ..data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
+from ..data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass, no_such
 from ..device import clock, pick_device, seeded_generator
 from .store import RETRAIN, Spec, Store, key_of
 from ..judges.contract import draw_exemplars
@@ -54,7 +54,7 @@ class Training:
     def key(self) -> str:
         "The key of what is asked for; that of the file is `model_key`."
         if self.recipe not in RECIPES:
-            raise MagaError(f"There is no training recipe {self.recipe!r}; there are {', '.join(RECIPES)}.")
+            raise no_such("training recipe", self.recipe, RECIPES)
         asked = asdict(self) if self.draw else {k: v for k, v in asdict(self).items() if k != "draw"}  # as before there were draws
         return key_of("training", asked, RECIPES[self.recipe])
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..data import MagaError, did_you_mean
+from ..data import MagaError, no_such
 from .store import TRAINED, Spec
 from ..methods.contract import METHODS, get_method, with_change
 
@@ -226,7 +226,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
-            raise MagaError(f"There is no preset {self.preset!r}{did_you_mean(self.preset, PRESETS)}; there are {', '.join(PRESETS)}.")
+            raise no_such("preset", self.preset, PRESETS)
         known = [b.name for b in self.size.backbones]
         for name in self.backbone:
             if name not in known:
@@ -276,7 +276,7 @@ def settings_of(**texts: Any) -> Settings:
     known = {f.name: f.metadata["form"] for f in fields(Settings)}
     for name in texts:
         if name not in known:
-            raise MagaError(f"There is no setting {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}.")
+            raise no_such("setting", name, known)
     return Settings(**{name: known[name].read(text) for name, text in texts.items()})
 
 

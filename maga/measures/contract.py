@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
-from ..data import TASKS, ForgetSplit, MagaError, did_you_mean
+from ..data import TASKS, ForgetSplit, MagaError, no_such
 from ..device import clock
 from .metrics import Measurement, Outputs, accuracy, measure
 from ..models import Penultimate
@@ -283,7 +283,7 @@ population_metric = partial(_registered, of_populations=True)  # of (evidence) -
 def get_metric(name: str) -> Metric:
     "The metric of that name; `MagaError` lists the registered ones."
     if name not in METRICS:
-        raise MagaError(f"There is no metric {name!r}{did_you_mean(name, METRICS)}; there are {', '.join(METRICS)}.")
+        raise no_such("metric", name, METRICS)
     return METRICS[name]
 
 # %% ../../nbs/104_contract.ipynb #1150f84c

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..data import TASKS, ForgetSplit, MagaError, did_you_mean
+from ..data import TASKS, ForgetSplit, MagaError, did_you_mean, no_such
 from ..training import Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
@@ -91,7 +91,7 @@ METHODS: dict[str, Method] = {}
 def get_method(name: str) -> Method:
     "The method of that name; `MagaError` names the ones there are."
     if name not in METHODS:
-        raise MagaError(f"There is no method {name!r}{did_you_mean(name, METHODS)}; there are {', '.join(sorted(METHODS))}.")
+        raise no_such("method", name, sorted(METHODS))
     return METHODS[name]
 
 
