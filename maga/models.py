@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, MagaError, write_whole
 from .device import seeded, to_device
+from .pretrained import PRETRAINED, check_parameters, fill, timm_name
 
 # %% auto #0
-__all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'ModelSpec', 'batch_norms', 'recomputing', 'last_linear', 'evaluating',
-           'features_and_logits', 'Penultimate', 'save_checkpoint', 'load_checkpoint']
+__all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'from_timm', 'ModelSpec', 'batch_norms', 'recomputing', 'last_linear',
+           'evaluating', 'features_and_logits', 'Penultimate', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/003_models.ipynb #56629c46
 def _resnet18(num_classes: int, size: int) -> nn.Module:
@@ -74,37 +75,68 @@ def small_network(
     with seeded(generator):
         return _small_cnn(classes, 8, norm)
 
+# %% ../nbs/003_models.ipynb #30a53bba
+class _Shortcut(nn.Module):
+    "The input plus a branch's output."
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+def _resnet6_s2d(num_classes: int, size: int) -> nn.Module:
+    def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+    if size % 2:
+        raise MagaError(f"resnet6_s2d folds 2 × 2 pixels, so the side of its images must be even, not {size}.")
+    body = [conv(12, 64), conv(64, 128, 2), _Shortcut(conv(128, 128)), conv(128, 256, 2), _Shortcut(conv(256, 256))]
+    return nn.Sequential(nn.PixelUnshuffle(2), *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, num_classes))
+
 # %% ../nbs/003_models.ipynb #98a3f040
 BUILT_HERE: dict[str, Callable[[int, int], nn.Module]] = {  # (classes, side of the images in pixels) -> model
     "resnet18": _resnet18,
     "resnet10": _resnet10,
+    "resnet6_s2d": _resnet6_s2d,
     "small_cnn": _small_cnn,
     "vit_small": _vit_small,
     "vit_tiny": _vit_tiny,
 }
-ARCHITECTURES = (*BUILT_HERE, "vit_base")
+ARCHITECTURES = (*BUILT_HERE, *PRETRAINED)
 
 
-def _from_timm(name: str, num_classes: int, size: int, pretrained: bool) -> nn.Module:
+def from_timm(
+    arch: str,  # a name in PRETRAINED, or one of timm's
+    num_classes: int | None,  # K; None: as it was pretrained
+    size: int | None,  # side of the images in pixels; None: as it was pretrained
+    pretrained: bool,  # with the weights of timm's hub
+) -> nn.Module:
+    "A network of timm's; `MagaError` if there is none of that name or its weights cannot be fetched."
     import difflib
 
     import timm
 
+    name = timm_name(arch)
     if not timm.is_model(name):
         known = [*ARCHITECTURES, *timm.list_models()]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or list(ARCHITECTURES)
         raise MagaError(
             f"There is no architecture {name!r}, neither here ({', '.join(ARCHITECTURES)}) nor in timm; the nearest names are {', '.join(near)}."
         )
-    takes_size: dict[str, Any] = {"img_size": size} if name.startswith(("vit_", "deit", "swin")) else {}
+    asked: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if size is not None and name.startswith(("vit_", "deit", "swin")):
+        asked["img_size"] = size
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **takes_size)
+        return timm.create_model(name, pretrained=pretrained, **asked)
     except Exception as e:  # the hub's client raises many kinds
         if not pretrained:
             raise
         raise MagaError(
             f"The pretrained weights of {name} could not be fetched ({type(e).__name__}); "
-            "load a checkpoint of your own, or start from scratch with pretrained=False."
+            "pass a file of them (weights=…), load a checkpoint of your own, or start from scratch with pretrained=False."
         ) from e
 
 # %% ../nbs/003_models.ipynb #4513dc9f
@@ -117,23 +149,32 @@ class ModelSpec:
     size: int = 32  # side of the images it sees, in pixels
     mean: tuple[float, ...] = CIFAR_MEAN  # of the normalisation, per channel
     std: tuple[float, ...] = CIFAR_STD
-    pretrained: bool = False  # start from ImageNet weights with a new head
+    pretrained: bool = False  # start from given weights with a new head
+    weights: str = ""  # where these are: a name in PACKAGED, or a file; "": timm's hub
 
     @classmethod
     def of(cls, arch: str, images: ImageSet, pretrained: bool | None = None) -> ModelSpec:
-        "The architecture for a data set: its classes, size and normalisation. `vit_base` is pretrained by default."
-        size = 224 if arch == "vit_base" else (images.size or images.images.shape[-1])
-        return cls(arch, images.classes, size, images.mean, images.std, arch == "vit_base" if pretrained is None else pretrained)
+        "The architecture for a data set: its classes, size and normalisation. The networks in `PRETRAINED` are pretrained by default."
+        known = PRETRAINED.get(arch)
+        start = known is not None if pretrained is None else pretrained
+        size = known.size if known else (images.size or images.images.shape[-1])
+        spec = cls(arch, images.classes, size, images.mean, images.std, start)
+        if known is None or not start:
+            return spec
+        return replace(spec, weights=known.weights, mean=known.mean or spec.mean, std=known.std or spec.std)
 
     def make(self, generator: torch.Generator) -> nn.Module:
-        "A new model on the CPU, in channels-last memory; its random weights are drawn from the generator."
+        "A new model on the CPU, in channels-last memory; its random weights (of a pretrained one: its last layer) are drawn from the generator."
         k = len(self.classes)
         with seeded(generator):
             if self.arch in BUILT_HERE:
                 model = BUILT_HERE[self.arch](k, self.size)
             else:
-                name = "vit_base_patch16_224" if self.arch == "vit_base" else self.arch
-                model = _from_timm(name, k, self.size, self.pretrained)
+                model = from_timm(self.arch, k, self.size, self.pretrained and not self.weights)
+        if self.pretrained and self.weights:
+            fill(model, last_linear(model), self.weights, f"a {self.arch}")
+        elif self.pretrained and self.arch in BUILT_HERE:
+            raise MagaError(f"There are no pretrained weights of {self.arch}; pass a file of them (weights=…), or pretrained=False.")
         return to_device(model, "cpu")
 
     def view(self, images: ImageSet) -> ImageSet:
@@ -240,14 +281,7 @@ def load_checkpoint(
         spec = ModelSpec(**fields)
     model = _empty(spec)
     expected = model.state_dict()
-    odd = sorted(set(expected) ^ set(tensors)) or [k for k in expected if expected[k].shape != tensors[k].shape]
-    if odd:
-        k = odd[0]
-        shapes = [list(t[k].shape) if k in t else "absent" for t in (tensors, expected)]
-        raise MagaError(
-            f"{path} does not hold a {spec.arch} with {len(spec.classes)} classes: {len(odd)} parameters differ, "
-            f"first {k} ({shapes[0]} in the file, {shapes[1]} expected)."
-        )
+    check_parameters(path, f"a {spec.arch} with {len(spec.classes)} classes", tensors, expected)
     model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
     return model.to(device).eval(), spec
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import MagaError, no_such
+from ..pretrained import PRETRAINED
 from .store import TRAINED, Spec
 from ..methods.contract import METHODS, get_method, with_change
 
@@ -39,7 +40,8 @@ class Backbone:
 
     @property
     def label(self) -> str:
-        return f"{self.name} (stand-in)" if self.stand_in else self.name
+        name = PRETRAINED[self.name].label if self.stand_in and self.name in PRETRAINED else self.name
+        return f"{name} (stand-in)" if self.stand_in else name
 
     @property
     def tuned(self) -> str:
@@ -53,11 +55,11 @@ class Preset:
 
     backbones: tuple[Backbone, ...]  # the first for each of the paper's columns is the default
     seeds: tuple[int, ...]
-    grid: tuple[float, ...]  # of τ and α in Figures 7 and 8
-    noise_sizes: tuple[int, ...]
-    epochs: tuple[int, ...]
-    exemplars: tuple[int, ...]
     frontier: tuple[tuple[str, str, str, str], ...]  # its cases: the paper's column, data, task, target
+    grid: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)  # of τ and α in Figures 7 and 8
+    noise_sizes: tuple[int, ...] = (16, 64, 256)
+    epochs: tuple[int, ...] = (1, 3, 5, 10)
+    exemplars: tuple[int, ...] = (2, 5, 10, 20)
     data: Mapping[str, str] = field(default_factory=dict)  # the paper's data set -> what is used instead; {}: nothing is replaced
     targets: Mapping[str, str] = field(default_factory=dict)  # the paper's class -> what is forgotten instead
     epochs_at_most: int | None = None  # a method's epochs are cut to this; None: they are not
@@ -100,9 +102,6 @@ PRESETS = {
         ),
         seeds=(0, 1, 2),
         grid=tuple(n / 10 for n in range(1, 10)),
-        noise_sizes=(16, 64, 256),
-        epochs=(1, 3, 5, 10),
-        exemplars=(2, 5, 10, 20),
         frontier=(
             *(("resnet18", "cifar100", "class", target) for target in ("rocket", "mushroom", "baby", "lamp", "sea")),
             ("resnet18", "cifar20", "subclass", "rocket"),
@@ -125,13 +124,19 @@ PRESETS = {
         threads=1,  # nearly as fast as two, and the same bits on every machine
         gpu=False,
     ),
+    "laptop": Preset(
+        (
+            Backbone("resnet6_s2d", "resnet18", "laptop", "paper_resnet18", stand_in=True),
+            Backbone("efficientnet_lite0", "vit", "lite0", "paper_vit", stand_in=True),
+        ),
+        seeds=(0, 1, 2),
+        frontier=(ON_ROCKET,),
+        threads=1,
+        gpu=False,
+    ),
     "small": Preset(
         (Backbone("resnet10", "resnet18", "cifar10_small", "paper_resnet18", budgets="small_"),),
         seeds=(0, 1, 2, 3, 4),
-        grid=(0.1, 0.3, 0.5, 0.7, 0.9),
-        noise_sizes=(16, 64, 256),
-        epochs=(1, 3, 5, 10),
-        exemplars=(2, 5, 10, 20),
         frontier=(("resnet18", "cifar10", "class", "truck"),),
         data={"cifar10": "cifar10_small"},
     ),
@@ -211,7 +216,7 @@ def checked_change(name: str, place: str, value: Any, preset: str) -> None:
 class Settings:
     "What an experiment is run with: the command's options, a notebook's parameters. `MagaError` names what does not exist."
 
-    preset: str = setting("smoke", "smoke: digits, minutes on a CPU; small: the frontier on a CPU; paper: the paper's settings")
+    preset: str = setting("smoke", "smoke: digits, minutes on a CPU; small, laptop: CIFAR on a CPU; paper: the paper's settings")
     data_root: str = setting("data", "folder with local data sets")
     results: str = setting("results", "folder of the store; several processes may share it")
     device: str = setting("auto", "auto, cpu, cuda or cuda:1")

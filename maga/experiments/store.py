@@ -46,7 +46,7 @@ class Spec:
     recipe: str = "one_cycle"  # how original and retrain are trained
     judge: str = "features"  # makes T: a judge's name, or a file
     exemplars: int = 10  # images per class that the judge sees
-    measures: Literal["table", "all"] = "table"  # the paper's metrics, or all registered ones
+    measures: Literal["table", "all", "brief"] = "table"  # the paper's metrics; all registered ones; accuracies and distances without MIA
     references: tuple[int, ...] = ()  # for "all": training seeds of the retrains of the comparison
     training_seed: int = 0
     unlearning_seed: int = 0
@@ -82,7 +82,7 @@ def canonical(value: Any) -> Any:
     if hasattr(value, "digest"):
         return value.digest
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: canonical(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: canonical(v) for f in fields(value) for v in [getattr(value, f.name)] if not (f.metadata.get("added") and v == f.default)}
     if isinstance(value, Mapping):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -5,35 +5,27 @@
 # %% ../../nbs/509_studies.ipynb #8b0422a4
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from ..data import MagaError
 from .catalogue import REFERENCES, budgets_of, tuned_of
 from .report import Experiment, Found, Result, lines_table, paper_folder, register, value_of
 from .runs import kept_outputs
-from .session import COARSE, Session, config_of, original_of, outputs_of, retrain_of, seeded_generator, trained, transition_of
+from .session import Session, config_of
 from .settings import Cell, Changes, Settings, make_cell
 from .store import TRAINED, Spec
-from ..judges.quality import superclasses
-from ..judges.transition import TransitionMatrix
-from ..measures.distances import leave_one_out_means, neighbour_tv_ratio
 from ..methods.contract import METHODS, get_method
-from ..methods.maga_soft import judge_probabilities, neighbour_votes, product_of_experts, smoothed, view_probabilities
 from ..training import RECIPES
 
 # %% auto #0
-__all__ = ['METRICS_SHOWN', 'SOFT', 'UNAVERAGED', 'BASES', 'WEIGHTS', 'POWERS', 'NOBODY', 'STUDIES', 'study_cell',
-           'changed_table', 'compact', 'forgotten_outputs', 'methods_cells', 'rocket_cells', 'fast_cells', 'fast_table',
-           'presets_of', 'nearness_cells', 'averages', 'nearness_table', 'Opinions', 'line_against', 'opinions_table',
-           'judge_cells', 'matrices_of', 'opinions_of', 'judge_table', 'kept', 'kept_about']
+__all__ = ['METRICS_SHOWN', 'SOFT', 'UNAVERAGED', 'STUDIES', 'study_cell', 'changed_table', 'compact', 'forgotten_outputs',
+           'methods_cells', 'rocket_cells', 'fast_cells', 'fast_table', 'presets_of', 'nearness_cells',
+           'pretrained_cells', 'averages', 'nearness_table', 'kept', 'kept_about']
 
 # %% ../../nbs/509_studies.ipynb #86a13362
 def study_cell(
@@ -136,6 +128,11 @@ def nearness_cells(settings: Settings) -> list[Cell]:
     return [study_cell(settings, *w, measures="all", references=REFERENCES) for w in wanted]
 
 
+def pretrained_cells(settings: Settings) -> list[Cell]:
+    "A network that was pretrained on other data, fine-tuned, retrained from the same weights without a class, and unlearned."
+    return [make_cell(settings, "vit", "cifar100", "class", "rocket", m) for m in (*TRAINED, "maga")]
+
+
 def averages(spec: Spec) -> bool:
     "Whether the model's weights are a running average."
     return bool(RECIPES[spec.recipe].average if spec.trained else config_of(spec).fit.average)
@@ -144,101 +141,6 @@ def averages(spec: Spec) -> bool:
 def nearness_table(found: Found) -> pd.DataFrame:
     "One line per cell, and whether its weights are averaged."
     return changed_table(found).assign(averaged=[averages(c.spec) for c in found.cells])
-
-# %% ../../nbs/509_studies.ipynb #b574c796
-BASES = {"nobody else": (), "views": ("views",), "neighbours": ("neighbours",), "views × neighbours": ("views", "neighbours")}
-WEIGHTS, POWERS = (0.25, 0.5, 1.0, 2.0), (0.5, 0.75, 1.0, 1.5, 2.0)
-NOBODY = ("no judge", "")
-
-
-@dataclass(frozen=True)
-class Opinions:
-    "What experts, judges and retrains say of the forget images."
-
-    experts: Mapping[str, Tensor]  # views, neighbours: probabilities [n_f, K]
-    judges: Mapping[tuple[str, str], Tensor]  # (judge, reading) -> probabilities [n_f, K]
-    retrains: Tensor  # [R, n_f, K]
-    forbidden: Tensor  # bool [n_f, K]
-
-    def target(self, base: str, judge: tuple[str, str], weight: float, power: float) -> Tensor:
-        "The product of the base's experts and the judge: float32 [n_f, K]."
-        asked = [(self.experts[e], 1.0) for e in BASES[base]] + ([] if judge == NOBODY else [(self.judges[judge], weight)])
-        return product_of_experts([p for p, _ in asked], [w for _, w in asked], self.forbidden, power)
-
-    def away(self, target: Tensor) -> Tensor:
-        "TV to the retrains, in percent, of each image: float64 [n_f]."
-        return 50 * (target.double() - leave_one_out_means(self.retrains.double())).abs().sum(-1).mean(0)
-
-
-def line_against(opinions: Opinions, base: str, judge: tuple[str, str], weight: float, power: float) -> dict[str, Any]:
-    "A target's TV ratio, and its mean difference to the target without the judge, with twice the standard error over the images."
-    q = opinions.target(base, judge, weight, power)
-    line = {"base": base, "judge": judge[0], "reading": judge[1], "weight": weight, "power": power}
-    line["neighbour_tv_ratio_train"] = neighbour_tv_ratio(q, opinions.retrains)
-    if BASES[base]:
-        d = opinions.away(q) - opinions.away(opinions.target(base, NOBODY, 0.0, power))
-        line |= {"difference": d.mean().item(), "two_se": 2 * d.std().item() / len(d) ** 0.5}
-    return line
-
-
-def opinions_table(opinions: Opinions) -> pd.DataFrame:
-    "Every base with every judge, weight and power; and without a judge."
-    alone = [(b, NOBODY, 0.0, g) for b, g in itertools.product(BASES, POWERS) if BASES[b]]
-    judged = list(itertools.product(BASES, opinions.judges, WEIGHTS, POWERS))
-    return pd.DataFrame([line_against(opinions, *place) for place in (*alone, *judged)])
-
-# %% ../../nbs/509_studies.ipynb #3036dd4f
-def judge_cells(settings: Settings) -> list[Cell]:
-    "Soft targets without the judge and with it, measured by every metric."
-    return [
-        study_cell(settings, m, changes, preset, measures="all", references=REFERENCES)
-        for m, changes, preset in (
-            ("retrain", (), ""),
-            *(("maga_soft", c, presets_of(settings, "maga_soft")[-1]) for c in ((), (("experts.judge", 1.0),))),
-        )
-    ]
-
-
-def matrices_of(session: Session, spec: Spec) -> dict[str, TransitionMatrix]:
-    "T by name: the judge's, three of random numbers, and that of the true superclasses where the data has some."
-    train = session.split(spec).train
-    k = len(train.classes)
-    found = {spec.judge: transition_of(session, spec)}
-    if train.coarse_labels is not None and spec.data not in COARSE:
-        group = superclasses(train)
-        found["superclasses"] = TransitionMatrix.from_similarity(0.02 + 0.98 * (group[:, None] == group).float(), train.classes)
-    for n in range(3):
-        S = torch.rand(k, k, generator=seeded_generator("random judge", n))
-        found[f"random {n}"] = TransitionMatrix.from_similarity(S, train.classes)
-    return found
-
-
-def opinions_of(
-    session: Session,
-    spec: Spec,
-    said: Tensor | None = None,  # by retrains, of the forgotten training images: [R, n_f, K]; None: by the specification's
-) -> Opinions:
-    "What is said of the forget images: experts as the specification's preset asks them, every judge in both readings, the retrains."
-    split, original, e = session.split(spec), trained(session, original_of(spec)), config_of(spec).experts
-    f, generator = split.forget_train, seeded_generator("opinions", spec.unlearning_seed)
-    if said is None:
-        said = torch.stack([outputs_of(session, replace(retrain_of(spec), seed=s), split).train[f].softmax(1) for s in spec.references])
-    experts = {
-        "views": view_probabilities(original, split, generator, e.n_views, e.pad, e.flip),
-        "neighbours": smoothed(neighbour_votes(original, split, generator, e.k, e.bank), e.smoothing),
-    }
-    judges: dict[tuple[str, str], Tensor] = {}
-    for name, T in matrices_of(session, spec).items():
-        judges[name, "R"] = judge_probabilities(original, split, T)
-        judges[name, "column"] = T.T.to(split.device).T[split.train.labels[f]]
-    judges["retrains' mean", "column"] = said.mean((0, 1)).expand(len(f), -1)
-    return Opinions(experts, judges, said, split.forbidden_labels())
-
-
-def judge_table(found: Found) -> pd.DataFrame:
-    "Every target of the first seed against the retrains: nothing is trained for it but the original and the retrains."
-    spec = found.cells[1].specs(found.settings.all_seeds[:1])[0]
-    return opinions_table(opinions_of(found.session, spec))
 
 # %% ../../nbs/509_studies.ipynb #72ab227b
 STUDIES = (
@@ -275,11 +177,10 @@ STUDIES = (
         apart=True,
     ),
     Experiment(
-        "judge_helps",
-        "Does the judge help?",
-        "A judge knows what looks like what, so labels that it guides are nearer to what a retrain says.",
-        judge_cells,
-        judge_table,
+        "pretrained",
+        "A network that was pretrained on other data",
+        "A pretrained Transformer forgets as a ResNet does.",
+        pretrained_cells,
         apart=True,
     ),
 )

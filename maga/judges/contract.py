@@ -19,7 +19,7 @@ from ..models import evaluating, features_and_logits
 
 # %% auto #0
 __all__ = ['LOW_MASS', 'draw_exemplars', 'image_hashes', 'Judge', 'checked_concepts', 'Block', 'Answers', 'BlockJudge',
-           'blocks_of', 'ask_block', 'ask_all', 'warn_if_ignored', 'FeatureJudge']
+           'blocks_of', 'ask_block', 'ask_all', 'warn_if_ignored', 'FeatureJudge', 'LabelJudge']
 
 # %% ../../nbs/200_contract.ipynb #ca984d36
 def draw_exemplars(
@@ -176,6 +176,8 @@ class FeatureJudge:
 
     def _cosines(self, phi: Tensor, own: Sequence[int | None]) -> Tensor:
         "Cosine of each row with each class mean, the row's own exemplar left out of its class: [n, K]."
+        if len(phi) > 64:  # a part holds 64·K·d numbers
+            return torch.cat([self._cosines(phi[i : i + 64], own[i : i + 64]) for i in range(0, len(phi), 64)])
         sums = self.sums.expand(len(phi), -1, -1).clone()
         counts = self.counts.expand(len(phi), -1).clone()
         labels = self.exemplars.labels.cpu()
@@ -194,3 +196,23 @@ class FeatureJudge:
             own = [self._own.get(h) for h in image_hashes(chunk.images)]
             out.append(torch.sigmoid((self._cosines(self._features(chunk), own) - self.m) / self.s))
         return torch.cat(out)[:, concepts]
+
+# %% ../../nbs/200_contract.ipynb #dd8fc565
+class LabelJudge:
+    "A judge that is a matrix of similarities between classes; it uses the images' labels, not their pixels."
+
+    def __init__(
+        self,
+        table: Tensor,  # float32 [K, K] in [0, 1]: row k holds the answers for images of class k
+        exemplars: ImageSet,  # only their class names are used
+        name: str,
+        revision: str,
+        prompt: str = "",
+    ) -> None:
+        self.table, self.exemplars, self.name, self.revision, self.prompt = table, exemplars, name, revision, prompt
+
+    def scores(self, queries: ImageSet, concepts: Sequence[int]) -> Tensor:
+        "float32 [n, len(concepts)] in [0, 1]."
+        if queries.classes != self.exemplars.classes:
+            raise MagaError(f"The judge {self.name} uses labels only: queries and exemplars must have the same classes.")
+        return self.table[queries.labels.cpu()][:, checked_concepts(concepts, self.exemplars)]

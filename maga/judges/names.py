@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data import ImageSet, MagaError
 from .clip import CAPTION
-from .contract import checked_concepts
+from .contract import LabelJudge
 from .prompt import readable
 from .weights import Source
 
@@ -37,7 +37,7 @@ def sentence_embeddings(
     return ((last * mask).sum(1) / mask.sum(1)).cpu()
 
 
-class NameJudge:
+class NameJudge(LabelJudge):
     "Similarity of class names by sentence embeddings; it uses the images' labels, not their pixels."
 
     def __init__(
@@ -49,18 +49,11 @@ class NameJudge:
         revision: str,
         prompt: str = CAPTION,
     ) -> None:
-        self.exemplars, self.name, self.revision, self.prompt = exemplars, name, revision, prompt
         e = sentence_embeddings(model, tokenizer, [prompt.replace("{label}", readable(c)) for c in exemplars.classes])
         cosines = torch.cosine_similarity(e[:, None], e[None], dim=2)
         if not (cosines.std() > 0 and cosines.isfinite().all()):
             raise MagaError(f"The model of {name} does not separate the class names; use another one.")
-        self.table = torch.sigmoid((cosines - cosines.mean()) / cosines.std())
-
-    def scores(self, queries: ImageSet, concepts: Sequence[int]) -> Tensor:
-        "float32 [n, len(concepts)] in (0, 1)."
-        if queries.classes != self.exemplars.classes:
-            raise MagaError("The name judge uses labels only: queries and exemplars must have the same classes.")
-        return self.table[queries.labels.cpu()][:, checked_concepts(concepts, self.exemplars)]
+        super().__init__(torch.sigmoid((cosines - cosines.mean()) / cosines.std()), exemplars, name, revision, prompt)
 
 
 def load_name_judge(

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..data import ImageSet, MagaError
 
 # %% auto #0
-__all__ = ['auc', 'superclasses', 'superclass_auc', 'superclass_auc_within', 'human_confusion', 'rank_agreement',
-           'diagonal_dominance', 'nearest']
+__all__ = ['HUMAN_PAIRS', 'auc', 'superclasses', 'superclass_auc', 'superclass_auc_within', 'human_confusion', 'rank_agreement',
+           'pair_rank', 'diagonal_dominance', 'nearest']
 
 # %% ../../nbs/202_quality.ipynb #43685b97
 def auc(
@@ -79,6 +79,23 @@ def rank_agreement(
 
     pairs = ~torch.eye(len(S), dtype=torch.bool)
     return float(spearmanr(S[pairs], other[pairs]).statistic)
+
+# %% ../../nbs/202_quality.ipynb #496af513
+HUMAN_PAIRS = (("cat", "dog"), ("deer", "horse"), ("truck", "automobile"), ("airplane", "ship"))  # frequent in CIFAR-10H (Peterson et al. 2019)
+
+
+def pair_rank(
+    S: Tensor,  # [K, K]
+    classes: Sequence[str],
+    pairs: Sequence[tuple[str, str]],  # (class of the image, what it is taken for)
+) -> float:
+    "Mean rank of the second class among all others in the first one's row: 1 is perfect, K/2 is chance; NaN where no pair is of these classes."
+    ranks = []
+    for k, l in ((classes.index(a), classes.index(b)) for a, b in pairs if a in classes and b in classes):
+        others = S[k, torch.arange(len(classes)) != k]
+        above, same = (others > S[k, l]).sum().item(), (others == S[k, l]).sum().item()
+        ranks.append(above + (1 + same) / 2)  # equal ones share their places
+    return sum(ranks) / len(ranks) if ranks else float("nan")
 
 # %% ../../nbs/202_quality.ipynb #7c6f499e
 def diagonal_dominance(S: Tensor) -> tuple[float, float]:  # [K, K]

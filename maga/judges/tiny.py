@@ -17,7 +17,7 @@ from ..device import seeded
 
 # %% auto #0
 __all__ = ['MARKS', 'SIDE', 'PATCH', 'MERGE', 'IMAGE_TOKENS', 'tiny_tokenizer', 'text_sizes', 'tower_sizes', 'redraw',
-           'tiny_clip', 'tiny_encoder']
+           'tiny_clip', 'tiny_encoder', 'tiny_llama']
 
 # %% ../../nbs/205_tiny.ipynb #40e0a8c5
 MARKS = {
@@ -134,6 +134,23 @@ def tiny_encoder(
     tokenizer = tiny_tokenizer(["a photo of a ", *texts], ends=True)
     with seeded(generator):
         model = BertModel(BertConfig(**tower_sizes(), vocab_size=len(tokenizer)))
+    redraw(model, generator)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+# %% ../../nbs/205_tiny.ipynb #579d03b0
+def tiny_llama(
+    folder: str | Path,
+    generator: torch.Generator,  # draws the weights
+    texts: Sequence[str] = (),  # their words become tokens
+) -> Path:
+    "An untrained language model (Llama), saved with its tokenizer. Returns the folder."
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer(texts)
+    with seeded(generator):
+        model = LlamaForCausalLM(LlamaConfig(**text_sizes(tokenizer)))
     redraw(model, generator)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import socket
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
-from ..data import MagaError
+from ..data import MagaError, did_you_mean
+from ..packaged import PACKAGED, file_revision
 
 Loaded = TypeVar("Loaded")
 
@@ -59,17 +61,23 @@ def folder_revision(folder: str | Path) -> str:
 class Source:
     "Where a model's files are."
 
-    where: str  # as the user writes it: a folder, org/model or org/model@revision
+    where: str  # as the user writes it: a packaged name, a folder, a .gguf file, org/model or org/model@revision
     judge: str  # the kind of judge that loads it, for messages: "vlm", "clip", …
     name: str  # the folder, or the name on the hub without the revision
     given: dict[str, Any]  # arguments for `from_pretrained`
 
     @classmethod
     def of(cls, where: str, judge: str) -> Source:
-        "The folder of this name, else the hub."
-        folder = Path(where).expanduser()
-        if folder.is_dir():
-            return cls(where, judge, str(folder), {"local_files_only": True})
+        "The packaged model, folder or GGUF file of this name, else the hub; `MagaError` where a package or file is not there."
+        place = PACKAGED[where].path if where in PACKAGED else Path(where).expanduser()
+        if place.is_dir():
+            return cls(where, judge, str(place), {"local_files_only": True})
+        if place.suffix == ".gguf":
+            if not place.is_file():
+                raise MagaError(f"There is no file {place.absolute()}; the judge {judge} takes a .gguf file that is on the disk.")
+            return cls(where, judge, str(place.parent), {"local_files_only": True, "gguf_file": place.name})
+        if where in PACKAGED:
+            raise MagaError(f"The judge {judge} cannot ask {PACKAGED[where].label} ({where}): it is a network for images.")
         name, _, revision = where.partition("@")
         offline: dict[str, Any] = {} if hub_answers() else {"local_files_only": True}
         return cls(where, judge, name, offline | ({"revision": revision} if revision else {}))
@@ -78,12 +86,19 @@ class Source:
     def is_folder(self) -> bool:
         return Path(self.name).is_dir()
 
+    @property
+    def gguf(self) -> Path | None:
+        "The GGUF file; None for a folder or a name on the hub."
+        return Path(self.name) / self.given["gguf_file"] if "gguf_file" in self.given else None
+
     def load(self, kind: Any, **options: Any) -> Any:
         "`kind.from_pretrained` with these files; `MagaError` in one sentence where it fails."
         return self.fetched(lambda: kind.from_pretrained(self.name, **options, **self.given))
 
     def fetched(self, load: Callable[[], Loaded]) -> Loaded:
         "The result of `load`; `MagaError` in one sentence where it fails."
+        if self.gguf and not all(importlib.util.find_spec(package) for package in ("gguf", "accelerate")):
+            raise MagaError(f'The file {self.gguf.name} needs the packages gguf and accelerate: pip install "maga[weights]".')
         try:
             return load()
         except ImportError as e:
@@ -94,15 +109,17 @@ class Source:
 
     def _missing(self, why: str) -> str:
         if self.is_folder:
-            return f"The folder {self.name} holds no model that can be loaded ({why})"
+            return f"The {f'file {self.gguf}' if self.gguf else f'folder {self.name}'} holds no model that can be loaded ({why})"
         cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
         searched = f"neither the folder {Path(self.name).absolute()} nor the hub or its cache ({cache}) has it"
-        return f"The model {self.where} was not found: {searched} ({why})"
+        return f"The model {self.where}{did_you_mean(self.where, PACKAGED)} was not found: {searched} ({why})"
 
     def _advice(self) -> str:
-        download = f"hf download {self.name} --local-dir FOLDER"
+        download = f"hf download {'org/model' if self.is_folder else self.name} --local-dir FOLDER"
         return f"on a machine with a network, run `{download}` and use {self.judge}:FOLDER, or use the judge `features`, which needs no weights"
 
     def revision(self, config: Any) -> str:
-        "The hub's commit hash, else a hash of the folder."
+        "The hub's commit hash, else a hash of the file or folder."
+        if self.gguf:
+            return file_revision(self.gguf)
         return folder_revision(self.name) if self.is_folder else str(getattr(config, "_commit_hash", None) or "unknown revision")

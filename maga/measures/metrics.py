@@ -47,9 +47,17 @@ class Outputs:
     test: Tensor  # float32 [N_test, K]
 
     @classmethod
-    def of(cls, model: nn.Module, split: ForgetSplit, batch_size: int | None = None, amp: bool | None = None) -> Outputs:
-        train, test = (predict(model, images, batch_size=batch_size, amp=amp) for images in (split.train, split.test))
-        return cls(train, test)
+    def of(
+        cls,
+        model: nn.Module,
+        split: ForgetSplit,
+        batch_size: int | None = None,
+        amp: bool | None = None,
+        rows: Tensor | None = None,  # training images that are asked about, int64 [n]; the others get zeros. None: all
+    ) -> Outputs:
+        test = predict(model, split.test, batch_size=batch_size, amp=amp)
+        train = predict(model, split.train, rows, batch_size, amp)
+        return cls(train if rows is None else torch.zeros(len(split.train), train.shape[1], device=train.device).index_copy_(0, rows, train), test)
 
     def forgotten(self, split: ForgetSplit) -> tuple[Tensor, Tensor]:
         "Logits [n, K] and labels [n] where forgetting is measured: `split.forgotten_rows`."

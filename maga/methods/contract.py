@@ -18,7 +18,7 @@ from ..data import TASKS, ForgetSplit, MagaError, did_you_mean, no_such
 from ..training import Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
-__all__ = ['Unlearn', 'METHODS', 'Source', 'Method', 'get_method', 'method', 'with_change', 'FitOnly', 'sample_retained',
+__all__ = ['Unlearn', 'METHODS', 'ADDED', 'Source', 'Method', 'get_method', 'method', 'with_change', 'FitOnly', 'sample_retained',
            'plain_fit', 'forget_then_retain', 'paired_batches', 'needs_two', 'part_means', 'show_flow']
 
 # %% ../../nbs/300_contract.ipynb #e41d9b06
@@ -117,6 +117,9 @@ def method(
         return run
 
     return register
+
+# %% ../../nbs/300_contract.ipynb #a26b7bde
+ADDED = {"added": True}  # metadata of a field that its configuration did not always have: at its default no part of a run's key
 
 # %% ../../nbs/300_contract.ipynb #66075299
 def with_change(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from torch import Tensor
 from ..data import MagaError
 
 # %% auto #0
-__all__ = ['class_overlap', 'rank_of', 'perturbing_labels', 'random_labels', 'soft_targets', 'label_entropy', 'label_choices',
-           'show_label_choices']
+__all__ = ['Reading', 'class_overlap', 'column_of', 'checked_reading', 'rank_of', 'perturbing_labels', 'random_labels',
+           'soft_targets', 'label_entropy', 'label_choices', 'show_label_choices']
 
 # %% ../../nbs/302_labels.ipynb #1751bf70
 def class_overlap(
@@ -25,6 +26,23 @@ def class_overlap(
     "R: float32 [n, K], not negative; row i is T · (I without row y_i) · p(x_i) (eq. 5)."
     others = p.double().scatter(1, labels[:, None], 0.0)
     return (others @ T.to(p.device).double().T).float()
+
+# %% ../../nbs/302_labels.ipynb #3c6f87df
+Reading = Literal["R", "column"]
+
+
+def column_of(
+    T: Tensor,  # transition matrix [K, K], columns are probabilities
+    labels: Tensor,  # true labels, int64 [n]
+) -> Tensor:
+    "T's column of each image's own class: float32 [n, K], rows sum to 1."
+    return T.T[labels]
+
+
+def checked_reading(reading: str) -> None:
+    "`MagaError` for a reading that does not exist."
+    if reading not in ("R", "column"):
+        raise MagaError(f"reading is {reading!r}; expected R (eq. 5) or column (T's column of the forgotten class).")
 
 # %% ../../nbs/302_labels.ipynb #a4cf8eba
 def rank_of(
@@ -93,7 +111,7 @@ def label_choices(
     return {
         "R = T·p": perturbing_labels(class_overlap(T, p, labels), forbidden, tau),
         "model alone": perturbing_labels(p, forbidden, tau),
-        "T alone": perturbing_labels(T.to(p.device).T[labels], forbidden, tau),
+        "T alone": perturbing_labels(column_of(T.to(p.device), labels), forbidden, tau),
         "random": random_labels(forbidden, generator),
     }
 

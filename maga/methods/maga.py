@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..data import ForgetSplit, MagaError
 from ..judges.transition import TransitionMatrix
 from ..measures.metrics import predict
-from .contract import Source, method, sample_retained
-from .labels import class_overlap, perturbing_labels, random_labels
+from .contract import ADDED, Source, method, sample_retained
+from .labels import Reading, checked_reading, class_overlap, column_of, perturbing_labels, random_labels
 from .noise import NoiseBank, NoiseConfig, combine_noise, make_noise
 from .published import numbers_of, ours
 from ..training import Examples, FitConfig, Progress, fit
@@ -39,6 +39,7 @@ class MaGAConfig:
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(3, 32, lr=3e-4, nesterov=False, weight_decay=0.0, schedule="constant", pad=0, flip=False)
     )
+    reading: Reading = field(default="R", metadata=ADDED)  # of T: eq. 5, or the column of the forgotten class
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1 or not 0 < self.tau <= 1:
@@ -47,6 +48,7 @@ class MaGAConfig:
             raise MagaError(f"fragment is {self.fragment!r}; expected replace, union or anneal.")
         if self.retain_images < 0:
             raise MagaError(f"retain_images must not be negative, not {self.retain_images}.")
+        checked_reading(self.reading)
 
 # %% ../../nbs/304_maga.ipynb #1de5a3b5
 PAPER_VIT = FitConfig(5, 32, "adam", lr=5e-5, weight_decay=0.0, schedule="constant", pad=0, flip=False)
@@ -55,6 +57,11 @@ MAGA_PRESETS = {
     "paper_vit": MaGAConfig(noise=NoiseConfig(size=64), fit=PAPER_VIT),
     # ours: paper_resnet18 with a quarter of the noise, stopped class by class
     "fast": MaGAConfig(noise=NoiseConfig(size=64, steps=25, stop=0.1)),
+    # ours, for resnet6_s2d and its eight epochs: one epoch, so a larger step
+    "laptop": MaGAConfig(
+        noise=NoiseConfig(size=64),
+        fit=FitConfig(1, 32, lr=3e-3, nesterov=False, weight_decay=0.0, schedule="constant", pad=0, flip=False),
+    ),
     # ours, for 8 × 8 digits and a small residual network: fewer images, so larger steps
     "digits": MaGAConfig(
         noise=NoiseConfig(size=16),
@@ -83,6 +90,7 @@ MAGA_SOURCES = {
     "paper_resnet18": (table_5(256, 3, 3e-4), EQUATION_10, SILENT),
     "paper_vit": (table_5(64, 5, 5e-5), EQUATION_10, SILENT),
     "fast": ours("paper_resnet18 with a quarter of the noise images, stopped class by class (studies/fast)"),
+    "laptop": ours("for resnet6_s2d: one epoch, the rate chosen on a class that no table shows"),
     "digits": ours("for 8 × 8 images and a small network; not tuned"),
 }
 
@@ -113,8 +121,8 @@ def original_probabilities(model: nn.Module, split: ForgetSplit) -> Tensor:
     return predict(model, split.train, split.forget_train).softmax(1)
 
 
-def overlap_of(model: nn.Module, split: ForgetSplit, transition: TransitionMatrix | None) -> Tensor:
-    "R of eq. 5 on the forget set: float32 [n_f, K]; `MagaError` where T is missing or belongs to other classes."
+def overlap_of(model: nn.Module, split: ForgetSplit, transition: TransitionMatrix | None, reading: Reading = "R") -> Tensor:
+    "What T says of each forget image, in either reading: float32 [n_f, K]; `MagaError` where T is missing or belongs to other classes."
     if transition is None:
         raise MagaError(
             "MaGA needs a transition matrix: make one with estimate_transition(judge, exemplars) or `python -m maga.judges`, "
@@ -125,12 +133,15 @@ def overlap_of(model: nn.Module, split: ForgetSplit, transition: TransitionMatri
             f"T was made for {len(transition.classes)} classes ({', '.join(transition.classes[:3])} …), the split has {split.num_classes} "
             f"({', '.join(split.train.classes[:3])} …): make one for this data set."
         )
-    return class_overlap(transition.T, original_probabilities(model, split), split.train.labels[split.forget_train])
+    own = split.train.labels[split.forget_train]
+    if reading == "column":
+        return column_of(transition.T.to(split.device), own)
+    return class_overlap(transition.T, original_probabilities(model, split), own)
 
 
 def ranked_labels(model: nn.Module, split: ForgetSplit, config: MaGAConfig) -> Tensor:
     "The τ-ranked perturbing labels of the forget set (eq. 5, 6): int64 [n_f]."
-    return perturbing_labels(overlap_of(model, split, config.transition), split.forbidden_labels(), config.tau)
+    return perturbing_labels(overlap_of(model, split, config.transition, config.reading), split.forbidden_labels(), config.tau)
 
 # %% ../../nbs/304_maga.ipynb #4c6e2394
 def perturbed_examples(

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import ForgetSplit, MagaError, crop_and_flip, random_views
-from .labels import soft_targets
+from .labels import Reading, checked_reading, soft_targets
 from ..measures.metrics import predict
 from ..device import autocast
 from ..models import Penultimate
 from .distillation import removed_targets
 from ..training import Examples, FitConfig, Progress, fit
 from ..judges.transition import TransitionMatrix
-from .contract import method, sample_retained
+from .contract import ADDED, method, sample_retained
 from .published import ours
 from .maga import overlap_of
 
@@ -46,6 +46,7 @@ class Experts:
     smoothing: float = 0.1  # share of the vote that all classes get in equal parts
     bank: int | None = None  # retained images that may vote, drawn at random; None: all
     own: float = 0.5  # sub-class task: how much of the neighbours' share for the own superclass is kept, 0–1
+    reading: Reading = field(default="R", metadata=ADDED)  # of T: eq. 5, or the column of the forgotten class
 
     def __post_init__(self) -> None:
         weights = (self.views, self.neighbours, self.judge)
@@ -57,6 +58,7 @@ class Experts:
             raise MagaError(
                 f"smoothing must lie above 0 (so that no class gets a vote of 0) and below 1, and own in [0, 1], not {self.smoothing} and {self.own}."
             )
+        checked_reading(self.reading)
 
 # %% ../../nbs/310_maga_soft.ipynb #18624c47
 def view_probabilities(
@@ -122,9 +124,10 @@ def judge_probabilities(
     model: nn.Module,
     split: ForgetSplit,
     transition: TransitionMatrix | None,  # T; `MagaError` where it is missing or belongs to other classes
+    reading: Reading = "R",
 ) -> Tensor:
-    "R of eq. 5, normalised: float32 [n_f, K], rows sum to 1."
-    R = overlap_of(model, split, transition)
+    "R of eq. 5 (or the own class's column of T), normalised: float32 [n_f, K], rows sum to 1."
+    R = overlap_of(model, split, transition, reading)
     return soft_targets(R, torch.zeros_like(R, dtype=torch.bool))
 
 # %% ../../nbs/310_maga_soft.ipynb #81515b94
@@ -170,7 +173,7 @@ def soft_labels(
         votes = neighbour_votes(model, split, generator, e.k, e.bank)
         opinions.append((e.neighbours, smoothed(votes, e.smoothing)))
     if e.judge:
-        opinions.append((e.judge, judge_probabilities(model, split, transition)))
+        opinions.append((e.judge, judge_probabilities(model, split, transition, e.reading)))
     weights, probabilities = zip(*opinions, strict=True)
     q = product_of_experts(probabilities, weights, split.forbidden_labels(), e.power)
     return keep_own_label(q, own, b * votes.gather(1, own[:, None])[:, 0])
@@ -256,6 +259,8 @@ MAGA_SOFT_PRESETS = {
         retain_images=5_000,
         fit=FitConfig(1, 32, lr=0.016, nesterov=False, weight_decay=0.0, warmup=0.0, pad=2),
     ),
+    # ours, for resnet6_s2d and its eight epochs: one epoch on 10,000 retained images
+    "laptop": replace(_SOFT, experts=Experts(n_views=4, bank=10_000, power=0.75), fit=replace(_SOFT.fit, epochs=1, lr=0.01)),
     # ours, not measured: the optimiser and rate of MaGA's ViT, falling
     "paper_vit": replace(_SOFT, fit=FitConfig(5, 32, "adam", lr=5e-5, weight_decay=0.0, warmup=0.0)),
     # ours, chosen below on a part of digits' training images
