@@ -403,4 +403,5 @@ def test_vllm_honours_the_batch_size(monkeypatch, tmp_path):
 def test_every_family_and_every_kind_of_judge_is_one_record():
     assert tuple(name for name, family in FAMILIES.items() if family.exact and family.tiny) == SHOWN_EXACT  # each of them is tested above
     assert all(name == record.name for registry in (FAMILIES, KINDS) for name, record in registry.items())
-    assert judge_forms() == "features, names[:model], clip:<model>, vlm:<model>, vllm:<model>, mmicl[:model] or toy-vlm"
+    asked = "features, names[:model], clip:<model>, vlm:<model>, vllm:<model>, mmicl[:model], vision:<weights>, llm:<model>"
+    assert judge_forms() == f"{asked}, random[:seed], superclasses, identity or toy-vlm"

@@ -110,7 +110,7 @@ def original_of(spec: Spec) -> Training | Given:
 
 def compared_later(spec: Spec) -> bool:
     "Whether the distances to the retrain are computed later, when the store has one: a run from a given original trains no retrain."
-    return bool(spec.original) and spec.method != RETRAIN and spec.measures == "table"
+    return bool(spec.original) and spec.method != RETRAIN and spec.measures != "all"
 
 # %% ../../nbs/503_session.ipynb #50d99600
 def config_of(spec: Spec) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from ..data import MagaError
+from ..data import MagaError, write_whole
 from .catalogue import REFERENCES, budgets_of, tuned_of
 from .report import Experiment, Found, Result, lines_table, paper_folder, register, value_of
 from .runs import kept_outputs
@@ -23,9 +23,9 @@ from ..methods.contract import METHODS, get_method
 from ..training import RECIPES
 
 # %% auto #0
-__all__ = ['METRICS_SHOWN', 'SOFT', 'UNAVERAGED', 'STUDIES', 'study_cell', 'changed_table', 'compact', 'forgotten_outputs',
-           'methods_cells', 'rocket_cells', 'fast_cells', 'fast_table', 'presets_of', 'nearness_cells',
-           'pretrained_cells', 'averages', 'nearness_table', 'kept', 'kept_about']
+__all__ = ['METRICS_SHOWN', 'SOFT', 'UNAVERAGED', 'STUDIES', 'ABOUT', 'study_cell', 'changed_table', 'compact',
+           'forgotten_outputs', 'methods_cells', 'rocket_cells', 'fast_cells', 'fast_table', 'presets_of',
+           'nearness_cells', 'pretrained_cells', 'averages', 'nearness_table', 'kept', 'kept_about', 'keep']
 
 # %% ../../nbs/509_studies.ipynb #86a13362
 def study_cell(
@@ -209,3 +209,25 @@ def kept_about(name: str) -> str:
         f"{made}: {about.request}; date: {about.date}; device: {about.device}; "
         f"seeds: {about.seeds}; settings: {about.settings}; unit: {about.unit}."
     )
+
+# %% ../../nbs/509_studies.ipynb #da0b67cd
+ABOUT = ("request", "date", "device", "seeds", "settings", "unit", "code")  # columns of about.csv, beside the table's name
+
+
+def keep(
+    name: str,
+    table: pd.DataFrame,
+    folder: Path | None = None,  # None: that of the clone
+    **about: str,  # a text for each of ABOUT
+) -> Path:
+    "Write a table and its line in `about.csv`; `MagaError` where a text is missing."
+    missing = [field for field in ABOUT if not about.get(field)]
+    if missing or set(about) - set(ABOUT):
+        raise MagaError(f"A kept table says its {', '.join(ABOUT)}; missing: {', '.join(missing) or 'none'}.")
+    folder = _kept_file("about").parent if folder is None else folder
+    lines = pd.read_csv(folder / "about.csv", dtype=str)
+    line = pd.DataFrame([{"table": name} | about])
+    lines = pd.concat([lines[lines.table != name], line], ignore_index=True)[["table", *ABOUT]]
+    write_whole(folder / f"{name}.csv", lambda path: table.to_csv(path, index=False))
+    write_whole(folder / "about.csv", lambda path: lines.to_csv(path, index=False))
+    return folder / f"{name}.csv"

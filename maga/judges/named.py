@@ -55,11 +55,12 @@ class JudgeKind:
     counter: Counter | None = None  # None: no prompt
     prompted: bool = False  # takes a prompt of the user's
     example: str = "Qwen/Qwen3-VL-2B-Instruct"  # of a model
+    of: str = "model"  # what stands behind the colon
 
     @property
     def form(self) -> str:
         "The name as the command line writes it."
-        return self.name + {"none": "", "optional": "[:model]", "required": ":<model>"}[self.model]
+        return self.name + {"none": "", "optional": f"[:{self.of}]", "required": f":<{self.of}>"}[self.model]
 
 # %% ../../nbs/220_named.ipynb #f4e99e12
 def _features(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
@@ -181,9 +182,9 @@ KINDS: dict[str, JudgeKind] = {
         JudgeKind("vlm", "required", _vlm, Counter(_chat_lengths, _usual_chat_length), True),
         JudgeKind("vllm", "required", _vllm, Counter(_chat_lengths, _usual_chat_length), True),
         JudgeKind("mmicl", "optional", _mmicl, Counter(_mmicl_lengths, _usual_mmicl_length), True),
-        JudgeKind("vision", "required", _vision, example="efficientnet_lite0"),
+        JudgeKind("vision", "required", _vision, example="efficientnet_lite0", of="weights"),
         JudgeKind("llm", "required", _llm, Counter(_language_lengths, _usual_language_length, of_classes=True), True, "smollm2"),
-        JudgeKind("random", "optional", _control("random")),
+        JudgeKind("random", "optional", _control("random"), of="seed"),
         JudgeKind("superclasses", "none", _control("superclasses")),
         JudgeKind("identity", "none", _control("identity")),
         JudgeKind("toy-vlm", "none", _toy, Counter(_toy_lengths, _usual_toy_length)),
