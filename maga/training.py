@@ -154,7 +154,7 @@ RECIPES = PRETRAINING | {
     # ours, for CIFAR-10 at a quarter of its pixels (cifar10_small) and resnet10, for a CPU
     "cifar10_small": FitConfig(40, 128, lr=0.2, pad=2, average=0.998),
     "laptop": FitConfig(8, 128, lr=0.2, average=0.995),  # ours, for resnet6_s2d: five minutes on a core with bfloat16 units
-    "lite0": FitConfig(3, 64, "adamw", lr=1e-3, weight_decay=0.01, schedule="cosine", warmup=0.1),  # ours: EfficientNet-Lite0 at 64 px
+    "lite0": FitConfig(4, 64, "adamw", lr=1e-3, weight_decay=0.01, schedule="cosine", warmup=0.1),  # ours: EfficientNet-Lite0 at 64 px
     "smoke_vit": FitConfig(4, 16, "adamw", lr=3e-3, weight_decay=0.05, schedule="cosine", warmup=0.1, pad=0, flip=False),
 }
 

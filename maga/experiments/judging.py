@@ -59,7 +59,6 @@ def quality_line(session: Session, settings: Settings, spec: Spec, judge: str) -
     line: dict[str, Any] = {"judge": judge}
     try:
         T = transition_of(session, replace(spec, judge=judge))
-        ten = transition_of(session, replace(cifar10_spec(settings), judge=judge))
     except MagaError as e:
         return line | {"note": str(e)}
     line["revision"] = T.about.get("revision", "")
@@ -67,7 +66,11 @@ def quality_line(session: Session, settings: Settings, spec: Spec, judge: str) -
     group = superclasses(session.split(spec).train)
     line |= {"auc": superclass_auc(T.S, group), "auc_within": superclass_auc_within(T.S, group)}
     line["retrains"] = agreement_with_retrains(session, settings, T)
-    line["pairs"] = pair_rank(ten.S, ten.classes, HUMAN_PAIRS)
+    try:
+        ten = transition_of(session, replace(cifar10_spec(settings), judge=judge))
+        line["pairs"] = pair_rank(ten.S, ten.classes, HUMAN_PAIRS)
+    except MagaError:  # CIFAR-10 has no superclasses
+        line["pairs"] = float("nan")
     line |= {name: ", ".join(nearest(T.S, T.classes, T.classes.index(name))) for name in SHOWN if name in T.classes}
     return line
 
