@@ -5,7 +5,7 @@
 # %% ../../nbs/512_judging.ipynb #37dfc2ec
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -44,9 +44,11 @@ def row_agreement(S: Tensor, k: int, said: Tensor) -> float:
     return float(spearmanr(S[k, others], said[others]).statistic)
 
 
-def agreement_with_retrains(session: Session, settings: Settings, T: TransitionMatrix) -> float:
+def agreement_with_retrains(
+    T: TransitionMatrix,
+    said: Mapping[str, Tensor | None],  # of `retrains_of`, for every forgotten class
+) -> float:
     "The rank correlation with the retrains, as a mean over the forgotten classes; NaN where no retrain was run."
-    said = {target: retrains_of(session, settings, target) for target in JUDGED if target in T.classes}
     found = [row_agreement(T.S, T.classes.index(t), p) for t, p in said.items() if p is not None]
     return sum(found) / len(found) if found else float("nan")
 
@@ -54,7 +56,7 @@ def agreement_with_retrains(session: Session, settings: Settings, T: TransitionM
 SHOWN = ("wolf", "sea", "rocket", "mushroom", "tractor")  # classes whose three nearest are listed
 
 
-def quality_line(session: Session, settings: Settings, spec: Spec, judge: str) -> dict[str, Any]:
+def quality_line(session: Session, settings: Settings, spec: Spec, judge: str, said: Mapping[str, Tensor | None]) -> dict[str, Any]:
     "The quality of a judge; what cannot be measured is NaN, and a judge that cannot be asked leaves its reason."
     line: dict[str, Any] = {"judge": judge}
     try:
@@ -65,7 +67,7 @@ def quality_line(session: Session, settings: Settings, spec: Spec, judge: str) -
     line["diagonal"], line["margin"] = diagonal_dominance(T.S)
     group = superclasses(session.split(spec).train)
     line |= {"auc": superclass_auc(T.S, group), "auc_within": superclass_auc_within(T.S, group)}
-    line["retrains"] = agreement_with_retrains(session, settings, T)
+    line["retrains"] = agreement_with_retrains(T, said)
     try:
         ten = transition_of(session, replace(cifar10_spec(settings), judge=judge))
         line["pairs"] = pair_rank(ten.S, ten.classes, HUMAN_PAIRS)
@@ -79,8 +81,10 @@ def quality_table(found: Found) -> pd.DataFrame:
     "One line a judge of the settings, and a control."
     model, data, task, target = found.settings.size.frontier[0]
     spec = judged_cell(found.settings, (model, data, task, target), "no_noise").specs(found.settings.all_seeds[:1])[0]
-    asked: Sequence[str] = [j for j in judges_of(found.settings) if j != "identity"]
-    return pd.DataFrame([quality_line(found.session, found.settings, spec, judge) for judge in asked])
+    known = found.session.model_spec(spec.data, spec.backbone).classes
+    said = {name: retrains_of(found.session, found.settings, name) for name in JUDGED if name in known}
+    asked = [j for j in judges_of(found.settings) if j != "identity"]
+    return pd.DataFrame([quality_line(found.session, found.settings, spec, judge, said) for judge in asked])
 
 
 register(

@@ -27,10 +27,11 @@ from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.contract import interval
 from ..measures.distances import leave_one_out_means, neighbour_tv_ratio
 from ..methods.contract import METHODS
+from ..methods.labels import column_of
 from ..methods.maga_soft import judge_probabilities, neighbour_votes, product_of_experts, smoothed, view_probabilities
 
 # %% auto #0
-__all__ = ['BASES', 'WEIGHTS', 'POWERS', 'NOBODY', 'JUDGED', 'CONTROLS', 'HARD', 'SOFT_', 'Opinions', 'line_against',
+__all__ = ['BASES', 'WEIGHTS', 'POWERS', 'NOBODY', 'JUDGED', 'CONTROLS', 'HARD', 'SOFT', 'Opinions', 'line_against',
            'opinions_table', 'matrices_of', 'opinions_of', 'judges_of', 'forms_of', 'judged_cell', 'judge_cells',
            'said_by', 'judge_lines', 'judge_table', 'against', 'show_judges']
 
@@ -103,14 +104,14 @@ def opinions_of(
     judges: dict[tuple[str, str], Tensor] = {}
     for name, T in matrices_of(session, spec).items():
         judges[name, "R"] = judge_probabilities(original, split, T)
-        judges[name, "column"] = T.T.to(split.device).T[split.train.labels[f]]
+        judges[name, "column"] = column_of(T.T.to(split.device), split.train.labels[f])
     judges["retrains' mean", "column"] = said.mean((0, 1)).expand(len(f), -1)
     return Opinions(experts, judges, said, split.forbidden_labels())
 
 # %% ../../nbs/511_opinions.ipynb #e9ebff9e
 JUDGED = ("rocket", "mushroom", "baby", "lamp", "sea")  # classes of the paper's tables 1 and 7
 CONTROLS = ("superclasses", "identity", "random")
-HARD, SOFT_ = "no_noise", "maga_soft"
+HARD, SOFT = "no_noise", "maga_soft"
 
 
 def judges_of(settings: Settings) -> tuple[str, ...]:
@@ -120,18 +121,17 @@ def judges_of(settings: Settings) -> tuple[str, ...]:
 
 def forms_of(judge: str) -> tuple[tuple[str, str], ...]:
     "(method, reading) of each line of a judge; the identity says nothing of the forgotten class, and adds no opinion to soft targets."
-    return ((HARD, "R"),) if judge == "identity" else tuple(itertools.product((HARD, SOFT_), ("R", "column")))
+    return ((HARD, "R"),) if judge == "identity" else tuple(itertools.product((HARD, SOFT), ("R", "column")))
 
 
 def judged_cell(settings: Settings, place: tuple[str, str, str, str], method: str, judge: str = "", reading: str = "") -> Cell:
     "One line: a method on a request, guided by a judge in one reading; without a judge where none is named."
     shown: Changes = (("judge", judge), ("reading", reading)) if judge else ()
-    field = {HARD: "reading", SOFT_: "experts.reading"}.get(method, "")
+    field = {HARD: "reading", SOFT: "experts.reading"}.get(method, "")
     changes: Changes = ((field, reading),) if reading == "column" else ()
-    changes += (("experts.judge", 1.0),) if judge and method == SOFT_ else ()
+    changes += (("experts.judge", 1.0),) if judge and method == SOFT else ()
     cell = make_cell(settings, *place, method, changes, measures="brief")
-    own = settings.network(place[0]).preset
-    preset = {HARD: own, SOFT_: presets_of(settings, SOFT_)[-1]}.get(method, own)
+    preset = presets_of(settings, SOFT)[-1] if method == SOFT else cell.spec.preset
     if method in METHODS and settings.preset in METHODS[method].presets:
         preset = settings.preset
     return replace(cell, changes=shown, spec=replace(cell.spec, preset=preset, judge=judge or cell.spec.judge))
@@ -143,7 +143,7 @@ def judge_cells(settings: Settings) -> list[Cell]:
     targets = JUDGED if data == "cifar100" and not settings.size.data else (first,)
     found = []
     for place in ((model, data, task, target) for target in targets):
-        found += [judged_cell(settings, place, m) for m in (RETRAIN, SOFT_)]
+        found += [judged_cell(settings, place, m) for m in (RETRAIN, SOFT)]
         found += [judged_cell(settings, place, m, judge, reading) for judge in judges_of(settings) for m, reading in forms_of(judge)]
     return found
 
@@ -193,7 +193,7 @@ def against(
     runs = table[table.method != RETRAIN]
     lines = []
     for (method, reading, judge), own in runs[runs.judge != ""].groupby(["method", "reading", "judge"], sort=False):
-        same = runs[(runs.method == method) & (runs.judge == control) & runs.reading.isin([reading, "" if control == "" else reading])]
+        same = runs[(runs.method == method) & (runs.judge == control) & (runs.reading == (reading if control else ""))]
         pairs = own.set_index(["target", "seed"])[value] - same.set_index(["target", "seed"])[value]
         by_class = pairs.dropna().groupby("target").mean()
         mean, half = interval(by_class.tolist())
@@ -209,7 +209,7 @@ def show_judges(
     import matplotlib.pyplot as plt
 
     table = table.fillna({"judge": "", "reading": ""})
-    panels = [(m, r) for m, r in itertools.product((HARD, SOFT_), ("R", "column")) if ((table.method == m) & (table.reading == r)).any()]
+    panels = [(m, r) for m, r in itertools.product((HARD, SOFT), ("R", "column")) if ((table.method == m) & (table.reading == r)).any()]
     judges = [j for j in dict.fromkeys(table.judge) if j]
     size = (2.4 * len(panels) + 1.5, 0.3 * len(judges) + 1.2)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, dpi=110, layout="constrained")

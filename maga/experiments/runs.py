@@ -189,9 +189,7 @@ def remembered_outputs(session: Session, key: str, split: ForgetSplit) -> Output
     kept = kept_outputs(session, key)
     if kept is None:
         return None
-    train = torch.zeros(len(split.train), split.num_classes, device=split.device)
-    train[split.forget_train] = kept["forget_train"].to(split.device)
-    return Outputs(train, kept["test"].to(split.device))
+    return Outputs.placed(split, split.forget_train, *(kept[name].to(split.device) for name in ("forget_train", "test")))
 
 
 def forgotten_traces(session: Session, resolved: Resolved) -> tuple[str, ...]:
@@ -215,18 +213,19 @@ def row_of(session: Session, resolved: Resolved) -> Row:
     if resolved.problem:
         raise MagaError(resolved.problem)
     spec, split = resolved.spec, session.split(resolved.spec)
+    brief = spec.measures == "brief"
     retrained = None if compared_later(spec) else outputs_of(session, retrain_of(spec), split)
     model, seconds, passes = unlearn(session, resolved, split)
     start = clock(session.device)
-    out = Outputs.of(model, split, rows=split.forget_train if spec.measures == "brief" else None)
+    out = Outputs.of(model, split, rows=split.forget_train if brief else None)
     everything = evidence_of(session, spec, split, looked_at_by(model, split, seconds, out)) if spec.measures == "all" else None
     with torch.autocast("cpu", enabled=False):  # models may run in bfloat16; metrics are computed in single precision
         more, missing = all_measures(everything) if everything is not None else ({}, dict[str, str]())
-        metrics = more | asdict(measure(out, split, retrained)) | {"cost": passes / retrain_passes(spec, split)}
+        metrics = more | asdict(measure(out, split, retrained, mia=not brief)) | {"cost": passes / retrain_passes(spec, split)}
     if retrained is None:
         missing = dict.fromkeys(COMPARISONS, NO_RETRAIN)
-    if spec.measures == "brief":
-        metrics["MIA"], missing["MIA"] = float("nan"), "not asked for: it needs a pass over all training images"
+    if brief:
+        missing["MIA"] = "not asked for: it needs a pass over all training images"
     times = {"unlearning": seconds, "evaluation": clock(session.device) - start, "loading": session.loading}
     keep_outputs(session, resolved.key, out, split)
     made = provenance_of(session, split), asdict(resolved.dependencies), missing, forgotten_traces(session, resolved)
@@ -265,7 +264,7 @@ def compared(session: Session, row: Row) -> Row:
     ours, gold = (None if r is None else remembered_outputs(session, r.key, split) for r in (row, retrain))
     if retrain is None or ours is None or gold is None:
         return row
-    measured = asdict(measure(ours, split, gold))
+    measured = asdict(measure(ours, split, gold, mia=False))
     missing = {k: v for k, v in row.missing.items() if k not in COMPARISONS}
     needed = dict(row.dependencies) | {"retrain": retrain.dependencies["retrain"]}
     return session.store.put(replace(row, metrics=dict(row.metrics) | {k: measured[k] for k in COMPARISONS}, missing=missing, dependencies=needed))

@@ -5,7 +5,6 @@
 # %% ../../nbs/503_session.ipynb #9e36f890
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -28,6 +27,7 @@ from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.metrics import Outputs
 from ..methods.contract import get_method, with_change
 from ..models import ModelSpec, load_checkpoint, save_checkpoint
+from ..packaged import file_revision
 from ..sources import load
 from ..training import RECIPES, Examples, fit
 
@@ -74,7 +74,7 @@ def retrain_of(spec: Spec) -> Training:
 # %% ../../nbs/503_session.ipynb #ba52e62d
 @lru_cache
 def _digest(path: str, changed: int) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return file_revision(path)
 
 
 def content_digest(path: str | Path) -> str:

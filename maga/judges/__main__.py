@@ -51,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device-map", help="auto: spread a model over several devices")
     parser.add_argument("--quantisation", choices=("4bit", "8bit"), help="needs bitsandbytes and CUDA")
     parser.add_argument("--size", type=int, default=224, help="smaller images are enlarged to so many pixels")
-    parser.add_argument("--prompt", help="the question of a judge that is asked in words, with {label} and its other places; the default is its own")
+    parser.add_argument("--prompt", default="", help="the question of a judge that is asked in words, with {label}; empty: its own")
     parser.add_argument("--dry-run", action="store_true", help="print the number of prompts and tokens and the time, and stop")
     parser.add_argument("--rate", type=float, default=10_000, help="tokens (or images) per second, for --dry-run")
     return parser
@@ -75,8 +75,8 @@ def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:
     device = pick_device(given.device)
     train, _ = load(given.data, given.data_root)
     exemplars = draw_exemplars(train, given.exemplars, torch.Generator().manual_seed(given.seed))
-    names = ("batch_size", "dtype", "device_map", "quantisation", "size")
-    options = JudgeOptions(device=str(device), **{name: getattr(given, name) for name in names}, **({"prompt": given.prompt} if given.prompt else {}))
+    names = ("batch_size", "dtype", "device_map", "quantisation", "size", "prompt")
+    options = JudgeOptions(device=str(device), **{name: getattr(given, name) for name in names})
     if given.dry_run:
         cost = judging_cost(given.judge, exemplars, options)
         print(f"{given.judge} on {train.name}: {cost}; at {given.rate:,.0f} a second {cost.duration(given.rate)}.")

@@ -19,7 +19,7 @@ from ..models import evaluating, features_and_logits
 
 # %% auto #0
 __all__ = ['LOW_MASS', 'draw_exemplars', 'image_hashes', 'Judge', 'checked_concepts', 'Block', 'Answers', 'BlockJudge',
-           'blocks_of', 'ask_block', 'ask_all', 'warn_if_ignored', 'FeatureJudge', 'LabelJudge']
+           'blocks_of', 'ask_block', 'ask_all', 'warn_if_ignored', 'FeatureJudge', 'labels_alone', 'LabelJudge']
 
 # %% ../../nbs/200_contract.ipynb #ca984d36
 def draw_exemplars(
@@ -146,6 +146,7 @@ class FeatureJudge:
 
     name = "features"
     prompt = ""
+    batch_size = 256  # images in a pass
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class FeatureJudge:
         "Penultimate features, float32 [n, d], on the CPU."
         rows = torch.arange(len(images), device=images.device)
         with evaluating(self.model):
-            return torch.cat([features_and_logits(self.model, images.batch(part))[0].float().cpu() for part in rows.split(256)])
+            return torch.cat([features_and_logits(self.model, images.batch(part))[0].float().cpu() for part in rows.split(self.batch_size)])
 
     def _cosines(self, phi: Tensor, own: Sequence[int | None]) -> Tensor:
         "Cosine of each row with each class mean, the row's own exemplar left out of its class: [n, K]."
@@ -198,6 +199,17 @@ class FeatureJudge:
         return torch.cat(out)[:, concepts]
 
 # %% ../../nbs/200_contract.ipynb #dd8fc565
+def labels_alone(
+    queries: ImageSet,
+    exemplars: ImageSet,  # with the same classes
+    judge: str,  # its name, for the message
+) -> Tensor:
+    "The queries' labels on the CPU, int64 [n], for a judge that looks at nothing else; `MagaError` for other classes."
+    if queries.classes != exemplars.classes:
+        raise MagaError(f"The judge {judge} uses labels only: queries and exemplars must have the same classes.")
+    return queries.labels.cpu()
+
+
 class LabelJudge:
     "A judge that is a matrix of similarities between classes; it uses the images' labels, not their pixels."
 
@@ -213,6 +225,4 @@ class LabelJudge:
 
     def scores(self, queries: ImageSet, concepts: Sequence[int]) -> Tensor:
         "float32 [n, len(concepts)] in [0, 1]."
-        if queries.classes != self.exemplars.classes:
-            raise MagaError(f"The judge {self.name} uses labels only: queries and exemplars must have the same classes.")
-        return self.table[queries.labels.cpu()][:, checked_concepts(concepts, self.exemplars)]
+        return self.table[labels_alone(queries, self.exemplars, self.name)][:, checked_concepts(concepts, self.exemplars)]

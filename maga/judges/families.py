@@ -14,7 +14,7 @@ import torch
 
 from ..data import MagaError
 from ..device import seeded
-from .tiny import IMAGE_TOKENS, MARKS, MERGE, PATCH, SIDE, redraw, text_sizes, tiny_tokenizer, tower_sizes
+from .tiny import IMAGE_TOKENS, MARKS, MERGE, PATCH, SIDE, redrawn, text_sizes, tiny_tokenizer, tower_sizes
 
 # %% auto #0
 __all__ = ['TEMPLATE', 'FAMILIES', 'SHOWN_EXACT', 'Family', 'family_of', 'guessed_family', 'tiny_vlm']
@@ -152,7 +152,4 @@ def tiny_vlm(
         raise MagaError(f"The processor of {family} needs a package that is not installed ({e}).") from e
     with seeded(generator):
         model = AutoModelForImageTextToText.from_config(config)
-    redraw(model, generator)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return Path(folder)
+    return redrawn(model, processor, folder, generator)

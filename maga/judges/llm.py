@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data import ImageSet, MagaError
-from .contract import Answers, Block, ask_all, checked_concepts, warn_if_ignored
+from .contract import Answers, Block, ask_all, checked_concepts, labels_alone, warn_if_ignored
 from .prompt import AnswerWords, PromptLength, answer_words, read_answers, readable
 from .weights import Source
 from .words import in_halves
@@ -143,9 +143,7 @@ class LanguageJudge:
         self.known.update(zip(new, zip(confidence.tolist(), mass.tolist(), strict=True), strict=True))
 
     def _labels(self, queries: ImageSet) -> Tensor:
-        if queries.classes != self.exemplars.classes:
-            raise MagaError("The language judge uses labels only: queries and exemplars must have the same classes.")
-        return queries.labels.cpu()
+        return labels_alone(queries, self.exemplars, self.name)
 
     def blocks(self, queries: ImageSet, concepts: Sequence[int]) -> list[Block]:
         "For every class of the queries its row, then the column whose answers the row has given."

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..data import ImageSet, MagaError, did_you_mean
 from .contract import FeatureJudge, Judge
+from .controls import identity_judge, random_judge, superclass_judge
 from .families import guessed_family
 from .prompt import PROMPT, ExampleChoice, PromptLength, usual_length
 from .tiny import IMAGE_TOKENS
@@ -33,7 +34,7 @@ class JudgeOptions:
     quantisation: Literal["4bit", "8bit"] | None = None
     size: int = 224  # smaller images are enlarged to this, in pixels
     scorer: Literal["auto", "shared", "naive"] = "auto"
-    prompt: str = PROMPT
+    prompt: str = ""  # "": the judge's own
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,20 @@ def _vlm(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module
     from maga.judges.vlm import load_vlm_judge
 
     loading = {"dtype": o.dtype, "device_map": o.device_map, "quantisation": o.quantisation, "size": o.size}
-    return load_vlm_judge(model, exemplars, o.device, o.batch_size, o.prompt, o.scorer, **loading)
+    return load_vlm_judge(model, exemplars, o.device, o.batch_size, o.prompt or PROMPT, o.scorer, **loading)
 
 
 def _vllm(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
     from maga.judges.vllm import load_vllm_judge
 
-    return load_vllm_judge(model, exemplars, o.prompt, o.size, o.batch_size, **({} if o.dtype == "auto" else {"dtype": o.dtype}))
+    return load_vllm_judge(model, exemplars, o.prompt or PROMPT, o.size, o.batch_size, **({} if o.dtype == "auto" else {"dtype": o.dtype}))
 
 
 def _mmicl(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
     from maga.judges.mmicl import MMICL_HUB, load_mmicl_judge
 
     dtype = "bfloat16" if o.dtype == "auto" else o.dtype
-    return load_mmicl_judge(exemplars, model or MMICL_HUB, device=o.device, batch_size=o.batch_size, dtype=dtype, prompt=o.prompt)
+    return load_mmicl_judge(exemplars, model or MMICL_HUB, device=o.device, batch_size=o.batch_size, dtype=dtype, prompt=o.prompt or PROMPT)
 
 
 def _toy(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
@@ -116,25 +117,25 @@ def _vision(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Mod
 def _llm(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
     from maga.judges.llm import LLM_PROMPT, load_language_judge
 
-    prompt = LLM_PROMPT if o.prompt == PROMPT else o.prompt
-    return load_language_judge(exemplars, model, o.device, o.batch_size, o.dtype, prompt)
+    return load_language_judge(exemplars, model, o.device, o.batch_size, o.dtype, o.prompt or LLM_PROMPT)
 
 
-def _control(kind: str) -> Callable[[str, ImageSet, JudgeOptions, nn.Module | None], Judge]:
-    def make(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
-        from maga.judges.controls import identity_judge, random_judge, superclass_judge
+def _random(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
+    return random_judge(exemplars, model)
 
-        if kind == "random":
-            return random_judge(exemplars, model)
-        return {"identity": identity_judge, "superclasses": superclass_judge}[kind](exemplars)
 
-    return make
+def _superclasses(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
+    return superclass_judge(exemplars)
+
+
+def _identity(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
+    return identity_judge(exemplars)
 
 # %% ../../nbs/220_named.ipynb #c61c66d7
 def _chat_lengths(model: str, exemplars: ImageSet, o: JudgeOptions) -> list[PromptLength]:
     from maga.judges.chat import chat_lengths
 
-    return chat_lengths(model, exemplars, o.prompt, o.size)
+    return chat_lengths(model, exemplars, o.prompt or PROMPT, o.size)
 
 
 def _usual_chat_length(model: str) -> PromptLength:
@@ -144,7 +145,7 @@ def _usual_chat_length(model: str) -> PromptLength:
 def _mmicl_lengths(model: str, exemplars: ImageSet, o: JudgeOptions) -> list[PromptLength]:
     from maga.judges.mmicl import MMICL_HUB, mmicl_lengths
 
-    return mmicl_lengths(model or MMICL_HUB, exemplars, o.prompt)
+    return mmicl_lengths(model or MMICL_HUB, exemplars, o.prompt or PROMPT)
 
 
 def _usual_mmicl_length(model: str) -> PromptLength:
@@ -166,7 +167,7 @@ def _usual_toy_length(model: str) -> PromptLength:
 def _language_lengths(model: str, exemplars: ImageSet, o: JudgeOptions) -> list[PromptLength]:
     from maga.judges.llm import LLM_PROMPT, language_lengths
 
-    return language_lengths(model, exemplars, LLM_PROMPT if o.prompt == PROMPT else o.prompt)
+    return language_lengths(model, exemplars, o.prompt or LLM_PROMPT)
 
 
 def _usual_language_length(model: str) -> PromptLength:
@@ -184,9 +185,9 @@ KINDS: dict[str, JudgeKind] = {
         JudgeKind("mmicl", "optional", _mmicl, Counter(_mmicl_lengths, _usual_mmicl_length), True),
         JudgeKind("vision", "required", _vision, example="efficientnet_lite0", of="weights"),
         JudgeKind("llm", "required", _llm, Counter(_language_lengths, _usual_language_length, of_classes=True), True, "smollm2"),
-        JudgeKind("random", "optional", _control("random"), of="seed"),
-        JudgeKind("superclasses", "none", _control("superclasses")),
-        JudgeKind("identity", "none", _control("identity")),
+        JudgeKind("random", "optional", _random, of="seed"),
+        JudgeKind("superclasses", "none", _superclasses),
+        JudgeKind("identity", "none", _identity),
         JudgeKind("toy-vlm", "none", _toy, Counter(_toy_lengths, _usual_toy_length)),
     )
 }

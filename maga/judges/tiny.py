@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from .prompt import PROMPT
 from ..device import seeded
 
 # %% auto #0
-__all__ = ['MARKS', 'SIDE', 'PATCH', 'MERGE', 'IMAGE_TOKENS', 'tiny_tokenizer', 'text_sizes', 'tower_sizes', 'redraw',
+__all__ = ['MARKS', 'SIDE', 'PATCH', 'MERGE', 'IMAGE_TOKENS', 'tiny_tokenizer', 'text_sizes', 'tower_sizes', 'redraw', 'redrawn',
            'tiny_clip', 'tiny_encoder', 'tiny_llama']
 
 # %% ../../nbs/205_tiny.ipynb #40e0a8c5
@@ -94,6 +94,19 @@ def redraw(model: nn.Module, generator: torch.Generator, std: float = 0.08) -> N
             if p.ndim > 1:
                 p.copy_(torch.randn(p.shape, generator=generator) * std)
 
+
+def redrawn(
+    model: Any,
+    processor: Any,  # or the tokenizer
+    folder: str | Path,
+    generator: torch.Generator,
+) -> Path:
+    "Both saved in the folder, the weights drawn again. Returns the folder."
+    redraw(model, generator)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Path(folder)
+
 # %% ../../nbs/205_tiny.ipynb #c508432f
 def tiny_clip(
     kind: str,  # clip or siglip
@@ -117,10 +130,7 @@ def tiny_clip(
         else:
             model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
             processor = SiglipProcessor(SiglipImageProcessor(size=size), tokenizer)
-    redraw(model, generator)
-    cast(Any, model).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return Path(folder)
+    return redrawn(model, processor, folder, generator)
 
 
 def tiny_encoder(
@@ -134,10 +144,7 @@ def tiny_encoder(
     tokenizer = tiny_tokenizer(["a photo of a ", *texts], ends=True)
     with seeded(generator):
         model = BertModel(BertConfig(**tower_sizes(), vocab_size=len(tokenizer)))
-    redraw(model, generator)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return Path(folder)
+    return redrawn(model, tokenizer, folder, generator)
 
 # %% ../../nbs/205_tiny.ipynb #579d03b0
 def tiny_llama(
@@ -151,7 +158,4 @@ def tiny_llama(
     tokenizer = tiny_tokenizer(texts)
     with seeded(generator):
         model = LlamaForCausalLM(LlamaConfig(**text_sizes(tokenizer)))
-    redraw(model, generator)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return Path(folder)
+    return redrawn(model, tokenizer, folder, generator)

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ..data import ImageSet, MagaError
 from ..device import seeded, to_device
 from .contract import FeatureJudge
-from ..measures.metrics import predict
+from ..measures.attacks import probe_logits
+from ..measures.metrics import accuracy, predict
 from ..models import Penultimate, from_timm, last_linear
 from ..packaged import file_revision, weights_at
 from ..pretrained import PRETRAINED, fill
 
 # %% auto #0
-__all__ = ['VisionNetwork', 'load_vision_network', 'VisionJudge', 'load_vision_judge', 'linear_probe']
+__all__ = ['VisionNetwork', 'load_vision_network', 'VisionJudge', 'load_vision_judge', 'probe_accuracy']
 
 # %% ../../nbs/218_vision.ipynb #9334ffa8
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,8 @@ def load_vision_network(
 class VisionJudge(FeatureJudge):
     "The feature judge of a network that was pretrained on other images."
 
+    batch_size = 64  # its images are large
+
     def __init__(
         self,
         network: VisionNetwork,
@@ -88,9 +91,7 @@ class VisionJudge(FeatureJudge):
 
     def _features(self, images: ImageSet) -> Tensor:
         "Penultimate features of the images as the network sees them, float32 [n, d], on the CPU."
-        view = self.network.view(images)
-        parts = torch.arange(len(view), device=view.device).split(64)
-        return torch.cat([super(VisionJudge, self)._features(view.subset(part).to(self.device)) for part in parts])
+        return super()._features(self.network.view(images).to(self.device))
 
 
 def load_vision_judge(
@@ -103,21 +104,17 @@ def load_vision_judge(
     return VisionJudge(load_vision_network(where, size), exemplars, f"vision:{where}", device)
 
 # %% ../../nbs/218_vision.ipynb #1e02e0e2
-def linear_probe(
+def probe_accuracy(
     network: VisionNetwork,
     train: ImageSet,
     test: ImageSet,
     per_class: int = 200,  # training images of each class, the first ones
-    penalty: float = 100.0,  # of the logistic regression: larger is stronger
+    penalty: float = 100.0,  # times half the squared weights is added to the sum of the cross entropies
     device: str | torch.device = "cpu",
 ) -> float:
-    "Accuracy on the test images of a logistic regression on the network's features, in percent."
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
+    "Accuracy on the test images of a linear probe on the network's features, in percent."
     model = Penultimate(to_device(network.model, torch.device(device)))
     rows = torch.cat([(train.labels == k).nonzero()[:per_class, 0] for k in range(len(train.classes))])
-    x, z = (predict(model, network.view(images.to(device)), batch_size=64).cpu().numpy() for images in (train.subset(rows), test))
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=1 / penalty, max_iter=200)).fit(x, train.labels[rows].cpu().numpy())
-    return 100 * float((classifier.predict(z) == test.labels.cpu().numpy()).mean())
+    x, z = (predict(model, network.view(images.to(device)), batch_size=64) for images in (train.subset(rows), test))
+    logits = probe_logits(x, train.labels[rows].to(device), z, len(train.classes), penalty / len(x), iterations=200)
+    return accuracy(logits, test.labels.to(device))

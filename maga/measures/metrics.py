@@ -55,9 +55,19 @@ class Outputs:
         amp: bool | None = None,
         rows: Tensor | None = None,  # training images that are asked about, int64 [n]; the others get zeros. None: all
     ) -> Outputs:
-        test = predict(model, split.test, batch_size=batch_size, amp=amp)
-        train = predict(model, split.train, rows, batch_size, amp)
-        return cls(train if rows is None else torch.zeros(len(split.train), train.shape[1], device=train.device).index_copy_(0, rows, train), test)
+        train, test = (predict(model, images, some, batch_size, amp) for images, some in ((split.train, rows), (split.test, None)))
+        return cls(train, test) if rows is None else cls.placed(split, rows, train, test)
+
+    @classmethod
+    def placed(
+        cls,
+        split: ForgetSplit,
+        rows: Tensor,  # training images, int64 [n]
+        train: Tensor,  # their logits [n, K]
+        test: Tensor,  # [N_test, K]
+    ) -> Outputs:
+        "Logits of some training images on their places, zeros elsewhere."
+        return cls(torch.zeros(len(split.train), train.shape[1], device=train.device).index_copy_(0, rows, train), test)
 
     def forgotten(self, split: ForgetSplit) -> tuple[Tensor, Tensor]:
         "Logits [n, K] and labels [n] where forgetting is measured: `split.forgotten_rows`."
@@ -140,6 +150,7 @@ def measure(
     model: nn.Module | Outputs,  # a model, or its outputs
     split: ForgetSplit,
     retrain: nn.Module | Outputs | None = None,  # a true retrain on the same split
+    mia: bool = True,  # False: NaN, for outputs without the retained training images
 ) -> Measurement:
     "Accuracies, MIA and, with a retrain, the distances to it; `MagaError` where the logits do not fit the split or are not finite."
     out = model if isinstance(model, Outputs) else Outputs.of(model, split)
@@ -152,7 +163,7 @@ def measure(
     basic = {
         "A_r": accuracy(*retained),
         "A_f": accuracy(*forgotten),
-        "MIA": entropy_mia(out.train[split.retain_train], out.test, out.train[split.forget_train]),
+        "MIA": entropy_mia(out.train[split.retain_train], out.test, out.train[split.forget_train]) if mia else float("nan"),
         "legacy_A_r": batch_mean_accuracy(*retained),
         "legacy_A_f": batch_mean_accuracy(*forgotten),
     }
