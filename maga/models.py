@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -87,19 +88,44 @@ class _Shortcut(nn.Module):
         return x + self.branch(x)
 
 
-def _resnet6_s2d(num_classes: int, size: int) -> nn.Module:
+class _Haar(nn.Module):
+    "2 × 2 pixels of three colours as twelve channels, rotated: [B, 3, S, S] -> [B, 12, S/2, S/2]."
+
+    axes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        pixels = torch.tensor([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) / 2  # of (0, 0), (0, 1), (1, 0), (1, 1)
+        colours = F.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]]))  # of red, green, blue
+        axes = torch.einsum("ap,bc->abcp", pixels, colours).reshape(12, 3, 2, 2)
+        self.register_buffer("axes", axes, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.axes, stride=2)
+
+
+def _resnet6(name: str, stem: nn.Module, num_classes: int, size: int) -> nn.Module:
     def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
     if size % 2:
-        raise MagaError(f"resnet6_s2d folds 2 × 2 pixels, so the side of its images must be even, not {size}.")
+        raise MagaError(f"{name} folds 2 × 2 pixels, so the side of its images must be even, not {size}.")
     body = [conv(12, 64), conv(64, 128, 2), _Shortcut(conv(128, 128)), conv(128, 256, 2), _Shortcut(conv(256, 256))]
-    return nn.Sequential(nn.PixelUnshuffle(2), *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, num_classes))
+    return nn.Sequential(stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, num_classes))
+
+
+def _resnet6_s2d(num_classes: int, size: int) -> nn.Module:
+    return _resnet6("resnet6_s2d", nn.PixelUnshuffle(2), num_classes, size)
+
+
+def _resnet6_haar(num_classes: int, size: int) -> nn.Module:
+    return _resnet6("resnet6_haar", nn.Sequential(_Haar(), nn.BatchNorm2d(12, affine=False)), num_classes, size)
 
 # %% ../nbs/003_models.ipynb #98a3f040
 BUILT_HERE: dict[str, Callable[[int, int], nn.Module]] = {  # (classes, side of the images in pixels) -> model
     "resnet18": _resnet18,
     "resnet10": _resnet10,
+    "resnet6_haar": _resnet6_haar,
     "resnet6_s2d": _resnet6_s2d,
     "small_cnn": _small_cnn,
     "vit_small": _vit_small,

@@ -149,11 +149,11 @@ PRETRAINING = {
 
 # %% ../nbs/006_training.ipynb #4ef6db49
 RECIPES = PRETRAINING | {
-    # ours, for the smoke test: handwritten digits in a second
-    "smoke": replace(PRETRAINING["digits"], epochs=2),
-    # ours, for CIFAR-10 at a quarter of its pixels (cifar10_small) and resnet10, for a CPU
-    "cifar10_small": FitConfig(40, 128, lr=0.2, pad=2, average=0.998),
+    "smoke": replace(PRETRAINING["digits"], epochs=2),  # ours, for the smoke test: handwritten digits in a second
+    "cifar10_small": FitConfig(40, 128, lr=0.2, pad=2, average=0.998),  # ours, for a CPU: resnet10 at a quarter of CIFAR-10's pixels
     "laptop": FitConfig(8, 128, lr=0.2, average=0.995),  # ours, for resnet6_s2d: five minutes on a core with bfloat16 units
+    "haar": FitConfig(10, 128, lr=0.3, pad=2, average=0.995),  # ours, for resnet6_haar: five minutes, and nine for CIFAR-10
+    "haar_cifar10": FitConfig(18, 128, lr=0.3, pad=2, average=0.995),
     "lite0": FitConfig(4, 64, "adamw", lr=1e-3, weight_decay=0.01, schedule="cosine", warmup=0.1),  # ours: EfficientNet-Lite0 at 64 px
     "smoke_vit": FitConfig(4, 16, "adamw", lr=3e-3, weight_decay=0.05, schedule="cosine", warmup=0.1, pad=0, flip=False),
 }

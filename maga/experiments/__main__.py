@@ -12,20 +12,34 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NoReturn
 
 import torch
 
 from ..data import MagaError
-from .report import EXPERIMENTS, Result, cells_of, experiment, open_session, precision, said_code, shared_trainings, specs_of, table_of, together
+from .published import publish, restore
+from maga.experiments.report import (
+    EXPERIMENTS,
+    Result,
+    cells_of,
+    experiment,
+    open_session,
+    precision,
+    said_code,
+    shared_trainings,
+    specs_of,
+    table_of,
+    together,
+)
 from .runs import BatchBar, finished, run_batch
 from .session import Session, model_key, resolve, trained
 from .settings import Cell, Settings, settings_of
+from .store import Store
 
 # %% auto #0
-__all__ = ['SHOWN', 'Arguments', 'parser', 'given_settings', 'show_experiments', 'train_one', 'processes_of', 'end_with_parent',
-           'helpers', 'run_missing', 'print_result', 'main']
+__all__ = ['SHOWN', 'MOVES', 'Arguments', 'parser', 'given_settings', 'show_experiments', 'train_one', 'processes_of',
+           'end_with_parent', 'helpers', 'run_missing', 'print_result', 'move_rows', 'main']
 
 # %% ../../nbs/508_command.ipynb #cd62587c
 class Arguments(argparse.ArgumentParser):
@@ -40,7 +54,8 @@ def parser() -> Arguments:
     p = Arguments(
         prog="python -m maga.experiments", description="Compute a table or figure of the paper: missing runs are computed, finished ones are kept."
     )
-    p.add_argument("name", nargs="?", help="a table, a figure, or all")
+    moves = "publish: add the rows of --results to the published ones; restore: copy those into --results"
+    p.add_argument("name", nargs="?", help=f"a table, a figure, or all; {moves}")
     for f in fields(Settings):
         names = [f"--{f.name.replace('_', '-')}"] + (["--set"] if f.name == "changes" else [])  # --set: its first name
         if f.name == "bfloat16":
@@ -143,6 +158,23 @@ def print_result(result: Result) -> None:
         print(f"{pending.sum()} of {len(pending)} lines were not run; the column note of the file has the command that fills each.")
     print(f"-> {result.path}")
 
+# %% ../../nbs/508_command.ipynb #50800032
+MOVES = ("publish", "restore")  # commands in the place of an experiment
+
+
+def move_rows(move: str, settings: Settings) -> None:
+    "Publish or restore rows, and print what is there; `MagaError` where the results folder is that of the published rows."
+    if settings.published:
+        raise MagaError(f"{move} moves rows between a results folder and the published ones: name a folder, --results R.")
+    if move == "restore":
+        print(f"{restore(Store(settings.results))} published rows are in {settings.results}.")
+        return
+    session = open_session(settings)
+    with precision(settings, session):
+        first = replace(settings, seeds=settings.all_seeds[:1])
+        pictured = [s for c in experiment("figure6").cells(first) for s in c.specs(first.all_seeds)]
+        print(publish(session, settings, pictured))
+
 # %% ../../nbs/508_command.ipynb #3624eca9
 def main(arguments: Sequence[str] | None = None) -> int:
     "The command: 0 when the tables were written; 1, and one sentence, when they could not be."
@@ -155,8 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show_experiments()
             return 0
         if a.name is None:
-            raise MagaError(f"Name an experiment: all, {', '.join(EXPERIMENTS)}.")
+            raise MagaError(f"Name an experiment: all, {', '.join(EXPERIMENTS)}; or {' or '.join(MOVES)}.")
         settings = given_settings(a)
+        if a.name in MOVES:
+            move_rows(a.name, settings)
+            return 0
         names = together() if a.name == "all" else [experiment(a.name).name]
         if a.checkpoint:
             train_one(a.checkpoint, list(EXPERIMENTS) if a.name == "all" else names, settings)
@@ -164,7 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         session = open_session(settings)
         cells = [c for n in names for c in cells_of(experiment(n), settings, session)]
         with precision(settings, session):
-            run_missing(cells, settings, session, a, arguments)
+            if not settings.published:
+                run_missing(cells, settings, session, a, arguments)
             if a.beside:
                 return 0
             results = []

@@ -13,11 +13,13 @@ import pandas as pd
 import torch
 
 from ..device import seeded_generator
-from .report import EXPERIMENTS, Experiment, Found, paired_evidence, paper_folder, pending, register, value_of
-from .session import Session, original_of, outputs_of, transition_of
-from .settings import BOTH, ON_ROCKET, Backbone, Cell, Changes, Settings, cifar10_spec, make_cell
-from .store import RETRAIN, TRAINED, Spec
-from ..measures.contract import Score, get_metric
+from .presets import BOTH, ON_ROCKET, Backbone
+from .report import EXPERIMENTS, Experiment, Found, paper_folder, pending, register, scores_of_many, value_of
+from .runs import as_float16, kept_outputs
+from .session import Session, original_of, outputs_of, resolve, transition_of
+from .settings import Cell, Changes, Settings, cifar10_spec, make_cell
+from .store import ORIGINAL, RETRAIN, TRAINED, Spec
+from ..measures.contract import Score
 from ..methods.contract import METHODS, get_method
 from ..methods.labels import label_choices, label_entropy
 
@@ -42,8 +44,10 @@ def crossed(
     targets: Sequence[str],
     methods: Sequence[str],
 ) -> list[Cell]:
-    "Every model with every target and every method."
-    return [make_cell(settings, m, data, task, t, u) for m in models for t in targets for u in methods]
+    "Every model that the preset runs with every target and every method."
+    columns = settings.size.columns
+    run = [m for m in models if m in columns] or columns[:1]
+    return [make_cell(settings, m, data, task, t, u) for m in run for t in targets for u in methods]
 
 # %% ../../nbs/502_catalogue.ipynb #96a0284d
 def sweep(settings: Settings, varied: str, values: Sequence[float], fixed: Changes = ()) -> list[Cell]:
@@ -120,8 +124,8 @@ def settings_table(found: Found) -> pd.DataFrame:
         theirs = pd.DataFrame({"parameter": [*PLACES, "tau", "alpha", "exemplars"], "resnet18": float("nan"), "vit": float("nan")})
     else:
         theirs = pd.read_csv(folder / "table5.csv")
-    for model in BOTH:
-        preset = found.settings.network(model).preset
+    for model in found.settings.size.columns:
+        preset = found.settings.network(model).preset_of("maga")
         for name, value in zip(theirs.parameter, theirs[model], strict=True):
             ours: Any = get_method("maga").preset(preset)
             for part in PLACES.get(name, name).split("."):
@@ -146,7 +150,11 @@ def chosen_labels(settings: Settings, session: Session) -> dict[str, torch.Tenso
     "Figure 5: perturbing labels of the forgotten images, chosen in four ways: int64 [n_f] each."
     spec = cifar10_spec(settings)
     split, T = session.split(spec), transition_of(session, spec)
-    p = outputs_of(session, original_of(spec), split).train[split.forget_train].softmax(1)
+    outputs = kept_outputs(session, resolve(session, replace(spec, method=ORIGINAL, changes=())).key)
+    if outputs is None:
+        p = as_float16(outputs_of(session, original_of(spec), split).train[split.forget_train]).float().softmax(1)
+    else:
+        p = outputs["forget_train"].to(session.device).softmax(1)
     tau = get_method("maga").preset(spec.preset).tau
     generator = seeded_generator("labels", spec.unlearning_seed)
     return label_choices(T.T.to(p.device), p, split.train.labels[split.forget_train], split.forbidden_labels(), tau, generator)
@@ -169,8 +177,8 @@ def frontier_table(found: Found) -> pd.DataFrame:
     retrained = {(c.model, c.task, c.target): [r for r in some if not r.failed] for c, some in cases if c.method == RETRAIN}
     lines: list[dict[str, Any]] = []
     for cell, some in cases:
-        evidence = paired_evidence(found.session, [r for r in some if not r.failed], retrained[cell.model, cell.task, cell.target])
-        score = Score("ulira_auc") if evidence is None else get_metric("ulira_auc")(evidence)
+        scores = scores_of_many(found.session, [r for r in some if not r.failed], retrained[cell.model, cell.task, cell.target])
+        score = scores.get("ulira_auc", Score("ulira_auc"))
         of_all = {"ulira_auc": score.mean, "ulira_auc_ci95": score.ci95}
         about: dict[str, Any] = {"method": cell.method, "budget": cell.budget, "model": cell.model, "task": cell.task, "target": cell.target}
         names = ("cost", "seconds", "A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "relearn_ratio", "relearn_more_than", "probe_gap")

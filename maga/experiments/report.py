@@ -5,8 +5,9 @@
 # %% ../../nbs/505_report.ipynb #09818fb3
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,28 @@ import pandas as pd
 import torch
 from torch import nn
 
-import maga
 from ..data import MagaError, no_such, write_whole
+from .presets import BACKBONES
+from .published import PublishedSession, published_folder
 from .runs import BatchReport, by_other_code, compared, kept, remembered_outputs, run_batch
 from .session import Given, Session, Training, content_digest, original_of, resolve, retrain_of, trained
-from .settings import BACKBONES, Cell, Settings
-from .store import Row, Spec, Store
-from ..measures.contract import Evidence, Subject, interval
+from .settings import Cell, Settings
+from .store import PUBLISHED_RESULTS, RETRAIN, Row, Spec, Store, experiments_folder, key_of
+from ..measures.contract import METRICS, Evidence, Score, Subject, interval
+from ..measures.metrics import total_variation
 
 # %% auto #0
 __all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'bounds_noted', 'line_of',
-           'kept_subject', 'paired_evidence', 'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result',
-           'register', 'experiment', 'together', 'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of',
-           'shared_trainings', 'table_of', 'said_code', 'open_session', 'precision', 'compute']
+           'kept_subject', 'paired', 'kept_scores', 'plain', 'score_of', 'scores_of_many', 'floor_of', 'Found',
+           'pending', 'lines_table', 'case_of', 'no_runs', 'Experiment', 'Result', 'register', 'experiment', 'together',
+           'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of', 'shared_trainings', 'table_of',
+           'said_code', 'open_session', 'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
 def paper_folder() -> Path | None:
-    "The folder with the paper's numbers, in the package's clone or below the working folder; `None` if there is none."
-    clone = Path(next(iter(maga.__path__))).parent
-    tried = [clone / "nbs" / "experiments" / "paper", Path("nbs/experiments/paper"), Path("experiments/paper"), Path("paper")]
-    return next((p for p in tried if (p / "table1.csv").exists()), None)
+    "The folder with the paper's numbers; `None` where there is no clone."
+    folder = experiments_folder()
+    return folder and folder / "paper"
 
 
 def paper_numbers(table: int | None) -> pd.DataFrame:
@@ -97,17 +100,61 @@ def kept_subject(session: Session, row: Row) -> Subject | None:
     return None if out is None else Subject(split, nn.Identity(), row.seconds["unlearning"], {"outputs": out})
 
 
-def paired_evidence(
-    session: Session,
-    unlearned: Sequence[Row],  # one per seed
-    retrained: Sequence[Row],  # one per seed
-) -> Evidence | None:
-    "Unlearned models and retrains of the same training seeds and of one draw, from their kept logits; `None` where there is no pair."
+def paired(unlearned: Sequence[Row], retrained: Sequence[Row]) -> list[tuple[Row, Row]]:
+    "Unlearned models and retrains of the same training seeds and of one draw."
     rows = [(u, r) for u in unlearned for r in retrained if u.spec.training_seed == r.spec.training_seed and u.key != r.key]
-    rows = [(u, r) for u, r in rows if u.spec.draw == r.spec.draw == rows[0][0].spec.draw]
-    kept = [(kept_subject(session, u), kept_subject(session, r)) for u, r in rows]
-    pairs = [(u, r) for u, r in kept if u is not None and r is not None]
-    return Evidence(tuple(u for u, _ in pairs), tuple(r for _, r in pairs)) if pairs else None
+    return [(u, r) for u, r in rows if u.spec.draw == r.spec.draw == rows[0][0].spec.draw]
+
+# %% ../../nbs/505_report.ipynb #50500041
+def kept_scores(
+    session: Session,
+    runs: Sequence[Row],  # in an order of their own: what the scores are computed from
+    compute: Callable[[Sequence[Subject]], dict[str, Score]],
+) -> dict[str, Score]:
+    "Scores of several runs, from the store or computed from kept logits and kept; none where logits are missing."
+    path = session.store.folder / "scores" / f"{key_of('scores', [r.key for r in runs])}.json"
+    if path.exists():
+        return {name: score_of(name, kept) for name, kept in json.loads(path.read_text()).items()}
+    subjects = [s for r in runs if (s := kept_subject(session, r)) is not None]
+    if len(subjects) < len(runs):
+        return {}
+    scores = compute(subjects)
+    write_whole(path, lambda p: p.write_text(json.dumps({n: plain(s) for n, s in scores.items()})))
+    return scores
+
+
+def plain(score: Score) -> dict[str, Any]:
+    "A score as plain JSON."
+    return {"values": score.values, "missing": score.missing, "half": score.half}
+
+
+def score_of(name: str, kept: Mapping[str, Any]) -> Score:
+    "The score that `plain` wrote."
+    return Score(name, tuple(kept["values"]), kept["missing"], kept["half"])
+
+
+def scores_of_many(session: Session, unlearned: Sequence[Row], retrained: Sequence[Row]) -> dict[str, Score]:
+    "Every metric of several models, for a method's runs over the seeds; none where there is no pair or logits are missing."
+    rows = paired(unlearned, retrained)
+
+    def compute(subjects: Sequence[Subject]) -> dict[str, Score]:
+        evidence = Evidence(tuple(subjects[::2]), tuple(subjects[1::2]))
+        return {m.name: m(evidence) for m in METRICS.values() if m.of_populations}
+
+    return kept_scores(session, [r for pair in rows for r in pair], compute) if rows else {}
+
+
+def floor_of(session: Session, retrained: Sequence[Row]) -> Score:
+    "TV between retrains of different seeds on what is forgotten, in percent: a value a pair; missing for fewer than two of one draw."
+    rows = sorted((r for r in retrained if r.spec.draw == retrained[0].spec.draw), key=lambda r: r.key)
+
+    def compute(subjects: Sequence[Subject]) -> dict[str, Score]:
+        p = [s.outputs.forgotten(s.split)[0].softmax(1) for s in subjects]
+        pairs = tuple(total_variation(a, b) for i, a in enumerate(p) for b in p[:i])
+        return {"TV_floor": Score("TV_floor", pairs)}
+
+    nothing = Score("TV_floor", missing="it needs two retrains of different seeds and one draw")
+    return kept_scores(session, rows, compute).get("TV_floor", nothing) if len(rows) > 1 else nothing
 
 # %% ../../nbs/505_report.ipynb #820dd2c1
 @dataclass(frozen=True)
@@ -128,9 +175,18 @@ def pending(found: Found, cell: Cell) -> str:
 
 
 def lines_table(found: Found) -> pd.DataFrame:
-    "One line per cell: means over the seeds beside the paper's numbers."
-    paper = paper_numbers(found.experiment.paper)
-    return pd.DataFrame([line_of(c, some, paper, pending(found, c)) for c, some in zip(found.cells, found.rows, strict=True)])
+    "One line per cell: means over the seeds beside the paper's numbers, and the floor of the retrains of its case."
+    paper, cases = paper_numbers(found.experiment.paper), list(zip(found.cells, found.rows, strict=True))
+    retrained = {case_of(c): [r for r in some if not r.failed] for c, some in cases if c.method == RETRAIN}
+    floors = {case: floor_of(found.session, rows) for case, rows in retrained.items()}
+    lines = [line_of(c, some, paper, pending(found, c)) for c, some in cases]
+    floor = [floors[case_of(c)].mean if case_of(c) in floors else math.nan for c, _ in cases]
+    return pd.DataFrame(lines).assign(TV_floor=floor)
+
+
+def case_of(cell: Cell) -> tuple[str, ...]:
+    "What the lines of one request have in common: network, data, task and target."
+    return cell.spec.backbone, cell.spec.data, cell.task, cell.target
 
 
 def no_runs(settings: Settings) -> list[Any]:
@@ -222,14 +278,14 @@ def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:
 
 
 def specs_of(cells: Sequence[Cell], settings: Settings, session: Session) -> list[Spec]:
-    "The selected runs; those that share data, network, seed and target are neighbours, so that a process loads each model once."
+    "The selected runs, seed after seed; those that share data, network and target are neighbours, so that a process loads each model once."
     checked_selection(settings, cells)
     chosen = [c for c in cells if selected(c, settings)]
     without_file = [c for c in cells if selected(c, replace(settings, original=""))]  # the given original does not fit these
     if settings.original and without_file and not chosen:
         raise MagaError(misfit(without_file[0], settings.original, session))
     specs = [s for c in chosen for s in c.specs(settings.all_seeds)]
-    return sorted(specs, key=lambda s: (s.data, s.backbone, s.training_seed, s.task, s.target))
+    return sorted(specs, key=lambda s: (s.training_seed, s.data, s.backbone, s.task, s.target))
 
 
 def shared_trainings(names: Sequence[str], settings: Settings) -> list[Training]:
@@ -269,11 +325,13 @@ def said_code(session: Session, results: Sequence[Result]) -> str:
     codes = ", ".join(sorted(set(others)))
     return f"{len(others)} of {len(rows)} rows were made by other code ({codes}); another results folder computes them again."
 
-
+# %% ../../nbs/505_report.ipynb #50500042
 def open_session(settings: Settings) -> Session:
     "The store and the device of the settings; `MagaError` if a given file cannot be read."
     if settings.size.threads is not None:
         torch.set_num_threads(settings.size.threads)
+    if settings.published:
+        return PublishedSession(published_folder(), Path("results") / PUBLISHED_RESULTS, settings.preset)
     session = Session(Store(settings.results), settings.device, settings.data_root)
     session.files(settings.judge)
     if settings.original:
@@ -283,7 +341,7 @@ def open_session(settings: Settings) -> Session:
 
 def precision(settings: Settings, session: Session) -> torch.autocast:
     "Inside, networks run in bfloat16 if the settings say so, on a CPU. Cast weights are not cached, because steps change them in place."
-    return torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16 and session.device.type == "cpu", cache_enabled=False)
+    return torch.autocast("cpu", torch.bfloat16, enabled=settings.half and session.device.type == "cpu", cache_enabled=False)
 
 
 def compute(
@@ -293,11 +351,12 @@ def compute(
     retry: bool = False,  # try failed runs again
     progress: Callable[[BatchReport], None] | None = None,
 ) -> Result:
-    "Run what is missing of an experiment, and write its table."
+    "Run what is missing of an experiment, and write its table. From published rows nothing is run."
     exp = experiment(name)
     session = open_session(settings) if session is None else session
     with precision(settings, session):
-        run_batch(specs_of(cells_of(exp, settings, session), settings, session), session, retry, progress)
+        if not settings.published:
+            run_batch(specs_of(cells_of(exp, settings, session), settings, session), session, retry, progress)
         result = table_of(exp, settings, session)
     if said := said_code(session, [result]):
         print(said)

@@ -189,7 +189,10 @@ def remembered_outputs(session: Session, key: str, split: ForgetSplit) -> Output
     kept = kept_outputs(session, key)
     if kept is None:
         return None
-    return Outputs.placed(split, split.forget_train, *(kept[name].to(split.device) for name in ("forget_train", "test")))
+    train, test = kept["forget_train"].to(split.device), kept.get("test")
+    if test is None:  # a published retrain: only the forgotten ones
+        test = torch.zeros(len(split.test), train.shape[1]).index_copy_(0, split.forget_test.cpu(), kept["forget_test"])
+    return Outputs.placed(split, split.forget_train, train, test.to(split.device))
 
 
 def forgotten_traces(session: Session, resolved: Resolved) -> tuple[str, ...]:

@@ -13,135 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..data import MagaError, no_such
-from ..pretrained import PRETRAINED
-from .store import TRAINED, Spec
+from .presets import PRESETS, RANDOM_IMAGES, Backbone, Preset
+from .store import PUBLISHED_RESULTS, TRAINED, Spec
 from ..methods.contract import METHODS, get_method, with_change
 
 # %% auto #0
-__all__ = ['BOTH', 'SMOKE_DATA', 'SMOKE_TARGETS', 'RANDOM_IMAGES', 'ON_ROCKET', 'PRESETS', 'BACKBONES', 'NAMES', 'SWITCH',
-           'SEEDS', 'CHANGES', 'Changes', 'Backbone', 'Preset', 'names_of', 'seeds_of', 'changes_of', 'switch_of',
-           'TextForm', 'setting', 'checked_change', 'Settings', 'settings_of', 'settings_in', 'parameter_cell',
-           'parameters_differ', 'Cell', 'shortened', 'make_cell', 'cifar10_spec']
-
-# %% ../../nbs/501_settings.ipynb #1e17a9df
-BOTH = ("resnet18", "vit")  # the networks of the paper's tables
-
-
-@dataclass(frozen=True)
-class Backbone:
-    "A network with the settings that it is run with."
-
-    name: str  # of an architecture
-    stands_for: str  # the paper's column: resnet18 or vit
-    recipe: str  # how original and retrain are trained
-    preset: str  # of the methods' configurations
-    stand_in: bool = False  # for a network whose weights cannot be had everywhere
-    budgets: str | None = None  # presets with a budget have this before the share: "small_" for small_5%; None: there are none
-
-    @property
-    def label(self) -> str:
-        name = PRETRAINED[self.name].label if self.stand_in and self.name in PRETRAINED else self.name
-        return f"{name} (stand-in)" if self.stand_in else name
-
-    @property
-    def tuned(self) -> str:
-        "The name of the presets that were tuned for this network, where there are some."
-        return f"{self.budgets or ''}tuned"
-
-
-@dataclass(frozen=True)
-class Preset:
-    "The size of an experiment."
-
-    backbones: tuple[Backbone, ...]  # the first for each of the paper's columns is the default
-    seeds: tuple[int, ...]
-    frontier: tuple[tuple[str, str, str, str], ...]  # its cases: the paper's column, data, task, target
-    grid: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)  # of τ and α in Figures 7 and 8
-    noise_sizes: tuple[int, ...] = (16, 64, 256)
-    epochs: tuple[int, ...] = (1, 3, 5, 10)
-    exemplars: tuple[int, ...] = (2, 5, 10, 20)
-    data: Mapping[str, str] = field(default_factory=dict)  # the paper's data set -> what is used instead; {}: nothing is replaced
-    targets: Mapping[str, str] = field(default_factory=dict)  # the paper's class -> what is forgotten instead
-    epochs_at_most: int | None = None  # a method's epochs are cut to this; None: they are not
-    threads: int | None = None  # of a process on a CPU; None: PyTorch's default
-    gpu: bool = True  # whether a scheduler reserves a GPU
-    trials: int = 16  # of every method, when settings are searched
-
-# %% ../../nbs/501_settings.ipynb #634158bf
-SMOKE_DATA = {"cifar100": "digits", "cifar10": "digits", "cifar20": "digits5"}
-SMOKE_TARGETS = {
-    "rocket": "nine",
-    "mushroom": "one",
-    "baby": "two",
-    "lamp": "zero",
-    "sea": "one",
-    "dinosaur": "nine",
-    "wolf": "seven",
-    "beetle": "seven",
-    "snail": "seven",
-    "whale": "five",
-    "fox": "four",
-    "skyscraper": "six",
-    "bird": "two",
-    "deer": "eight",
-    "frog": "six",
-    "vehicles_2": "eight or nine",
-    "fruit_and_vegetables": "two or three",
-    "random": "random",
-}
-RANDOM_IMAGES = "100"  # how many the random task forgets
-
-# %% ../../nbs/501_settings.ipynb #697855fc
-ON_ROCKET = ("resnet18", "cifar100", "class", "rocket")
-PRESETS = {
-    "paper": Preset(
-        (
-            Backbone("resnet18", "resnet18", "one_cycle", "paper_resnet18", budgets=""),
-            Backbone("vit_base", "vit", "vit_base", "paper_vit"),
-            Backbone("vit_small", "vit", "vit_small", "paper_vit", stand_in=True),
-        ),
-        seeds=(0, 1, 2),
-        grid=tuple(n / 10 for n in range(1, 10)),
-        frontier=(
-            *(("resnet18", "cifar100", "class", target) for target in ("rocket", "mushroom", "baby", "lamp", "sea")),
-            ("resnet18", "cifar20", "subclass", "rocket"),
-            ("resnet18", "cifar10", "random", "random"),
-            ("vit", "cifar100", "class", "rocket"),
-        ),
-    ),
-    "smoke": Preset(
-        (Backbone("resnet10", "resnet18", "smoke", "digits"), Backbone("vit_tiny", "vit", "smoke_vit", "digits")),
-        seeds=(0,),
-        grid=(0.3, 0.7),
-        noise_sizes=(4, 16),
-        epochs=(1, 2),
-        exemplars=(2, 10),
-        frontier=(ON_ROCKET,),
-        data=SMOKE_DATA,
-        targets=SMOKE_TARGETS,
-        epochs_at_most=2,
-        trials=2,
-        threads=1,  # nearly as fast as two, and the same bits on every machine
-        gpu=False,
-    ),
-    "laptop": Preset(
-        (
-            Backbone("resnet6_s2d", "resnet18", "laptop", "paper_resnet18", stand_in=True),
-            Backbone("efficientnet_lite0", "vit", "lite0", "paper_vit", stand_in=True),
-        ),
-        seeds=(0, 1, 2),
-        frontier=(ON_ROCKET,),
-        threads=1,
-        gpu=False,
-    ),
-    "small": Preset(
-        (Backbone("resnet10", "resnet18", "cifar10_small", "paper_resnet18", budgets="small_"),),
-        seeds=(0, 1, 2, 3, 4),
-        frontier=(("resnet18", "cifar10", "class", "truck"),),
-        data={"cifar10": "cifar10_small"},
-    ),
-}
-BACKBONES = {b.name: b for p in PRESETS.values() for b in p.backbones}
+__all__ = ['NAMES', 'SWITCH', 'SEEDS', 'CHANGES', 'Changes', 'names_of', 'seeds_of', 'changes_of', 'switch_of', 'TextForm',
+           'setting', 'checked_change', 'Settings', 'settings_of', 'settings_in', 'parameter_cell', 'parameters_differ',
+           'Cell', 'shortened', 'make_cell', 'cifar10_spec']
 
 # %% ../../nbs/501_settings.ipynb #5632eb34
 def names_of(text: str) -> tuple[str, ...]:
@@ -218,7 +97,7 @@ class Settings:
 
     preset: str = setting("smoke", "smoke: digits, minutes on a CPU; small, laptop: CIFAR on a CPU; paper: the paper's settings")
     data_root: str = setting("data", "folder with local data sets")
-    results: str = setting("results", "folder of the store; several processes may share it")
+    results: str = setting("results", "folder of the store; several processes may share it; published: draw from the published rows")
     device: str = setting("auto", "auto, cpu, cuda or cuda:1")
     seeds: tuple[int, ...] = setting((), "training seeds, for example 0,1,2; empty: the preset's", SEEDS)
     judge: str = setting("features", "makes T: a judge's name, or files with T, separated by commas")
@@ -242,6 +121,16 @@ class Settings:
     @property
     def size(self) -> Preset:
         return PRESETS[self.preset]
+
+    @property
+    def published(self) -> bool:
+        "Whether tables are drawn from the published rows and nothing is computed."
+        return self.results == PUBLISHED_RESULTS
+
+    @property
+    def half(self) -> bool:
+        "Whether networks run in bfloat16 on a CPU."
+        return self.bfloat16 or self.size.bfloat16
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -363,9 +252,9 @@ def make_cell(
     changes = (*changes, *((place, value) for m, place, value in settings.changes if m == method))
     shown = (*changes, *((k, v) for k, v in more.items() if k == "exemplars"))
     forgotten = RANDOM_IMAGES if task == "random" else forgotten
-    most = settings.size.epochs_at_most
-    changes = changes if most is None else shortened(method, backbone.preset, changes, most)
-    spec = Spec(held, task, forgotten, backbone.name, method, backbone.preset, changes, backbone.recipe, settings.judge, **more)
+    most, preset = settings.size.epochs_at_most, backbone.preset_of(method)
+    changes = changes if most is None else shortened(method, preset, changes, most)
+    spec = Spec(held, task, forgotten, backbone.name, method, preset, changes, backbone.recipe_of(held), settings.judge, **more)
     return Cell(model, task, target, method, spec, shown)
 
 

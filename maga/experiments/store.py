@@ -24,11 +24,13 @@ from torch import nn
 from ..data import TASKS, MagaError, write_whole
 
 # %% auto #0
-__all__ = ['ORIGINAL', 'RETRAIN', 'TRAINED', 'RENAMED', 'HEARTBEAT', 'PATIENCE', 'Spec', 'canonical', 'key_of', 'under_new_names',
-           'Row', 'this_host', 'ClaimFiles', 'Claims', 'code_digest', 'Store']
+__all__ = ['ORIGINAL', 'RETRAIN', 'PUBLISHED_RESULTS', 'TRAINED', 'RENAMED', 'HEARTBEAT', 'PATIENCE', 'Spec', 'canonical',
+           'key_of', 'under_new_names', 'Row', 'this_host', 'ClaimFiles', 'Claims', 'experiments_folder', 'code_digest',
+           'Store']
 
 # %% ../../nbs/500_store.ipynb #ec320f6b
 ORIGINAL, RETRAIN = "original", "retrain"
+PUBLISHED_RESULTS = "published"  # in the place of a results folder: the rows that travel with the repository
 TRAINED = (ORIGINAL, RETRAIN)  # trained by a recipe; every other name is a registered method
 
 
@@ -279,6 +281,13 @@ def _beat(path: Path, stop: threading.Event) -> None:
             return
 
 # %% ../../nbs/500_store.ipynb #fa61c2fa
+def experiments_folder() -> Path | None:
+    "The folder with the experiments' notebooks, in the package's clone or at or below the working folder; `None` if there is none."
+    clone = Path(next(iter(sys.modules["maga"].__path__))).parent / "nbs" / "experiments"
+    tried = [clone, Path("nbs/experiments"), Path("experiments"), Path()]
+    return next((p for p in tried if (p / "paper" / "table1.csv").exists()), None)
+
+
 def code_digest() -> str:
     "A hash of this package's source files: 16 hexadecimal digits."
     here = Path(__file__).parent if "__file__" in globals() else Path(sys.modules["maga"].__path__[0])
