@@ -89,6 +89,8 @@ def notebooks_are_whole(root: Path) -> list[str]:
     for notebook in experiments(root):
         if parameters_cell(notebook) is None:
             problems.append(f"{notebook.name} has no cell tagged `parameters`: papermill would ignore what it is given.")
+        if any("injected-parameters" in c["metadata"].get("tags", []) for c in cells_of(notebook)):
+            problems.append(f"{notebook.name} keeps injected parameters, which override its own: delete that cell; `tools/refresh.py --set` leaves none.")
     print(f"{len(chapters(root))} notebooks for nbdev_test, {len(experiments(root))} experiments, {len(written)} modules.")
     return problems
 

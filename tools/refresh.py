@@ -1,10 +1,15 @@
 """Run notebooks from top to bottom in place and keep their outputs tidy: printed lines in one piece, no progress bars, no execution times.
 
     python tools/refresh.py nbs/304_maga.ipynb [more notebooks …]
+    python tools/refresh.py --set preset=laptop --set results=published nbs/experiments/paper/table1.ipynb
+
+`--set` gives an experiment's parameters for this run. The cell tagged `parameters` is written back as it was, so a reader's own run has the defaults.
 """
 
+import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
@@ -27,11 +32,24 @@ def tidy(cell: nbformat.NotebookNode) -> None:
     cell.metadata.pop("execution", None)
 
 
-def refresh(path: Path) -> None:
+def given(cell: nbformat.NotebookNode, parameters: Mapping[str, str]) -> str:
+    "The source of the cell tagged `parameters`, followed by assignments of the given ones."
+    return "\n".join([cell.source, *(f"{name} = {value!r}" for name, value in parameters.items())])
+
+
+def refresh(path: Path, parameters: Mapping[str, str]) -> None:
     "Run one notebook and write it back; a cell that fails leaves the file as it was and raises."
     notebook = nbformat.read(path, as_version=4)
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if parameters and len(tagged) != 1:
+        sys.exit(f"{path} has {len(tagged)} cells tagged `parameters`; --set needs one.")
+    sources = [cell.source for cell in tagged]
+    for cell in tagged if parameters else []:
+        cell.source = given(cell, parameters)
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
     client.execute()
+    for cell, source in zip(tagged, sources, strict=True):
+        cell.source = source
     for cell in notebook.cells:
         if cell.cell_type == "code":
             tidy(cell)
@@ -39,12 +57,17 @@ def refresh(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("Usage: python tools/refresh.py NOTEBOOK [NOTEBOOK …]")
+    p = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    p.add_argument("notebooks", nargs="+", type=Path)
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of an experiment, for this run")
+    a = p.parse_args()
+    wrong = [text for text in a.set if "=" not in text]
+    if wrong:
+        p.error(f"--set takes NAME=VALUE, not {wrong[0]}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the tests: equal bits on every machine
-    for name in sys.argv[1:]:
+    for path in a.notebooks:
         try:
-            refresh(Path(name))
+            refresh(path, dict(text.split("=", 1) for text in a.set))
         except CellExecutionError as e:
-            sys.exit(f"{name} stopped in a cell: {e.ename}: {e.evalue}")
-        print(name)
+            sys.exit(f"{path} stopped in a cell: {e.ename}: {e.evalue}")
+        print(path)

@@ -150,8 +150,10 @@ def print_result(result: Result) -> None:
     table = result.table
     pending = table.note.fillna("").str.startswith("not run") if "note" in table else table.index != table.index
     table = table[~pending]
-    columns = [c for c in SHOWN if c in table and not (table[c].isna() | (table[c] == "")).all()]
-    print(f"\n{result.experiment.name}: {result.experiment.title}")
+    shown = [c for c in SHOWN if result.settings.size.comparable or not c.endswith("_paper")]
+    columns = [c for c in shown if c in table and not (table[c].isna() | (table[c] == "")).all()]
+    digits = "" if result.settings.size.comparable else " (smoke, digits: not the paper's numbers)"
+    print(f"\n{result.experiment.name}: {result.experiment.title}{digits}")
     if len(table):
         print(table[columns or list(table)].head(60).to_string(index=False, max_colwidth=44, float_format=lambda v: f"{v:.2f}", na_rep=""))
     if pending.any():

@@ -17,9 +17,9 @@ from .catalogue import PUBLISHED, TUNED
 from ..measures.contract import interval
 
 # %% auto #0
-__all__ = ['CASE', 'PANELS', 'BUDGETED', 'SIZE', 'GOALS', 'with_gaps', 'frontier_points', 'by_case', 'Panel', 'on_frontier',
-           'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned', 'point_name', 'said_frontier', 'Bound',
-           'goals_met']
+__all__ = ['CASE', 'PANELS', 'BUDGETED', 'SIZE', 'GOALS', 'RECORD_COSTS', 'with_gaps', 'frontier_points', 'by_case', 'Panel',
+           'on_frontier', 'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned', 'point_name',
+           'said_frontier', 'Bound', 'goals_met', 'records']
 
 # %% ../../nbs/507_frontier.ipynb #928cef9f
 CASE = ["model", "task", "target"]
@@ -293,3 +293,23 @@ def goals_met(points: pd.DataFrame) -> pd.DataFrame:
             lines.append({"cost at most": cost} | point[[*CASE, "method", "budget"]].to_dict() | counted | missed)
     metrics = dict.fromkeys(b.metric for bounds in GOALS.values() for b in bounds)
     return pd.DataFrame(lines, columns=["cost at most", *CASE, "method", "budget", "missed", "unknown", *metrics])
+
+# %% ../../nbs/507_frontier.ipynb #50700052
+RECORD_COSTS = (0.01, 0.025, 0.05, 0.125)
+
+
+def records(points: pd.DataFrame) -> pd.DataFrame:  # of `frontier_points`
+    "A row a case and cost: the point with the record, and the mean that would beat it with an interval as wide; no row where no point qualifies."
+    qualified = points[~points.method.isin(["original", "retrain"]) & (points.A_r_gap > -2) & (points.A_f_gap.abs() < 5)]
+    qualified = qualified[qualified.neighbour_tv_ratio.notna()].assign(counted=lambda p: p.neighbour_tv_ratio.clip(lower=1.0))
+    lines = []
+    for case, some in qualified.groupby(CASE, sort=False):
+        for most in RECORD_COSTS:
+            within = some[some.cost <= most]
+            if len(within):
+                best = within.loc[within.counted.idxmin()]
+                about = {"cost at most": most, "method": best.method, "budget": best.budget, "cost": best.cost, "seeds": best.rows}
+                half = best.neighbour_tv_ratio_ci95
+                beaten = {"TV ratio": best.neighbour_tv_ratio, "±": half, "beaten below": max(1.0, best.counted - 2 * half)}
+                lines.append(dict(zip(CASE, case, strict=True)) | about | beaten)
+    return pd.DataFrame(lines, columns=[*CASE, "cost at most", "method", "budget", "cost", "seeds", "TV ratio", "±", "beaten below"])

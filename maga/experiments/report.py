@@ -28,8 +28,8 @@ from ..measures.metrics import total_variation
 
 # %% auto #0
 __all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'bounds_noted', 'line_of',
-           'kept_subject', 'paired', 'kept_scores', 'plain', 'score_of', 'scores_of_many', 'floor_of', 'Found',
-           'pending', 'lines_table', 'case_of', 'no_runs', 'Experiment', 'Result', 'register', 'experiment', 'together',
+           'kept_subject', 'paired', 'kept_scores', 'plain', 'score_of', 'scores_of_many', 'case_of', 'floor_of',
+           'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result', 'register', 'experiment', 'together',
            'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of', 'shared_trainings', 'table_of',
            'said_code', 'open_session', 'precision', 'compute']
 
@@ -144,6 +144,11 @@ def scores_of_many(session: Session, unlearned: Sequence[Row], retrained: Sequen
     return kept_scores(session, [r for pair in rows for r in pair], compute) if rows else {}
 
 
+def case_of(cell: Cell) -> tuple[str, ...]:
+    "What the lines of one request have in common: network, data, task and target."
+    return cell.spec.backbone, cell.spec.data, cell.task, cell.target
+
+
 def floor_of(session: Session, retrained: Sequence[Row]) -> Score:
     "TV between retrains of different seeds on what is forgotten, in percent: a value a pair; missing for fewer than two of one draw."
     rows = sorted((r for r in retrained if r.spec.draw == retrained[0].spec.draw), key=lambda r: r.key)
@@ -184,11 +189,6 @@ def lines_table(found: Found) -> pd.DataFrame:
     return pd.DataFrame(lines).assign(TV_floor=floor)
 
 
-def case_of(cell: Cell) -> tuple[str, ...]:
-    "What the lines of one request have in common: network, data, task and target."
-    return cell.spec.backbone, cell.spec.data, cell.task, cell.target
-
-
 def no_runs(settings: Settings) -> list[Any]:
     "For an experiment without runs."
     return []
@@ -217,6 +217,7 @@ class Result:
     cells: list[Cell]
     rows: list[list[Row]]  # of each cell: one per seed, where there is one
     path: Path  # of table.csv
+    settings: Settings
 
 # %% ../../nbs/505_report.ipynb #bb053c58
 EXPERIMENTS: dict[str, Experiment] = {}
@@ -313,7 +314,7 @@ def table_of(
     table = exp.table(Found(exp, settings, session, cells, rows))
     path = session.store.folder / exp.name / "table.csv"
     write_whole(path, lambda p: table.to_csv(p, index=False))
-    return Result(exp, table, cells, rows, path)
+    return Result(exp, table, cells, rows, path, settings)
 
 
 def said_code(session: Session, results: Sequence[Result]) -> str:
@@ -358,6 +359,6 @@ def compute(
         if not settings.published:
             run_batch(specs_of(cells_of(exp, settings, session), settings, session), session, retry, progress)
         result = table_of(exp, settings, session)
-    if said := said_code(session, [result]):
+    if not settings.published and (said := said_code(session, [result])):
         print(said)
     return result

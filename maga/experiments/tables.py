@@ -47,7 +47,7 @@ def side_by_side(result: Result) -> pd.DataFrame:
         shown = {k: line[k] for k in ("backbone", "target", "method", "variant") if k != "variant" or (table.variant != "").any()}
         for metric in ("A_r", "A_f", "MIA"):
             shown[metric] = with_interval(line[metric], line[f"{metric}_ci95"])
-            if table[f"{metric}_paper"].notna().any():
+            if result.settings.size.comparable and table[f"{metric}_paper"].notna().any():
                 shown |= {f"{metric} paper": number(line[f"{metric}_paper"]), f"{metric} diff": number(line[f"{metric}_difference"], signed=True)}
         shown |= {m: with_interval(line[m], line[f"{m}_ci95"]) for m in ("TV", "seconds")}
         shown["floor"] = number(line.TV_floor)
@@ -58,7 +58,7 @@ def side_by_side(result: Result) -> pd.DataFrame:
 
 # %% ../../nbs/506_tables.ipynb #6d1e8c37
 def made_with(result: Result) -> str:
-    "One sentence: runs, seeds, device, date, code, failed runs, and how many lines were not run."
+    "Preset, runs, seeds, device, date, code, minutes of unlearning and training, failed runs, and how many lines were not run."
     rows = [r for some in result.rows for r in some]
     good = [r for r in rows if not r.failed]
     failed = len(rows) - len(good)
@@ -68,8 +68,11 @@ def made_with(result: Result) -> str:
 
     seeds = ", ".join(map(str, sorted({r.spec.training_seed for r in good}))) or "–"
     empty = sum(not some for some in result.rows)
-    made = f"{len(good)} runs (training seeds {seeds}) on {distinct('device')}, {distinct('date')}"
-    return f"{made}, torch {distinct('torch')}, code {distinct('code')}; {failed} failed; {empty} of {len(result.cells)} lines were not run."
+    preset = result.settings.preset if result.settings.size.comparable else f"{result.settings.preset}, digits: nothing here is about the paper"
+    made = f"Preset {preset}. {len(good)} runs (training seeds {seeds}) on {distinct('device')}, {distinct('date')}"
+    times = [v for r in good for part in ("unlearning", "evaluation") if not math.isnan(v := r.seconds.get(part, math.nan))]
+    made += f", torch {distinct('torch')}, code {distinct('code')}; {sum(times) / 60:.0f} minutes of training, unlearning and measuring"
+    return f"{made}; {failed} failed; {empty} of {len(result.cells)} lines were not run."
 
 # %% ../../nbs/506_tables.ipynb #e0602d40
 def show_table(result: Result):
@@ -85,7 +88,7 @@ def show_table(result: Result):
         at = range(len(case))
         for axis, metric in zip(row, ("A_r", "A_f", "MIA", "TV"), strict=True):
             axis.errorbar(case[metric], at, xerr=case[f"{metric}_ci95"].fillna(0), fmt="o", markersize=4, label="ours")
-            if f"{metric}_paper" in case and case[f"{metric}_paper"].notna().any():
+            if result.settings.size.comparable and f"{metric}_paper" in case and case[f"{metric}_paper"].notna().any():
                 axis.plot(case[f"{metric}_paper"], at, "x", color="tab:red", markersize=5, label="paper")
             gold = case[case.method == "retrain"][metric]
             if len(gold):
@@ -196,7 +199,7 @@ def said(result: Result) -> list[str]:
     "One or two sentences for each backbone and target that was run, one for all, and one for those that were not run."
     sentences, missing, ours_first, paper_first, cases = [], [], 0, 0, 0
     for (backbone, target), case in result.table.groupby(["backbone", "target"], sort=False):
-        ours, theirs = standing(case), standing(paper_case(case))
+        ours, theirs = standing(case), standing(paper_case(case)) if result.settings.size.comparable else {}
         if not ours:
             missing.append(f"{target} ({backbone})")
             continue
@@ -209,9 +212,8 @@ def said(result: Result) -> list[str]:
             text += f" By total variation {nearest}; MaGA has rank {own_place} ({far['maga']:.1f} %)."
         sentences.append(text)
     if cases:
-        sentences.append(
-            f"MaGA keeps the most retain accuracy in {ours_first} of {cases} cases that were run; with the paper's numbers in {paper_first} of them."
-        )
+        also = f"; with the paper's numbers in {paper_first} of them" if result.settings.size.comparable else ", on digits"
+        sentences.append(f"MaGA keeps the most retain accuracy in {ours_first} of {cases} cases that were run{also}.")
     if missing:
         sentences.append(f"Not judged, because MaGA, the original or the retrain has not been run: {', '.join(missing)}.")
     return sentences
@@ -221,7 +223,8 @@ def said_ablation(result: Result) -> list[str]:
     "Table 6's two claims: guided labels against random ones, noise against none."
     sentences = []
     for (backbone, target), case in result.table.groupby(["backbone", "target"], sort=False):
-        for name, numbers in (("ours", case), ("paper", paper_case(case))):
+        compared = {"ours": case} | ({"paper": paper_case(case)} if result.settings.size.comparable else {})
+        for name, numbers in compared.items():
             by = numbers.set_index("method")
             if not by.loc[["maga", "random_label", "no_noise"], "A_r"].notna().all():
                 continue
@@ -241,7 +244,8 @@ def said_times(result: Result) -> list[str]:
         return ["The retrain has not been run, so no saving is known."]
     shares = {m: 100 * (1 - s / by["retrain"]) for m, s in by.items() if m != "retrain"}
     listed = ", ".join(f"{m} {s:.0f} %" for m, s in shares.items())
-    verdict = f" The paper claims over 59 % for MaGA; here it is {shares['maga']:.0f} %." if "maga" in shares else ""
+    comparable = "maga" in shares and result.settings.size.comparable
+    verdict = f" The paper claims over 59 % for MaGA; here it is {shares['maga']:.0f} %." if comparable else ""
     return [f"Saved of the retrain's {by['retrain']:.1f} s: {listed}.{verdict}"]
 
 
