@@ -153,7 +153,7 @@ RECIPES = PRETRAINING | {
     "cifar10_small": FitConfig(40, 128, lr=0.2, pad=2, average=0.998),  # ours, for a CPU: resnet10 at a quarter of CIFAR-10's pixels
     "laptop": FitConfig(8, 128, lr=0.2, average=0.995),  # ours, for resnet6_s2d: five minutes on a core with bfloat16 units
     "haar": FitConfig(10, 128, lr=0.3, pad=2, average=0.995),  # ours, for resnet6_haar: five minutes, and nine for CIFAR-10
-    "haar_cifar10": FitConfig(18, 128, lr=0.3, pad=2, average=0.995),
+    "haar_cifar10": FitConfig(20, 128, lr=0.3, pad=2, average=0.995),
     "lite0": FitConfig(4, 64, "adamw", lr=1e-3, weight_decay=0.01, schedule="cosine", warmup=0.1),  # ours: EfficientNet-Lite0 at 64 px
     "smoke_vit": FitConfig(4, 16, "adamw", lr=3e-3, weight_decay=0.05, schedule="cosine", warmup=0.1, pad=0, flip=False),
 }

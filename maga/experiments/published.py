@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ..data import ImageSet, MagaError, write_whole
 from .session import COARSE, Session, resolve, transition_keys
@@ -25,7 +26,7 @@ from .store import PUBLISHED_RESULTS, RETRAIN, Row, Spec, Store, experiments_fol
 # %% auto #0
 __all__ = ['LISTS', 'ROWS', 'SCORES', 'ABOUT_FILES', 'line_of_row', 'row_of_line', 'save_labels', 'labels_only',
            'published_folder', 'read_rows', 'retrain_file', 'file_hash', 'publish', 'read_about', 'check_published',
-           'restore', 'PublishedSession']
+           'check_file', 'restore', 'PublishedSession', 'published_retrains']
 
 # %% ../../nbs/513_published.ipynb #51300006
 LISTS = ("spec.changes", "spec.references", "made_from_forgotten")  # columns with JSON
@@ -182,11 +183,16 @@ def check_published(folder: Path) -> dict[str, Any]:
     if not about["files"]:
         raise MagaError(f"Nothing is published in {folder}; run a batch and `python -m maga.experiments publish --results R`.")
     for name, expected in about["files"].items():
-        path = folder / name
-        if not path.exists() or file_hash(path) != expected:
-            what = "differs from its hash in published.json" if path.exists() else "is missing"
-            raise MagaError(f"The published file {path} {what}; `git checkout {folder.name}` brings it back, `publish` writes a new one.")
+        check_file(folder, name, expected)
     return about
+
+
+def check_file(folder: Path, name: str, expected: str) -> None:
+    "`MagaError` where a published file is missing or does not have the expected SHA-256."
+    path = folder / name
+    if not path.exists() or file_hash(path) != expected:
+        what = "differs from its hash in published.json" if path.exists() else "is missing"
+        raise MagaError(f"The published file {path} {what}; `git checkout {folder.name}` brings it back, `publish` writes a new one.")
 
 
 def restore(
@@ -238,3 +244,22 @@ class PublishedSession(Session):
     def digest(self, data: str) -> str:
         self.images(data)
         return self.digests.get(data, "not published")
+
+# %% ../../nbs/513_published.ipynb #51300031
+def published_retrains(
+    data: str,  # cifar100, cifar20, cifar10
+    task: str,  # class, subclass, random
+    target: str,  # rocket; of the random task: 100
+    folder: Path | None = None,  # None: that of the clone
+) -> dict[str, dict[str, Tensor]]:
+    "Logits of every published retrain of a request, by its file's name: `forget_train` [n_f, K] and `forget_test` [n, K], float32."
+    folder = published_folder() if folder is None else folder
+    about = read_about(folder)
+    prefix = f"retrains/{data}-{task}-{target.replace(' ', '_')}-"
+    names = [name for name in about["files"] if name.startswith(prefix)]
+    if not names:
+        there = sorted({"-".join(n.split("/")[1].split("-")[:3]) for n in about["files"] if n.startswith("retrains/")})
+        raise MagaError(f"No retrain without {target} ({task}) of {data} is published; there are {', '.join(there)}.")
+    for name in names:
+        check_file(folder, name, about["files"][name])
+    return {Path(name).stem: {k: v.float() for k, v in load_file(folder / name).items()} for name in names}

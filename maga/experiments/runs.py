@@ -52,7 +52,7 @@ from ..training import RECIPES
 __all__ = ['COMPARISONS', 'NO_RETRAIN', 'BatchBar', 'package_versions', 'git_commit', 'device_name', 'provenance_of',
            'retrain_passes', 'filled', 'unlearn', 'looked_at_by', 'subject_of', 'evidence_of', 'all_measures',
            'as_float16', 'keep_outputs', 'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'row_of', 'run',
-           'by_other_code', 'kept', 'compared', 'BatchReport', 'finished', 'attempt', 'run_batch']
+           'by_other_code', 'kept', 'compared', 'BatchReport', 'finished', 'attempt', 'models_of', 'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
 def package_versions() -> dict[str, str]:
@@ -217,6 +217,8 @@ def row_of(session: Session, resolved: Resolved) -> Row:
         raise MagaError(resolved.problem)
     spec, split = resolved.spec, session.split(resolved.spec)
     brief = spec.measures == "brief"
+    if spec.method != RETRAIN:
+        trained(session, original_of(spec))  # before the retrain, so that others can train that one meanwhile
     retrained = None if compared_later(spec) else outputs_of(session, retrain_of(spec), split)
     model, seconds, passes = unlearn(session, resolved, split)
     start = clock(session.device)
@@ -332,6 +334,12 @@ def attempt(session: Session, resolved: Resolved) -> Row:
         return session.store.put(Row(resolved.key, resolved.spec, provenance=about, error=one_sentence(e)))
 
 # %% ../../nbs/504_runs.ipynb #af820e63
+def models_of(resolved: Resolved) -> set[str]:
+    "Keys of the models and the matrix that a run loads."
+    needed = resolved.dependencies
+    return {needed.retrain, needed.transition, "" if resolved.spec.method == RETRAIN else needed.original} - {""}
+
+
 def run_batch(
     specs: Sequence[Spec],
     session: Session,
@@ -364,7 +372,7 @@ def run_batch(
     while waiting:
         before = len(waiting)
         for key, resolved in list(waiting.items()):
-            if key in waiting:
+            if key in waiting and not models_of(resolved) & session.store.claims.taken():  # else: first what needs no waiting
                 with session.store.claims.held(key) as mine:
                     if mine and finished(session, resolved, since) is None:
                         report(str(resolved.spec))
