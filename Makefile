@@ -8,7 +8,7 @@ export MAGA_DATA ?= $(abspath $(DATA))
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: demo reproduce test check notebooks pytest install docs lab readme export refresh clean
+.PHONY: demo reproduce slurm test check notebooks pytest install docs lab readme export refresh clean
 
 demo: $(READY)  ## the whole method on handwritten digits; results/demo
 	mkdir -p results/demo
@@ -17,6 +17,9 @@ demo: $(READY)  ## the whole method on handwritten digits; results/demo
 
 reproduce: $(READY)  ## every table and figure on this machine; ARGS="--config preset=paper" for the paper's settings
 	snakemake --profile profiles/local $(ARGS)
+
+slurm: $(READY)  ## the same through Slurm: a cluster of one node on a Debian machine, as root; ARGS="results/slurm only=table1" for a part
+	tools/slurm_one_node.sh $(ARGS)
 
 test: check notebooks pytest install  ## everything that CI runs
 

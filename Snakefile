@@ -23,7 +23,8 @@ if unknown:
 SETTINGS = settings_of(**OPTIONS | {k: str(v) for k, v in config.items() if k in OPTIONS})
 RESULTS = SETTINGS.results
 NAMES = str(config["only"]).split(",") if "only" in config else together()
-GPUS = 1 if SETTINGS.size.gpu and SETTINGS.device != "cpu" else 0
+LARGE = SETTINGS.size.gpu  # of the paper's size; a preset for a CPU needs less memory
+GPUS = 1 if LARGE and SETTINGS.device != "cpu" else 0
 
 FLAGS = SETTINGS.options().replace("{", "{{").replace("}", "}}")
 PARAMETERS = " ".join(f"{k}={shlex.quote(v)}" for k, v in SETTINGS.texts().items()).replace("{", "{{").replace("}", "}}")
@@ -49,7 +50,7 @@ rule model:
     resources:
         gpu=GPUS,
         runtime=120,
-        mem_mb=16000,
+        mem_mb=16000 if LARGE else 8000,
     threads: 1
     shell:
         "python -m maga.experiments all --checkpoint {wildcards.key} " + FLAGS + " || echo 'Training failed; the tables that need this model give the reason.'"
@@ -66,7 +67,7 @@ rule notebook:
     resources:
         gpu=GPUS,
         runtime=480,
-        mem_mb=32000,
+        mem_mb=32000 if LARGE else 8000,
     threads: 1
     shell:
         "python tools/execute.py {input.notebook} {log.notebook} " + PARAMETERS
