@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 DATA := $(firstword $(wildcard data ../shared/data) data)
+DRAWN := $(wildcard nbs/experiments/paper/*.ipynb) $(addprefix nbs/experiments/studies/,beyond.ipynb expected.ipynb)
 export MAGA_DATA ?= $(abspath $(DATA))
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: demo reproduce slurm test check notebooks pytest install docs lab readme export refresh clean
+.PHONY: demo reproduce slurm test check notebooks pytest install docs lab readme export refresh published clean
 
 demo: $(READY)  ## the whole method on handwritten digits; results/demo
 	mkdir -p results/demo
@@ -49,6 +50,10 @@ export: $(READY)  ## notebooks -> maga/
 
 refresh: $(READY)  ## run notebooks from top to bottom and keep their outputs: make refresh NB=nbs/304_maga.ipynb
 	python tools/refresh.py $(NB)
+	nbdev_clean
+
+published: $(READY)  ## draw the paper's notebooks, beyond and the expected numbers from the published rows
+	python tools/refresh.py --set preset=laptop --set results=published $(DRAWN)
 	nbdev_clean
 
 readme: $(READY)  ## nbs/index.ipynb -> README.md

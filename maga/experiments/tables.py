@@ -18,13 +18,15 @@ from .runs import kept_outputs
 from .session import Session
 from .settings import Settings, cifar10_spec
 from .store import RETRAIN, TRAINED
+from ..measures.contract import interval
 from ..measures.distances import show_tsne
 from ..methods.labels import label_entropy
 
 # %% auto #0
 __all__ = ['with_interval', 'number', 'side_by_side', 'made_with', 'show_table', 'show_times', 'swept', 'show_sweep',
-           'show_embeddings', 'standing', 'paper_case', 'in_words', 'said', 'said_ablation', 'said_times', 'said_sweep',
-           'said_labels', 'beyond_table', 'said_beyond', 'population_table', 'show_metrics', 'said_flow']
+           'show_embeddings', 'standing', 'paper_case', 'order_agreement', 'over_cases', 'said', 'said_distance',
+           'said_ablation', 'said_times', 'said_sweep', 'said_labels', 'beyond_table', 'said_beyond',
+           'population_table', 'show_metrics', 'said_flow']
 
 # %% ../../nbs/506_tables.ipynb #54535eb2
 def with_interval(mean: float, half: float) -> str:
@@ -188,35 +190,56 @@ def paper_case(case: pd.DataFrame) -> pd.DataFrame:
     "The same lines with the paper's numbers in place of ours."
     return case.assign(**{m: case[f"{m}_paper"] for m in ("A_r", "A_f", "MIA")})
 
+# %% ../../nbs/506_tables.ipynb #50600052
+def order_agreement(case: pd.DataFrame) -> float:
+    "Spearman's rank correlation of our A_r and the paper's, over the methods of a case that both have; NaN for fewer than three."
+    both = case[~case.method.isin(TRAINED)][["A_r", "A_r_paper"]].dropna()
+    return float(both.corr(method="spearman").iloc[0, 1]) if len(both) > 2 else math.nan
 
-def in_words(s: dict[str, float]) -> str:
-    "The numbers of `standing` as part of a sentence."
-    rank = f"rank {s['rank']:.0f} of {s['of']:.0f}"
-    return f"changes retain accuracy by {-s['lost']:+.2f} points ({rank}), A_f {s['forget_gap']:+.2f} and MIA {s['mia_gap']:+.2f} from the retrain's"
+
+def over_cases(values: Sequence[float], signed: bool = True) -> str:
+    "Mean over cases ± half of its 95 % interval."
+    mean, half = interval(values)
+    return number(mean, signed) + ("" if math.isnan(half) else f" ± {half:.2f}")
 
 
 def said(result: Result) -> list[str]:
-    "One or two sentences for each backbone and target that was run, one for all, and one for those that were not run."
-    sentences, missing, ours_first, paper_first, cases = [], [], 0, 0, 0
-    for (backbone, target), case in result.table.groupby(["backbone", "target"], sort=False):
-        ours, theirs = standing(case), standing(paper_case(case)) if result.settings.size.comparable else {}
-        if not ours:
-            missing.append(f"{target} ({backbone})")
-            continue
-        cases, ours_first, paper_first = cases + 1, ours_first + (ours["rank"] == 1), paper_first + (theirs.get("rank") == 1)
-        far = case[~case.method.isin(TRAINED)].set_index("method").TV.dropna().sort_values()
-        text = f"{target}, {backbone}: MaGA {in_words(ours)}" + (f"; in the paper it {in_words(theirs)}." if theirs else ".")
-        if "maga" in far:
-            own_place = list(far.index).index("maga") + 1
-            nearest = f"{far.index[0]} is nearest to the retrain ({far.iloc[0]:.1f} %)"
-            text += f" By total variation {nearest}; MaGA has rank {own_place} ({far['maga']:.1f} %)."
-        sentences.append(text)
-    if cases:
-        also = f"; with the paper's numbers in {paper_first} of them" if result.settings.size.comparable else ", on digits"
-        sentences.append(f"MaGA keeps the most retain accuracy in {ours_first} of {cases} cases that were run{also}.")
-    if missing:
-        sentences.append(f"Not judged, because MaGA, the original or the retrain has not been run: {', '.join(missing)}.")
-    return sentences
+    "At most five sentences on the cases (backbone and target) that were run: retain accuracy, order of methods, A_f and MIA, distance, what is missing."
+    cases = dict(list(result.table.groupby(["backbone", "target"], sort=False)))
+    ours = {place: found for place, case in cases.items() if (found := standing(case))}
+    missing = [f"{target} ({backbone})" for backbone, target in cases if (backbone, target) not in ours]
+    left = [f"Not judged, because MaGA, the original or the retrain has not been run: {', '.join(missing)}."] if missing else []
+    if not ours:
+        return left
+    paper = {p: standing(paper_case(cases[p])) for p in ours} if result.settings.size.comparable else {}
+    theirs, both = [s for s in paper.values() if s], (list(ours.values()), [s for s in paper.values() if s])
+
+    def said_of(name: str, sign: int = 1) -> str:
+        mine, printed = (over_cases([sign * s[name] for s in some]) for some in both)
+        return f"{mine} points" + (f" (paper {printed})" if theirs else "")
+
+    first, paper_first = (sum(s["rank"] == 1 for s in some) for some in both)
+    where = f"{len(ours)} case{'s' * (len(ours) > 1)}{'' if result.settings.size.comparable else ' on digits'}"
+    also = f", with the paper's numbers in {paper_first} of {len(theirs)}" if theirs else ""
+    sentences = [f"{where}: MaGA changes A_r by {said_of('lost', -1)}, and keeps the most of all methods in {first} of {len(ours)}{also}."]
+    orders = [v for p in ours if not math.isnan(v := order_agreement(cases[p]))] if theirs else []
+    if orders:
+        sentences.append(f"The order of methods by A_r has a rank correlation with the paper's of {over_cases(orders)} ({len(orders)} cases).")
+    sentences.append(f"From the retrain's, MaGA's A_f differs by {said_of('forget_gap')} and its MIA by {said_of('mia_gap')}.")
+    return sentences + said_distance([cases[p] for p in ours]) + left
+
+
+def said_distance(cases: Sequence[pd.DataFrame]) -> list[str]:
+    "One sentence: which methods are nearest to the retrain by total variation, MaGA's distance, and that of a retrain of another seed."
+    far = [case[~case.method.isin(TRAINED)].set_index("method").TV.dropna() for case in cases]
+    far = [some for some in far if "maga" in some]
+    if not far:
+        return []
+    names = pd.Series([some.idxmin() for some in far]).value_counts()
+    nearest = ", ".join(f"{name} in {n}" for name, n in names.items())
+    floor = over_cases([case.TV_floor.iloc[0] for case in cases], signed=False)
+    own = over_cases([some["maga"] for some in far], signed=False)
+    return [f"By total variation the nearest to the retrain is {nearest} of {len(far)}; MaGA has {own} %, a retrain of another seed {floor} %."]
 
 # %% ../../nbs/506_tables.ipynb #359fd9ae
 def said_ablation(result: Result) -> list[str]:
