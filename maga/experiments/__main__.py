@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name in names:
                 results.append(table_of(experiment(name), settings, session))
                 print_result(results[-1])
-        if said := said_code(session, results):
+        if not settings.published and (said := said_code(session, results)):
             print(said, file=sys.stderr)
         everything = session.store.tidy()
         failed = int(everything.error.notna().sum()) if len(everything) else 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .store import PUBLISHED_RESULTS, RETRAIN, Row, Spec, Store, experiments_fol
 # %% auto #0
 __all__ = ['LISTS', 'ROWS', 'SCORES', 'ABOUT_FILES', 'line_of_row', 'row_of_line', 'save_labels', 'labels_only',
            'published_folder', 'read_rows', 'retrain_file', 'file_hash', 'publish', 'read_about', 'check_published',
-           'check_file', 'restore', 'PublishedSession', 'published_retrains']
+           'check_file', 'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
 
 # %% ../../nbs/513_published.ipynb #51300006
 LISTS = ("spec.changes", "spec.references", "made_from_forgotten")  # columns with JSON
@@ -218,6 +218,16 @@ def restore(
     return len(rows)
 
 # %% ../../nbs/513_published.ipynb #51300026
+class PublishedStore(Store):
+    "A store in which nothing is trained or judged: a checkpoint that was not published is a `MagaError`."
+
+    def shared(self, key: str, make: Callable[[], object]) -> Path:
+        path = self.checkpoint(key)
+        if not path.exists():
+            raise MagaError("This needs a model or a matrix that is not published: run it in a results folder, --results R.")
+        return path
+
+
 class PublishedSession(Session):
     "A session whose store holds the published rows and whose data sets are their labels: it draws tables and computes no run."
 
@@ -230,7 +240,7 @@ class PublishedSession(Session):
         about = check_published(folder)
         if preset not in about["presets"]:
             raise MagaError(f"No row of the preset {preset} is published; take {' or '.join(about['presets'])}.")
-        super().__init__(Store(results), "cpu")
+        super().__init__(PublishedStore(results), "cpu")
         restore(self.store, folder, overwrite=True)
         self.digests: Mapping[str, str] = about["data"]
         self.labels = {p.stem: labels_only(p) for p in sorted((folder / "labels").glob("*.safetensors"))}

@@ -204,7 +204,7 @@ def over_cases(values: Sequence[float], signed: bool = True) -> str:
 
 
 def said(result: Result) -> list[str]:
-    "At most five sentences on the cases (backbone and target) that were run: retain accuracy, order of methods, A_f and MIA, distance, what is missing."
+    "At most five sentences on the cases that were run: retain accuracy, order of methods, A_f and MIA, distance, what is missing."
     cases = dict(list(result.table.groupby(["backbone", "target"], sort=False)))
     ours = {place: found for place, case in cases.items() if (found := standing(case))}
     missing = [f"{target} ({backbone})" for backbone, target in cases if (backbone, target) not in ours]
