@@ -155,7 +155,7 @@ def test_two_processes_share_the_work(tmp_path):
 
 
 def test_errors_are_one_sentence(tmp_path):
-    for wrong, word in (("table9", "table8"), ("table1 --device tpu9", "device"), ("table1 --judge nowhere.safetensors", "nowhere")):
+    for wrong, word in (("table9", "table8"), ("table1 --device tpu9", "device"), ("table1 --judge nowhere.safetensors", "nowhere"), ("table1 --preset laptop --data-root nowhere", "cifar100 was not found")):
         ended = call(command(tmp_path, *wrong.split()))
         assert (ended.returncode, ended.stderr.strip().count("\n")) == (1, 0) and word in ended.stderr, ended.stderr
 

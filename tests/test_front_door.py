@@ -92,3 +92,17 @@ def test_the_front_page_links_every_notebook():
 
 def test_the_first_command_is_within_the_first_screen():
     assert README[: README.index("make demo")].count("\n") <= 15
+
+
+def test_default_folders_are_the_repositorys(monkeypatch, tmp_path):
+    "A notebook opened by hand finds the data and the store of the repository; a given folder is taken as it is."
+    from maga.experiments.settings import Settings
+
+    root = Path(__file__).parents[1]
+    for folder in (root, root / "nbs", root / "nbs" / "experiments" / "paper"):
+        monkeypatch.chdir(folder)
+        assert (Settings().data_folder, Settings().results_folder) == (root / "data", root / "results")
+        assert Settings(results="published").results_folder == root / "results" / "published"
+        assert Settings(data_root="d", results="r").data_folder == Path("d") and Settings(results="r").results_folder == Path("r")
+    monkeypatch.chdir(tmp_path)
+    assert (Settings().data_folder, Settings().results_folder) == (tmp_path / "data", tmp_path / "results")

@@ -169,7 +169,7 @@ def move_rows(move: str, settings: Settings) -> None:
     if settings.published:
         raise MagaError(f"{move} moves rows between a results folder and the published ones: name a folder, --results R.")
     if move == "restore":
-        print(f"{restore(Store(settings.results))} published rows are in {settings.results}.")
+        print(f"{restore(Store(settings.results_folder))} published rows are in {settings.results_folder}.")
         return
     session = open_session(settings)
     with precision(settings, session):
@@ -179,7 +179,7 @@ def move_rows(move: str, settings: Settings) -> None:
 
 # %% ../../nbs/508_command.ipynb #3624eca9
 def main(arguments: Sequence[str] | None = None) -> int:
-    "The command: 0 when the tables were written; 1, and one sentence, when they could not be."
+    "The command: 0 when the tables were written; 1, and one sentence, when they could not be or every run failed."
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         a = parser().parse_args(arguments)
@@ -215,7 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = int(everything.error.notna().sum()) if len(everything) else 0
         if failed:
             print(f"{failed} runs of this store failed; the tables say why, and --retry tries them again.", file=sys.stderr)
-        return 0
+        rows = [r for result in results for some in result.rows for r in some]
+        return int(bool(rows) and all(r.failed for r in rows))
     except KeyboardInterrupt:
         print("Interrupted; the same command continues.", file=sys.stderr)
         return 130

@@ -22,7 +22,7 @@ from .published import PublishedSession, published_folder
 from .runs import BatchReport, by_other_code, compared, kept, remembered_outputs, run_batch
 from .session import Given, Session, Training, content_digest, original_of, resolve, retrain_of, trained
 from .settings import Cell, Settings
-from .store import PUBLISHED_RESULTS, RETRAIN, Row, Spec, Store, experiments_folder, key_of
+from .store import RETRAIN, Row, Spec, Store, experiments_folder, key_of
 from ..measures.contract import METRICS, Evidence, Score, Subject, interval
 from ..measures.metrics import total_variation
 
@@ -279,13 +279,18 @@ def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:
 
 
 def specs_of(cells: Sequence[Cell], settings: Settings, session: Session) -> list[Spec]:
-    "The selected runs, seed after seed; those that share data, network and target are neighbours, so that a process loads each model once."
+    """The selected runs, seed after seed; those that share data, network and target are neighbours, so that a process loads each model once.
+
+    Raises `MagaError` where a data set is not there.
+    """
     checked_selection(settings, cells)
     chosen = [c for c in cells if selected(c, settings)]
     without_file = [c for c in cells if selected(c, replace(settings, original=""))]  # the given original does not fit these
     if settings.original and without_file and not chosen:
         raise MagaError(misfit(without_file[0], settings.original, session))
     specs = [s for c in chosen for s in c.specs(settings.all_seeds)]
+    for data in sorted({s.data for s in specs}):
+        session.images(data)  # what is not there is said before any run
     return sorted(specs, key=lambda s: (s.training_seed, s.data, s.backbone, s.task, s.target))
 
 
@@ -332,8 +337,8 @@ def open_session(settings: Settings) -> Session:
     if settings.size.threads is not None:
         torch.set_num_threads(settings.size.threads)
     if settings.published:
-        return PublishedSession(published_folder(), Path("results") / PUBLISHED_RESULTS, settings.preset)
-    session = Session(Store(settings.results), settings.device, settings.data_root)
+        return PublishedSession(published_folder(), settings.results_folder, settings.preset)
+    session = Session(Store(settings.results_folder), settings.device, settings.data_folder)
     session.files(settings.judge)
     if settings.original:
         content_digest(settings.original)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..data import MagaError, no_such
 from .presets import PRESETS, RANDOM_IMAGES, Backbone, Preset
-from .store import PUBLISHED_RESULTS, TRAINED, Spec
+from .store import PUBLISHED_RESULTS, TRAINED, Spec, in_repository
 from ..methods.contract import METHODS, get_method, with_change
 
 # %% auto #0
@@ -121,6 +121,17 @@ class Settings:
     @property
     def size(self) -> Preset:
         return PRESETS[self.preset]
+
+    @property
+    def data_folder(self) -> Path:
+        "Where local data sets are: of a relative default, the repository's folder, wherever a notebook in it is opened."
+        return in_repository(self.data_root) if self.data_root == type(self).data_root else Path(self.data_root)
+
+    @property
+    def results_folder(self) -> Path:
+        "Where the store is; published rows are drawn in a folder of their own."
+        default = self.results == type(self).results
+        return in_repository("results") / (PUBLISHED_RESULTS if self.published else "") if default or self.published else Path(self.results)
 
     @property
     def published(self) -> bool:

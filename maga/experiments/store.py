@@ -25,8 +25,8 @@ from ..data import TASKS, MagaError, write_whole
 
 # %% auto #0
 __all__ = ['ORIGINAL', 'RETRAIN', 'PUBLISHED_RESULTS', 'TRAINED', 'RENAMED', 'HEARTBEAT', 'PATIENCE', 'Spec', 'canonical',
-           'key_of', 'under_new_names', 'Row', 'this_host', 'ClaimFiles', 'Claims', 'experiments_folder', 'code_digest',
-           'Store']
+           'key_of', 'under_new_names', 'Row', 'this_host', 'ClaimFiles', 'Claims', 'experiments_folder',
+           'in_repository', 'code_digest', 'Store']
 
 # %% ../../nbs/500_store.ipynb #ec320f6b
 ORIGINAL, RETRAIN = "original", "retrain"
@@ -286,6 +286,12 @@ def experiments_folder() -> Path | None:
     clone = Path(next(iter(sys.modules["maga"].__path__))).parent / "nbs" / "experiments"
     tried = [clone, Path("nbs/experiments"), Path("experiments"), Path()]
     return next((p for p in tried if (p / "paper" / "table1.csv").exists()), None)
+
+
+def in_repository(name: str) -> Path:
+    "A folder of the repository that the working folder lies in; outside of one, a folder below the working folder."
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / "nbs" / "experiments").is_dir()), here) / name
 
 
 def code_digest() -> str:

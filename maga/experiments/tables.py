@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .catalogue import chosen_labels
-from .report import BOUND_OF, Result, scores_of_many
+from .report import BOUND_OF, Result, paper_numbers, scores_of_many
 from .runs import kept_outputs
 from .session import Session
 from .settings import Settings, cifar10_spec
@@ -74,7 +74,9 @@ def made_with(result: Result) -> str:
     made = f"Preset {preset}. {len(good)} runs (training seeds {seeds}) on {distinct('device')}, {distinct('date')}"
     times = [v for r in good for part in ("unlearning", "evaluation") if not math.isnan(v := r.seconds.get(part, math.nan))]
     made += f", torch {distinct('torch')}, code {distinct('code')}; {sum(times) / 60:.0f} minutes of training, unlearning and measuring"
-    return f"{made}; {failed} failed; {empty} of {len(result.cells)} lines were not run."
+    columns = set(paper_numbers(result.experiment.paper).model) - set(result.settings.size.columns)
+    left = f" The paper's column {', '.join(columns)} is no part of this preset." if columns else ""
+    return f"{made}; {failed} failed; {empty} of {len(result.cells)} lines were not run.{left}"
 
 # %% ../../nbs/506_tables.ipynb #e0602d40
 def show_table(result: Result):
