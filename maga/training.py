@@ -226,12 +226,13 @@ def make_optimizer(
     device: torch.device,
 ) -> torch.optim.Optimizer:
     "The configured optimiser in its fused form; on CUDA its learning rate is a tensor."
-    lr: float | Tensor = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
-    if config.optimizer == "sgd":
-        nesterov = config.nesterov and config.momentum > 0
-        return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=config.weight_decay, nesterov=nesterov, fused=True)
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr, weight_decay=config.weight_decay, fused=True)
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    own = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0} if config.optimizer == "sgd" else {}
+    optimizer = kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True, **own)
+    if device.type == "cuda":  # put in afterwards: the constructors read it, and wait
+        for group in optimizer.param_groups:
+            group["lr"] = torch.full((), config.lr, device=device)
+    return optimizer
 
 # %% ../nbs/006_training.ipynb #d77b53c2
 def shuffled_batches(

@@ -1,0 +1,234 @@
+"""The package on the pretended GPU: captured steps are eager ones bit for bit, the second device, a failed capture, splits, waits, judges, a table."""
+
+import dataclasses
+import gc
+import warnings
+import weakref
+from dataclasses import replace
+
+import device
+import pytest
+import torch
+from torch import nn
+
+from maga import training
+from maga.capture import Replayed, tensors_only
+from maga.data import MagaError, forget_class
+from maga.device import seeded
+from maga.measures.attacks import RelearnConfig, probe_logits, relearn
+from maga.measures.metrics import Outputs, measure
+from maga.methods.contract import METHODS
+from maga.models import ModelSpec, small_network
+from maga.sources import digits
+from maga.training import Examples, FitConfig, cross_entropy, fit
+from tests.test_methods import maker
+from tests.test_steps import PAIRS, TASKS, small_config, small_split, with_fits
+
+pytestmark = pytest.mark.cuda
+GPU = torch.device("cuda:0")
+few = digits()[0].subset(torch.arange(206))
+
+
+def g(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def same(a, b):
+    return all(torch.equal(p.cpu(), q.cpu()) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.fixture(autouse=True)
+def _few_steps_pay(monkeypatch):
+    monkeypatch.setattr(training, "PAYS_FROM", 0)
+
+
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_captured_steps_are_eager_ones(name, task):
+    "And they are the CPU's within rounding; the caller's model and the usual stream stay as they were."
+    split, method = small_split(task), METHODS[name]
+    make, config = maker("small_cnn", split.train), small_config(name, task, split)
+    model, usual = make(g()), torch.cuda.current_stream()
+    there = make(g()).to(GPU)
+    replays, failures = device.replays[0], len(device.failures)
+    captured = method(there, split.to(GPU), config, g(1))
+    assert device.replays[0] > replays and len(device.failures) == failures
+    eager = method(there, split.to(GPU), with_fits(config, capture=False), g(1))
+    assert same(captured, eager) and same(model, there) and torch.cuda.current_stream() is usual
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 24), nn.GELU(), nn.Dropout(0.3), nn.Linear(24, 10))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+FITS = {
+    "momentum, an odd last batch": FitConfig(2, 20, lr=0.02, pad=1, flip=True),
+    "adam, averaged, no views": FitConfig(2, 20, "adam", lr=1e-3, schedule="cosine", pad=0, flip=False, average=0.9),
+    "adamw, frozen batch norm": FitConfig(2, 20, "adamw", lr=1e-3, schedule="step", milestones=(1,), pad=1, freeze_batch_norm=True),
+    "averaged": FitConfig(2, 20, lr=1e-2, momentum=0.0, schedule="constant", average=0.8),
+    "bfloat16": FitConfig(2, 20, lr=1e-2, amp=True),
+}
+
+
+@pytest.mark.parametrize("what", FITS)
+@pytest.mark.parametrize("kind", ("cnn", "dropout"))
+def test_fit(what, kind, recwarn):
+    model, config = small_network(g()) if kind == "cnn" else Dropping(), FITS[what]
+    before = device.replays[0]
+    captured = fit(model, Examples.of(few.to(GPU)), config, g())
+    assert device.replays[0] == before + 2 * 10 - Replayed.WARM
+    assert same(captured, fit(model, Examples.of(few.to(GPU)), replace(config, capture=False), g()))
+    assert not [w for w in recwarn if "captur" in str(w.message)]
+
+
+def test_the_second_device():
+    "While the first is the current one: streams and graph are the images' device's."
+    there, config = few.to("cuda:1"), FITS["momentum, an odd last batch"]
+    made, replays = len(device.made), device.replays[0]
+    captured = fit(small_network(g()), Examples.of(there), config, g())
+    assert {d.index for d in device.made[made:]} == {1} and len(device.made) == made + 1 and device.replays[0] > replays
+    assert all(p.device == torch.device("cuda:1") for p in captured.parameters()) and torch.cuda.current_device() == 0
+    assert same(captured, fit(small_network(g()), Examples.of(there), replace(config, capture=False), g()))
+
+
+@tensors_only
+def waiting(model, batch):
+    loss, logits = cross_entropy(model, batch)
+    return loss * (2.0 if loss.item() > 1e9 else 1.0), logits
+
+
+def test_a_failed_capture_leaves_nothing_behind():
+    usual, config = torch.cuda.current_stream(), FITS["adam, averaged, no views"]
+    with pytest.warns(UserWarning, match="cannot be captured.*_local_scalar_dense"):
+        after = fit(small_network(g()), Examples.of(few.to(GPU)), config, g(), objective=waiting)
+    assert torch.cuda.current_stream() is usual
+    assert same(after, fit(small_network(g()), Examples.of(few.to(GPU)), config, g()))
+
+
+def test_a_torch_that_cannot_go_on_says_so(monkeypatch):
+    plain = torch.rand
+
+    def stuck(*size, **more):
+        if device.failures:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+        return plain(*size, **more)
+
+    monkeypatch.setattr(device, "failures", [])
+    monkeypatch.setattr(torch, "rand", stuck)
+    with pytest.raises(MagaError, match="capture=False"):
+        fit(small_network(g()), Examples.of(few.to(GPU)), replace(FITS["averaged"], pad=0, flip=False), g(), objective=waiting)
+
+
+def test_python_in_a_step_is_not_captured():
+    "A counter counts every step, an exception ends the run where it is raised."
+    steps, config, before = [], FITS["averaged"], device.replays[0]
+    fit(small_network(g()), Examples.of(few.to(GPU)), config, g(), after_step=steps.append)
+    assert len(steps) == 2 * 11 and device.replays[0] == before
+
+
+def test_capture_is_for_many_steps(monkeypatch):
+    before, adam = device.replays[0], FITS["adamw, frozen batch norm"]
+    monkeypatch.setattr(training, "PAYS_FROM", 23)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(small_network(g()), Examples.of(few.to(GPU)), adam, g())
+    assert device.replays[0] == before
+
+
+def test_the_graph_is_released_with_the_steps(monkeypatch):
+    made = []
+
+    class Watched(device.CUDAGraph):
+        def __init__(self):
+            super().__init__()
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Watched)
+    gc.disable()
+    try:
+        fit(small_network(g()), Examples.of(few.to(GPU)), FITS["averaged"], g())
+        assert len(made) == 1 and made[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_seeding_restores():
+    for where in ("cpu", "cuda:0", "cuda:1"):
+        before = torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in range(2))
+        with seeded(g(), where):
+            first = torch.randn(3, device=where)
+        with seeded(g(), where):
+            assert torch.equal(first, torch.randn(3, device=where))
+        assert all(torch.equal(x, y) for x, y in zip(before, (torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in range(2))), strict=True))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_splits(task):
+    here = small_split(task)
+    there = here.to(GPU)
+    assert there.digest == here.digest and str(there) == str(here)
+    for part in ("forget_train", "forget_test", "retain_train", "retain_test"):
+        assert getattr(there, part).is_cuda and torch.equal(getattr(there, part).cpu(), getattr(here, part))
+    assert there.forbidden_labels().is_cuda
+
+
+# Waits
+
+
+def test_a_probe_waits_twice_an_evaluation():
+    labels = torch.randint(7, (300,), generator=g())
+    features = torch.randn(7, 24, generator=g())[labels] + 2 * torch.randn(300, 24, generator=g())
+    with device.waited() as waits:
+        on_gpu = probe_logits(features.to(GPU), labels.to(GPU), features[:50].to(GPU), 8)
+    print("waits of a linear probe:", waits.total(), dict(waits))
+    assert waits.total() <= 300 and (on_gpu.cpu().argmax(1) == probe_logits(features, labels, features[:50], 8).argmax(1)).all()
+
+
+def test_relearning_reads_twenty_looks_at_once():
+    split, model = small_split("class"), small_network(g())
+    config = RelearnConfig(max_steps=90, every=1, forget_batch=8, retain_batch=8)
+    model_there, split_there = small_network(g()).to(GPU), split.to(GPU)
+    with device.waited() as waits:
+        there = relearn(model_there, split_there, 101.0, config, g())
+    print("waits of relearning, 90 looks:", waits.total(), dict(waits))
+    assert waits.total() <= 20 and len(there.steps) == len(there.accuracy) == 91
+    here = relearn(model, split, 101.0, config, g())
+    assert there.accuracy == pytest.approx(here.accuracy, abs=10)
+
+
+def test_an_evaluation_waits_a_dozen_times():
+    train, test = digits()
+    split = forget_class(train.to(GPU), test.to(GPU), "three")
+    out = Outputs.of(small_network(g()).to(GPU), split)
+    split.retain_test, split.retain_train  # noqa: B018
+    with device.waited() as waits:
+        there = measure(out, split)
+    print("waits of an evaluation:", waits.total(), dict(waits))
+    assert waits.total() <= 12
+    here = measure(Outputs(out.train.cpu(), out.test.cpu()), split.to("cpu"))
+    assert dataclasses.asdict(there) == pytest.approx(dataclasses.asdict(here), nan_ok=True)
+
+
+def test_statistics_of_batch_norm_do_not_wait():
+    config = replace(FITS["averaged"], epochs=1)
+    with device.waited() as with_average:
+        fit(small_network(g()), Examples.of(few.to(GPU)), config, g())
+    with device.waited() as without:
+        fit(small_network(g()), Examples.of(few.to(GPU)), replace(config, average=0.0), g())
+    assert with_average.total() <= without.total() + 5
+
+
+# Models
+
+
+def test_a_checkpoint_and_a_view(tmp_path):
+    from maga.models import load_checkpoint, save_checkpoint
+
+    spec = ModelSpec.of("small_cnn", few)
+    model = spec.make(g()).to(GPU)
+    again, _ = load_checkpoint(save_checkpoint(tmp_path / "m.safetensors", model, spec), device=GPU)
+    assert all(p.is_cuda for p in again.parameters()) and same(model, again)
