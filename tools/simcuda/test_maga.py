@@ -1,32 +1,26 @@
 """The package on the pretended GPU: captured steps are eager ones bit for bit, the second device, a failed capture, splits, waits, judges, a table."""
 
 import dataclasses
-import gc
-import warnings
-import weakref
 from dataclasses import replace
 
 import device
 import pytest
 import torch
-from torch import nn
 
 from maga import training
-from maga.capture import Replayed, tensors_only
-from maga.data import MagaError, forget_class
-from maga.device import seeded
 from maga.measures.attacks import RelearnConfig, probe_logits, relearn
 from maga.measures.metrics import Outputs, measure
 from maga.methods.contract import METHODS
 from maga.models import ModelSpec, small_network
 from maga.sources import digits
-from maga.training import Examples, FitConfig, cross_entropy, fit
+from maga.training import Examples, FitConfig, fit
 from tests.test_methods import maker
 from tests.test_steps import PAIRS, TASKS, small_config, small_split, with_fits
 
 pytestmark = pytest.mark.cuda
 GPU = torch.device("cuda:0")
 few = digits()[0].subset(torch.arange(206))
+AVERAGED = FitConfig(2, 20, lr=1e-2, momentum=0.0, schedule="constant", average=0.8)
 
 
 def g(seed=0):
@@ -54,116 +48,6 @@ def test_captured_steps_are_eager_ones(name, task):
     assert device.replays[0] > replays and len(device.failures) == failures
     eager = method(there, split.to(GPU), with_fits(config, capture=False), g(1))
     assert same(captured, eager) and same(model, there) and torch.cuda.current_stream() is usual
-
-
-class Dropping(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 24), nn.GELU(), nn.Dropout(0.3), nn.Linear(24, 10))
-
-    def forward(self, x):
-        return self.body(x)
-
-
-FITS = {
-    "momentum, an odd last batch": FitConfig(2, 20, lr=0.02, pad=1, flip=True),
-    "adam, averaged, no views": FitConfig(2, 20, "adam", lr=1e-3, schedule="cosine", pad=0, flip=False, average=0.9),
-    "adamw, frozen batch norm": FitConfig(2, 20, "adamw", lr=1e-3, schedule="step", milestones=(1,), pad=1, freeze_batch_norm=True),
-    "averaged": FitConfig(2, 20, lr=1e-2, momentum=0.0, schedule="constant", average=0.8),
-    "bfloat16": FitConfig(2, 20, lr=1e-2, amp=True),
-}
-
-
-@pytest.mark.parametrize("what", FITS)
-@pytest.mark.parametrize("kind", ("cnn", "dropout"))
-def test_fit(what, kind, recwarn):
-    model, config = small_network(g()) if kind == "cnn" else Dropping(), FITS[what]
-    before = device.replays[0]
-    captured = fit(model, Examples.of(few.to(GPU)), config, g())
-    assert device.replays[0] == before + 2 * 10 - Replayed.WARM
-    assert same(captured, fit(model, Examples.of(few.to(GPU)), replace(config, capture=False), g()))
-    assert not [w for w in recwarn if "captur" in str(w.message)]
-
-
-def test_the_second_device():
-    "While the first is the current one: streams and graph are the images' device's."
-    there, config = few.to("cuda:1"), FITS["momentum, an odd last batch"]
-    made, replays = len(device.made), device.replays[0]
-    captured = fit(small_network(g()), Examples.of(there), config, g())
-    assert {d.index for d in device.made[made:]} == {1} and len(device.made) == made + 1 and device.replays[0] > replays
-    assert all(p.device == torch.device("cuda:1") for p in captured.parameters()) and torch.cuda.current_device() == 0
-    assert same(captured, fit(small_network(g()), Examples.of(there), replace(config, capture=False), g()))
-
-
-@tensors_only
-def waiting(model, batch):
-    loss, logits = cross_entropy(model, batch)
-    return loss * (2.0 if loss.item() > 1e9 else 1.0), logits
-
-
-def test_a_failed_capture_leaves_nothing_behind():
-    usual, config = torch.cuda.current_stream(), FITS["adam, averaged, no views"]
-    with pytest.warns(UserWarning, match="cannot be captured.*_local_scalar_dense"):
-        after = fit(small_network(g()), Examples.of(few.to(GPU)), config, g(), objective=waiting)
-    assert torch.cuda.current_stream() is usual
-    assert same(after, fit(small_network(g()), Examples.of(few.to(GPU)), config, g()))
-
-
-def test_a_torch_that_cannot_go_on_says_so(monkeypatch):
-    plain = torch.rand
-
-    def stuck(*size, **more):
-        if device.failures:
-            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
-        return plain(*size, **more)
-
-    monkeypatch.setattr(device, "failures", [])
-    monkeypatch.setattr(torch, "rand", stuck)
-    with pytest.raises(MagaError, match="capture=False"):
-        fit(small_network(g()), Examples.of(few.to(GPU)), replace(FITS["averaged"], pad=0, flip=False), g(), objective=waiting)
-
-
-def test_python_in_a_step_is_not_captured():
-    "A counter counts every step, an exception ends the run where it is raised."
-    steps, config, before = [], FITS["averaged"], device.replays[0]
-    fit(small_network(g()), Examples.of(few.to(GPU)), config, g(), after_step=steps.append)
-    assert len(steps) == 2 * 11 and device.replays[0] == before
-
-
-def test_capture_is_for_many_steps(monkeypatch):
-    before, adam = device.replays[0], FITS["adamw, frozen batch norm"]
-    monkeypatch.setattr(training, "PAYS_FROM", 23)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fit(small_network(g()), Examples.of(few.to(GPU)), adam, g())
-    assert device.replays[0] == before
-
-
-def test_the_graph_is_released_with_the_steps(monkeypatch):
-    made = []
-
-    class Watched(device.CUDAGraph):
-        def __init__(self):
-            super().__init__()
-            made.append(weakref.ref(self))
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Watched)
-    gc.disable()
-    try:
-        fit(small_network(g()), Examples.of(few.to(GPU)), FITS["averaged"], g())
-        assert len(made) == 1 and made[0]() is None
-    finally:
-        gc.enable()
-
-
-def test_seeding_restores():
-    for where in ("cpu", "cuda:0", "cuda:1"):
-        before = torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in range(2))
-        with seeded(g(), where):
-            first = torch.randn(3, device=where)
-        with seeded(g(), where):
-            assert torch.equal(first, torch.randn(3, device=where))
-        assert all(torch.equal(x, y) for x, y in zip(before, (torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in range(2))), strict=True))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -204,7 +88,7 @@ def test_an_evaluation_waits_a_dozen_times():
     train, test = digits()
     split = forget_class(train.to(GPU), test.to(GPU), "three")
     out = Outputs.of(small_network(g()).to(GPU), split)
-    split.retain_test, split.retain_train  # noqa: B018
+    _ = split.retain_test, split.retain_train
     with device.waited() as waits:
         there = measure(out, split)
     print("waits of an evaluation:", waits.total(), dict(waits))
@@ -214,7 +98,7 @@ def test_an_evaluation_waits_a_dozen_times():
 
 
 def test_statistics_of_batch_norm_do_not_wait():
-    config = replace(FITS["averaged"], epochs=1)
+    config = replace(AVERAGED, epochs=1)
     with device.waited() as with_average:
         fit(small_network(g()), Examples.of(few.to(GPU)), config, g())
     with device.waited() as without:
