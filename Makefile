@@ -9,7 +9,7 @@ export MAGA_DATA ?= $(abspath $(DATA))
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: demo reproduce slurm test check notebooks pytest install docs lab readme export refresh published clean
+.PHONY: demo reproduce slurm test check notebooks pytest simcuda install docs lab readme export refresh published clean
 
 demo: $(READY)  ## the whole method on handwritten digits; results/demo
 	mkdir -p results/demo
@@ -35,6 +35,9 @@ notebooks: $(READY)  ## nbdev_test on every notebook outside of experiments
 
 pytest: $(READY)
 	OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
+
+simcuda: $(READY)  ## the package on a pretended GPU: before releases, and when training or devices change; needs a C++ compiler
+	OMP_NUM_THREADS=1 python tools/simcuda/run.py $(ARGS)
 
 install: $(READY)  ## a plain install, imported from another folder without the development tools
 	python tools/install_check.py

@@ -5,14 +5,16 @@
 # %% ../nbs/005_averaging.ipynb #505db178
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from .models import batch_norms
+
 # %% auto #0
-__all__ = ['WeightAverage']
+__all__ = ['WeightAverage', 'estimate_statistics']
 
 # %% ../nbs/005_averaging.ipynb #98e0aade
 class WeightAverage:
@@ -38,3 +40,25 @@ class WeightAverage:
         *sums, total = self.sums
         for p, a in zip(self.parameters, sums, strict=True):
             p.copy_(a / total)
+
+# %% ../nbs/005_averaging.ipynb #dac4422e
+@torch.no_grad()
+def estimate_statistics(
+    model: nn.Module,  # is changed: batch norm's statistics; its mode is left as it was
+    batches: Iterable[Tensor],  # images as the model sees them, float32 [B, 3, S, S]
+) -> None:
+    "Batch norm's running statistics as means over batches; nothing is computed in a network without it."
+    norms = batch_norms(model)
+    if not norms:
+        return
+    mode, momenta = model.training, [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+    model.train()
+    for i, x in enumerate(batches, 1):
+        for m in norms:
+            m.momentum = 1 / i
+        model(x)
+    for m, momentum in zip(norms, momenta, strict=True):
+        m.momentum = momentum
+    model.train(mode)

@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -48,8 +48,12 @@ def seeded(
     "A context in which torch's global random state is seeded from the generator; it is restored afterwards."
     seed = int(torch.randint(2**62, (1,), generator=generator))
     device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed every GPU, for good
+        with torch.cuda.device(device) if cuda else nullcontext():
+            if device.type != "cpu":
+                torch.get_device_module(device).manual_seed(seed)
         yield
 
 # %% ../nbs/001_device.ipynb #5a8dda59

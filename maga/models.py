@@ -214,7 +214,7 @@ class ModelSpec:
         return replace(images, size=size, mean=self.mean, std=self.std)
 
 # %% ../nbs/003_models.ipynb #40bb3a1c
-def batch_norms(model: nn.Module) -> list[nn.Module]:
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     "The batch norm layers of a model."
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 

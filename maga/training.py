@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,9 +15,9 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
-from .averaging import WeightAverage
+from .averaging import WeightAverage, estimate_statistics
+from .capture import PAYS_FROM, Replayed, may_be_captured, tensors_only
 from .data import ImageSet, MagaError, Views, random_views
 from .device import autocast, clock, seeded, to_device
 from .models import batch_norms
@@ -37,7 +36,7 @@ class Perturbation(Protocol):
         ...
 
     def apply(self, x: Tensor, rows: Tensor, draw: Tensor, progress: Tensor) -> Tensor:
-        "The perturbed images; `progress` is a tensor [], the share of the steps done: 0 at the first step, 1 after the last."
+        "The perturbed images; `progress` is a tensor [], the share of the steps done: 0 at the first step, 1 after the last. Mark it `tensors_only`."
         ...
 
 
@@ -79,6 +78,7 @@ class Batch:
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]  # -> (loss [], logits [B, K])
 
 
+@tensors_only
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     "Mean cross entropy against classes or distributions."
     logits = model(batch.x)
@@ -104,7 +104,7 @@ class FitConfig:
     flip: bool = True  # random horizontal flips
     freeze_batch_norm: bool = False  # batch norm in eval mode
     average: float = 0.0  # decay per step of a running average that replaces the weights at the end; 0: no average
-    capture: bool = True  # on CUDA: replay the step as a graph
+    capture: bool = True  # on CUDA: replay the step as a graph, if there are enough steps and all functions in it are `tensors_only`
     amp: bool | None = None  # bfloat16 autocast; None: on CUDA only
 
     def __post_init__(self) -> None:
@@ -192,13 +192,24 @@ class _Stepper:
             x = e.perturbation.apply(x, rows, draw, progress)
         return x.contiguous(memory_format=torch.channels_last)
 
-    def __call__(self, rows: Tensor, views: Views | None, draw: Tensor | None, progress: Tensor) -> Tensor:
-        "One step; returns (loss, correct answers) as float32 [2] on the device."
-        batch = Batch(self.look(rows, views, draw, progress), self.examples.targets[rows], rows, progress)
+    def replayed(self, steps: int) -> Callable[..., Tensor]:
+        "The step for full batches: replayed on CUDA where that is asked for, allowed by the functions in it, and worth it for so many steps."
+        e = self.examples
+        allowed = may_be_captured(self.objective, self.after_step, None if e.perturbation is None else e.perturbation.apply)
+        wanted = self.config.capture and self.device.type == "cuda" and steps >= PAYS_FROM
+        return Replayed(self, self.device) if wanted and allowed else self
+
+    def __call__(self, rows: Tensor, progress: Tensor, draw: Tensor | None, *views: Tensor) -> Tensor:
+        "One step; views are shift and flip, or none. Returns (loss, correct answers) as float32 [2] on the device."
+        x = self.look(rows, Views(*views) if views else None, draw, progress)
+        batch = Batch(x, self.examples.targets[rows], rows, progress)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.config.amp):
             loss, logits = self.objective(self.model, batch)
         loss.backward()
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:  # Adam insists on it during a capture, and warns of it at any other time
+                group["capturable"] = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         self.optimizer.step()
         if self.after_step is not None:
             with torch.no_grad():
@@ -215,64 +226,13 @@ def make_optimizer(
     device: torch.device,
 ) -> torch.optim.Optimizer:
     "The configured optimiser in its fused form; on CUDA its learning rate is a tensor."
-    cuda = device.type == "cuda"
-    lr: float | Tensor = torch.tensor(config.lr, device=device) if cuda else config.lr
-    if config.optimizer == "sgd":
-        nesterov = config.nesterov and config.momentum > 0
-        return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=config.weight_decay, nesterov=nesterov, fused=True)
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr, weight_decay=config.weight_decay, fused=True, capturable=cuda)
-
-# %% ../nbs/006_training.ipynb #971dd906
-class _CapturedStepper(_Stepper):
-    "The same steps, replayed as a CUDA graph after a few eager ones."
-
-    WARM = 3
-
-    def __init__(self, *args) -> None:
-        super().__init__(*args)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.eager_steps, self.failed = 0, False
-        self.static: list[Tensor] = []
-        self.out = torch.zeros(2, device=self.device)
-
-    @staticmethod
-    def _tensors(rows: Tensor, views: Views | None, draw: Tensor | None, progress: Tensor) -> list[Tensor]:
-        return [t for t in (rows, *((views.shift, views.flip) if views else ()), draw, progress) if t is not None]
-
-    def __call__(self, rows: Tensor, views: Views | None, draw: Tensor | None, progress: Tensor) -> Tensor:
-        if self.failed or len(rows) != self.config.batch_size:
-            return super().__call__(rows, views, draw, progress)
-        if self.eager_steps < self.WARM:
-            self.eager_steps += 1
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                out = super().__call__(rows, views, draw, progress)
-            torch.cuda.current_stream().wait_stream(side)
-            return out
-        if self.graph is None:
-            self._capture(rows, views, draw, progress)
-            if self.failed:
-                return super().__call__(rows, views, draw, progress)
-        for static, t in zip(self.static, self._tensors(rows, views, draw, progress), strict=True):
-            static.copy_(t)
-        assert self.graph is not None
-        self.graph.replay()
-        return self.out.clone()
-
-    def _capture(self, rows: Tensor, views: Views | None, draw: Tensor | None, progress: Tensor) -> None:
-        kept = rows.clone(), views and Views(views.shift.clone(), views.flip.clone()), None if draw is None else draw.clone(), progress.clone()
-        self.static = self._tensors(*kept)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                self.out = super().__call__(*kept)
-            self.graph = graph
-        except RuntimeError as e:
-            self.failed = True
-            torch.cuda.synchronize()
-            warnings.warn(f"This step cannot be captured as a CUDA graph and runs eagerly ({str(e).splitlines()[0]}).", stacklevel=2)
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    own = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0} if config.optimizer == "sgd" else {}
+    optimizer = kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True, **own)
+    if device.type == "cuda":  # put in afterwards: the constructors read it, and wait
+        for group in optimizer.param_groups:
+            group["lr"] = torch.full((), config.lr, device=device)
+    return optimizer
 
 # %% ../nbs/006_training.ipynb #d77b53c2
 def shuffled_batches(
@@ -295,10 +255,13 @@ def _views_and_draw(
     order: Tensor,  # int64 [n]: rows, on the CPU
     config: FitConfig,
     generator: torch.Generator,
-) -> tuple[Views | None, Tensor | None]:
-    "Random crops and flips, and the perturbation's random integers, for these rows on the device; None if the configuration has none."
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    "For these rows on the device: shift and flip, () without random crops and flips; the perturbation's random integers, None without one."
     device = e.images.device
-    views = random_views(len(order), config.pad, generator, config.flip).to(device) if config.pad > 0 or config.flip else None
+    views: tuple[Tensor, ...] = ()
+    if config.pad > 0 or config.flip:
+        drawn = random_views(len(order), config.pad, generator, config.flip).to(device)
+        views = (drawn.shift, drawn.flip)
     draw = e.perturbation.draw(order, generator).to(device) if e.perturbation is not None else None
     return views, draw
 
@@ -311,11 +274,12 @@ def _take_average(step: _Stepper, order: Tensor, generator: torch.Generator) -> 
         return
     order = order[:STATISTICS_IMAGES]
     views, draw = _views_and_draw(step.examples, order, step.config, generator)
+    seen = Views(*views) if views else None
     parts = torch.arange(len(order), device=step.device).tensor_split(math.ceil(len(order) / step.config.batch_size))
     rows, end = order.to(step.device), torch.ones((), device=step.device)
-    shown = (step.look(rows[i], None if views is None else views[i], None if draw is None else draw[i], end) for i in parts)
+    shown = (step.look(rows[i], None if seen is None else seen[i], None if draw is None else draw[i], end) for i in parts)
     with autocast(step.device, step.config.amp):
-        update_bn(shown, step.model)
+        estimate_statistics(step.model, shown)
 
 # %% ../nbs/006_training.ipynb #69c395a4
 def fit(
@@ -324,7 +288,7 @@ def fit(
     config: FitConfig,  # how to optimise
     generator: torch.Generator,  # on the CPU: order, crops, draws, dropout
     *,
-    objective: Objective = cross_entropy,
+    objective: Objective = cross_entropy,  # this and after_step run as Python in every step, unless they are marked `tensors_only`
     batches: Callable[[torch.Generator], list[Tensor]] | None = None,  # the rows of each batch of an epoch; None: shuffled
     after_step: Callable[[nn.Module], None] | None = None,  # called after every update, without gradients
     trainable: Callable[[nn.Module], Sequence[nn.Parameter]] | None = None,  # the parameters to train; None: all
@@ -346,8 +310,7 @@ def fit(
         for m in batch_norms(model):
             m.eval()
     batches = batches or partial(shuffled_batches, len(examples), config.batch_size)
-    kind = _CapturedStepper if config.capture and device.type == "cuda" else _Stepper
-    step = kind(model, examples, config, objective, after_step, parameters)
+    step = _Stepper(model, examples, config, objective, after_step, parameters)
     with seeded(generator, device):
         _run(step, batches, generator, progress)
         if step.average is not None:
@@ -367,11 +330,13 @@ def _run(
     "Run all epochs."
     e, config, device = step.examples, step.config, step.device
     start, shown, done = clock(device), 0, 0
+    full: Callable[..., Tensor] | None = None  # the step for batches of batch_size
     for epoch in range(config.epochs):
         cut = batches(generator)
         order = torch.cat(cut)
         views, draw = _views_and_draw(e, order, config, generator)
         total, begun = config.epochs * len(cut), epoch * len(cut)  # epochs may differ in their number of steps
+        full = full or step.replayed(total)
         fractions = ((torch.arange(len(cut)) + begun) / total).to(device)
         rows = order.to(device)
         results = torch.zeros(len(cut), 2, device=device)
@@ -379,7 +344,8 @@ def _run(
         for i, batch in enumerate(cut):
             part = slice(first, first + len(batch))
             step.set_lr(config.lr_at(begun + i, len(cut)))
-            results[i] = step(rows[part], None if views is None else views[part], None if draw is None else draw[part], fractions[i])
+            run = full if len(batch) == config.batch_size else step
+            results[i] = run(rows[part], fractions[i], None if draw is None else draw[part], *(v[part] for v in views))
             first, done = part.stop, done + 1
             if i + 1 == len(cut) or (device.type == "cpu" and progress is not None and done % 10 == 0):
                 now = results[: i + 1].cpu()

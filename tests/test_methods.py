@@ -481,6 +481,6 @@ def test_methods_run_on_a_gpu(name, recwarn):
     split = split_of("class").to("cuda")
     model = model_of("resnet10", split.train).cuda()
     before = state(model)
-    after = run(name, model, split, short(name, maker("resnet10", split.train), 8, split.train.classes))
+    after = run(name, model, split, short(name, maker("resnet10", split.train), 12, split.train.classes))
     assert equal(before, state(model)) and all(v.is_cuda and v.isfinite().all() for v in after.values())
     assert not [w for w in recwarn if "captured" in str(w.message)]

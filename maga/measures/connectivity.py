@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
+from ..averaging import estimate_statistics
 from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import autocast, seeded
 from .contract import AN_ORIGINAL, Evidence, Need, Subject, mean_over, model_metric
@@ -113,7 +113,7 @@ def refresh_statistics(
     parts = rows.tensor_split(-(-len(rows) // batch_size))
     shown = (images.batch(part).contiguous(memory_format=torch.channels_last) for part in parts)
     with seeded(generator, images.device), autocast(images.device, None):
-        update_bn(shown, model)
+        estimate_statistics(model, shown)
 
 
 def line_between(

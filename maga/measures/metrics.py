@@ -16,8 +16,8 @@ from ..device import autocast, pass_size
 from ..models import evaluating
 
 # %% auto #0
-__all__ = ['predict', 'Outputs', 'accuracy', 'batch_mean_accuracy', 'entropy', 'entropy_mia', 'total_variation', 'agreement',
-           'Measurement', 'measure']
+__all__ = ['predict', 'Outputs', 'share_right', 'accuracy', 'batch_mean_accuracy', 'entropy', 'entropy_mia', 'total_variation',
+           'agreement', 'Measurement', 'measure']
 
 # %% ../../nbs/100_metrics.ipynb #94f5a2d9
 @torch.no_grad()
@@ -75,12 +75,20 @@ class Outputs:
         return (self.test if images is split.test else self.train)[rows], images.labels[rows]
 
 # %% ../../nbs/100_metrics.ipynb #cccd2d00
+def share_right(
+    logits: Tensor,  # [n, K]
+    labels: Tensor,  # int64 [n]
+) -> Tensor:
+    "Share of images whose largest logit is their label: float64 [], 0–1, on the device; NaN for no images."
+    return (logits.argmax(1) == labels).double().mean()
+
+
 def accuracy(
     logits: Tensor,  # [n, K]
     labels: Tensor,  # int64 [n]
 ) -> float:
     "Share of images whose largest logit is their label, in percent (0–100); NaN for no images."
-    return 100 * (logits.argmax(1) == labels).double().mean().item()
+    return 100 * share_right(logits, labels).item()
 
 
 def batch_mean_accuracy(
@@ -89,7 +97,7 @@ def batch_mean_accuracy(
     batch_size: int = 64,
 ) -> float:
     "*Legacy*: unweighted mean of the accuracies of consecutive batches, in percent, as in the reference protocol."
-    right = (logits.argmax(1) == labels).double()
+    right = (logits.argmax(1) == labels).double().cpu()  # one wait for the device, not one a batch
     return 100 * float(np.mean([part.mean().item() for part in right.split(batch_size)]))
 
 # %% ../../nbs/100_metrics.ipynb #12dccbb5

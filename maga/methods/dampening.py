@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..capture import tensors_only
 from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import to_device
 from .contract import Source, method, plain_fit
@@ -34,9 +35,11 @@ def mean_gradients(
     "Mean over the mini-batches of a function of the gradient of their mean cross entropy, by parameter name; in eval mode."
     total = {name: torch.zeros_like(p, device=images.device) for name, p in model.named_parameters() if p.requires_grad}
 
+    @tensors_only
     def in_eval_mode(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         return cross_entropy(net.eval(), batch)
 
+    @tensors_only
     def add(net: nn.Module) -> None:
         for name, p in net.named_parameters():
             if p.grad is not None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..capture import tensors_only
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from ..measures.metrics import predict
@@ -33,6 +34,7 @@ __all__ = ['BAD_TEACHER_PRESETS', 'BAD_TEACHER_SOURCES', 'AS_TEACHER', 'SCRUB_PR
            'head_distillation']
 
 # %% ../../nbs/309_distillation.ipynb #7f8e3686
+@tensors_only
 def kl_divergence(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     "Mean over the batch of KL(target ‖ softmax of the logits), in nats; targets are distributions."
     logits = model(batch.x)
@@ -156,6 +158,7 @@ def scrub(model: nn.Module, split: ForgetSplit, config: ScrubConfig, generator: 
     examples, n, t = forget_then_retain(split), len(split.forget_train), config.temperature
     teacher = (predict(to_device(copy.deepcopy(model), split.device), split.train, examples.indices) / t).log_softmax(1)
 
+    @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = net(batch.x)
         away = F.kl_div((logits.float() / t).log_softmax(1), teacher[batch.rows], reduction="none", log_target=True).sum(1) * t**2
@@ -219,6 +222,7 @@ def delete(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: tor
     teacher = to_device(copy.deepcopy(model), split.device).eval().requires_grad_(False)
     forbidden = split.forbidden_labels()
 
+    @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             target = removed_targets(teacher(batch.x), forbidden[batch.rows])
@@ -275,6 +279,7 @@ def trew(model: nn.Module, split: ForgetSplit, config: TrewConfig, generator: to
     hard = F.one_hot(train.labels[retained], split.num_classes).float()
     examples = Examples(train, torch.cat([split.forget_train, retained]), torch.cat([soft, hard]))
 
+    @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = net(batch.x)
         losses = F.kl_div(logits.float().log_softmax(1), batch.target, reduction="none").sum(1)  # one-hot: the cross entropy
@@ -310,6 +315,7 @@ def head_distillation(
     targets = removed_targets(last_linear(original)(features).detach(), forbidden)
     everything = torch.arange(len(split.train), device=split.device)
 
+    @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         return kl_divergence(last_linear(net), replace(batch, x=features[batch.rows]))
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..capture import tensors_only
 from ..data import ForgetSplit, MagaError
 from .contract import FitOnly, Source, forget_then_retain, method, paired_batches, part_means, plain_fit
 from .published import CONSTANT, FOSTER, FOSTER_IMAGES, FOSTER_SGD, JIA, KURMANJI, NO_VIT, SGD, TUNED, numbers_of, read_in
@@ -86,6 +87,7 @@ def l1_sparse(
     "Fine-tuning on the retain set with a fading ℓ1 penalty on all weights."
     epochs = config.fit.epochs
 
+    @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = net(batch.x)
         norm = sum((p.abs().sum() for p in net.parameters() if p.requires_grad), torch.zeros((), device=logits.device))
@@ -149,6 +151,7 @@ def neggrad_plus(
     "Descent on retain images and a little ascent on forget images, in every step."
     n, w, f = len(split.forget_train), config.weight, config.forget_batch
 
+    @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         if config.apart:
             after = net(batch.x[f:])

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..capture import tensors_only
 from ..data import ForgetSplit, MagaError
 from ..judges.transition import TransitionMatrix
 from ..measures.metrics import predict
@@ -109,6 +110,7 @@ class FeatureNoise:
     def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         return torch.randint(self.positive.images.shape[1], (len(rows), 2), generator=generator)
 
+    @tensors_only
     def apply(self, x: Tensor, rows: Tensor, draw: Tensor, progress: Tensor) -> Tensor:
         p, n = self.positive_at[rows], self.negative_at[rows]
         noise = combine_noise(self.positive.images[p.clamp_min(0), draw[:, 0]], self.negative.images[n.clamp_min(0), draw[:, 1]], self.alpha)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..capture import tensors_only
 from ..data import ForgetSplit, MagaError
 from ..device import seeded, to_device
 from .contract import FitOnly, Source, method, needs_two, plain_fit
@@ -120,6 +121,7 @@ def salun(model: nn.Module, split: ForgetSplit, config: SalUnConfig, generator: 
     mask = saliency_mask(mean_gradients(start, split.train, split.forget_train.split(config.mask_batch), torch.clone), config.share)
     before = {name: p.detach() for name, p in start.named_parameters()}
 
+    @tensors_only
     def put_back(net: nn.Module) -> None:
         for name, p in net.named_parameters():
             if name in mask:
@@ -149,6 +151,7 @@ class StoredImages:
     def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         return torch.empty(len(rows), 0, dtype=torch.int64)
 
+    @tensors_only
     def apply(self, x: Tensor, rows: Tensor, draw: Tensor, progress: Tensor) -> Tensor:
         at = self.at[rows]
         return torch.where((at >= 0)[:, None, None, None], self.images[at.clamp_min(0)], x)
@@ -265,6 +268,7 @@ def legacy_noise(
 def carrying(gradients: dict[str, Tensor]) -> Objective:
     "Cross entropy whose first step has these gradients besides its own; its value is unchanged."
 
+    @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         loss, logits = cross_entropy(net, batch)
         parts = ((p * gradients[name]).sum() for name, p in net.named_parameters() if name in gradients)
