@@ -105,7 +105,7 @@ def _mmicl(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Modu
 def _toy(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
     from maga.judges.toy import load_toy_judge
 
-    return load_toy_judge(exemplars, batch_size=o.batch_size)
+    return load_toy_judge(exemplars, batch_size=o.batch_size, device=o.device)
 
 # %% ../../nbs/220_named.ipynb #6f250cf0
 def _vision(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
