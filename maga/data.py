@@ -128,7 +128,8 @@ class ImageSet:
         "The normalisation as one multiplication and one subtraction: two tensors [3, 1, 1]."
         std = torch.tensor(self.std).view(3, 1, 1)
         shift = torch.tensor(self.mean).view(3, 1, 1) / std
-        return (1 / (255 * std)).to(self.device), shift.to(self.device)
+        scale, shift = torch.stack([1 / (255 * std), shift]).to(self.device)
+        return scale, shift
 
     def normalise(self, pixels: Tensor) -> Tensor:  # uint8 [B, 3, H, W] on the same device
         "What a model sees: float32 [B, 3, S, S], resized (bicubic) to `size` if it is set, then (x/255 - mean) / std."

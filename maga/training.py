@@ -329,7 +329,7 @@ def _run(
 ) -> None:
     "Run all epochs."
     e, config, device = step.examples, step.config, step.device
-    start, shown, done = clock(device), 0, 0
+    start, shown, done = 0.0 if progress is None else clock(device), 0, 0
     full: Callable[..., Tensor] | None = None  # the step for batches of batch_size
     for epoch in range(config.epochs):
         cut = batches(generator)
@@ -337,7 +337,7 @@ def _run(
         views, draw = _views_and_draw(e, order, config, generator)
         total, begun = config.epochs * len(cut), epoch * len(cut)  # epochs may differ in their number of steps
         full = full or step.replayed(total)
-        fractions = ((torch.arange(len(cut)) + begun) / total).to(device)
+        fractions = (torch.arange(len(cut), device=device) + begun) / total
         rows = order.to(device)
         results = torch.zeros(len(cut), 2, device=device)
         first = 0
