@@ -121,11 +121,11 @@ def test_nothing_of_an_earlier_request_is_shown(name, digit_sets, transition, mo
         config = replace(config, transition=transition, noise=replace(config.noise, size=2, steps=2))
     if hasattr(config, "fit"):
         config = replace(config, fit=replace(config.fit, epochs=1))
-    allowed = second.train.images.clone()  # a check of the model looks at two images: let them be others
+    # the check of a model looks at the first two images, whatever they are
     monkeypatch.setattr("maga.methods.contract.prepared", lambda model, images, classes: model)
     monkeypatch.setattr("maga.training.check_model", lambda *a, **k: None)
     method(small_network(generator()), second, config, generator())
-    assert 7 in seen | {7} and 3 not in seen and len(allowed)
+    assert seen and 3 not in seen
 
 
 class Own(nn.Module):
