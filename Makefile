@@ -9,7 +9,7 @@ export MAGA_DATA ?= $(abspath $(DATA))
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: demo reproduce slurm test check notebooks pytest browser simcuda install docs lab readme export refresh published clean
+.PHONY: demo reproduce slurm test check notebooks pytest browser simcuda gpu install docs lab readme export refresh published clean
 
 demo: $(READY)  ## the whole method on handwritten digits; results/demo
 	mkdir -p results/demo
@@ -41,6 +41,9 @@ browser: $(VENV)/.browser  ## notebooks opened and run in JupyterLab by a real b
 
 simcuda: $(READY)  ## the package on a pretended GPU: before releases, and when training or devices change; needs a C++ compiler
 	OMP_NUM_THREADS=1 python tools/simcuda/run.py $(ARGS)
+
+gpu:  ## all that needs a GPU, by one command that continues: tests, benchmark, then the paper's grid; sets up no environment of its own
+	@PYTHONPATH=. $(PYTHON) tools/gpu.py $(ARGS)
 
 install: $(READY)  ## a plain install, imported from another folder without the development tools
 	python tools/install_check.py

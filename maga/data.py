@@ -8,23 +8,23 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
+from .checks import Amount, Checked, Count, MagaError, Part, Seed, Share, check_value, fits, shown
+from .checks import did_you_mean as did_you_mean
+from .checks import no_such as no_such
+from .checks import write_whole as write_whole
+
 # %% auto #0
-__all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'TASKS', 'show_images', 'ImageSet', 'Views', 'random_views', 'crop_and_flip', 'ForgetSplit',
-           'did_you_mean', 'no_such', 'class_id', 'forget_class', 'forget_subclass', 'forget_random', 'MagaError',
-           'write_whole']
+__all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'TASKS', 'show_images', 'check_normalisation', 'ImageSet', 'Views', 'random_views',
+           'crop_and_flip', 'ForgetSplit', 'class_id', 'forget_class', 'forget_subclass', 'forget_random']
 
 # %% ../nbs/000_data.ipynb #5aefd6a9
 def show_images(
@@ -52,9 +52,18 @@ def show_images(
 CIFAR_MEAN = (0.5071, 0.4865, 0.4409)
 CIFAR_STD = (0.2673, 0.2564, 0.2762)
 
+
+def check_normalisation(mean: Any, std: Any) -> None:
+    "`MagaError` where these are not the means and standard deviations of three channels, of pixels in [0, 1]."
+    for name, values, hint in (("mean", mean, tuple[Share, Share, Share]), ("std", std, tuple[Part, Part, Part])):
+        if not fits(values, hint):
+            known = CIFAR_MEAN if name == "mean" else CIFAR_STD
+            raise MagaError(f"{name} is {shown(values)}; expected three numbers, of pixels from 0 to 1, such as {known}.")
+
+
 # %% ../nbs/000_data.ipynb #5feb1e38
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(Checked):
     "Labelled images as tensors on one device, where batches are augmented, resized and normalised."
 
     images: Tensor  # uint8 [N, 3, H, W]
@@ -65,9 +74,17 @@ class ImageSet:
     name: str = "images"  # name of the data set
     mean: tuple[float, ...] = CIFAR_MEAN  # per channel, of pixels in [0, 1]
     std: tuple[float, ...] = CIFAR_STD
-    size: int | None = None  # side of the square that a model sees, in pixels; None: as stored
+    size: Count | None = None  # side of the square that a model sees, in pixels; None: as stored
 
     def __post_init__(self) -> None:
+        check_normalisation(self.mean, self.std)
+        super().__post_init__()
+        for names in (self.classes, self.coarse_classes):
+            if len(set(names)) < len(names):
+                twice = next(n for n in names if names.count(n) > 1)
+                raise MagaError(f"The class name {twice!r} stands for {names.count(twice)} labels; every class needs a name of its own.")
+        if self.images.ndim == 4 and self.images.shape[1] == 1:  # grey
+            object.__setattr__(self, "images", self.images.expand(-1, 3, -1, -1).contiguous())
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
             raise MagaError(f"Images must be uint8 [N, 3, H, W], not {self.images.dtype} {list(self.images.shape)}.")
         for labels, classes in ((self.labels, self.classes), (self.coarse_labels, self.coarse_classes)):
@@ -92,6 +109,12 @@ class ImageSet:
     @property
     def device(self) -> torch.device:
         return self.images.device
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        "Height and width of what a model sees, in pixels."
+        h, w = self.images.shape[-2:]
+        return (self.size, self.size) if self.size else (h, w)
 
     @cached_property
     def digest(self) -> str:
@@ -128,13 +151,14 @@ class ImageSet:
         "The normalisation as one multiplication and one subtraction: two tensors [3, 1, 1]."
         std = torch.tensor(self.std).view(3, 1, 1)
         shift = torch.tensor(self.mean).view(3, 1, 1) / std
-        return (1 / (255 * std)).to(self.device), shift.to(self.device)
+        scale, shift = torch.stack([1 / (255 * std), shift]).to(self.device)
+        return scale, shift
 
     def normalise(self, pixels: Tensor) -> Tensor:  # uint8 [B, 3, H, W] on the same device
         "What a model sees: float32 [B, 3, S, S], resized (bicubic) to `size` if it is set, then (x/255 - mean) / std."
         scale, shift = self._scale_shift
         x = pixels.float()
-        if self.size is not None and x.shape[-1] != self.size:
+        if self.size is not None and x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True).clamp_(0, 255)
         return x.mul_(scale).sub_(shift)
 
@@ -193,7 +217,7 @@ TASKS = ("class", "subclass", "random")  # what a deletion request names
 
 # %% ../nbs/000_data.ipynb #44019b53
 @dataclass(frozen=True, eq=False)
-class ForgetSplit:
+class ForgetSplit(Checked):
     "Train and test images, and which of them to forget. Index tensors are int64, sorted, on the images' device."
 
     train: ImageSet
@@ -202,32 +226,57 @@ class ForgetSplit:
     forget_test: Tensor  # indices into test; empty for the random task
     task: str  # "class", "subclass" or "random"
     target: str  # what to forget, in words
-    forgotten: tuple[int, ...] = ()  # labels all of whose images are forgotten (class task)
+    forgotten: tuple[Amount, ...] = ()  # labels all of whose images are forgotten, now or earlier
+    earlier_train: Tensor | None = None  # indices into train that earlier requests forgot: never shown; None: there are no earlier requests
+    earlier_test: Tensor | None = None  # the same of test: measured again
 
     def __post_init__(self) -> None:
-        for part, images, indices in (("train", self.train, self.forget_train), ("test", self.test, self.forget_test)):
+        super().__post_init__()
+        if self.task not in TASKS:
+            raise no_such("task", self.task, TASKS)
+        if self.train.classes != self.test.classes:
+            raise MagaError(
+                f"Train and test must have the same classes in the same order, not {', '.join(self.train.classes[:3])} … ({len(self.train.classes)}) "
+                f"and {', '.join(self.test.classes[:3])} … ({len(self.test.classes)})."
+            )
+        for part, images, now, before in (
+            ("train", self.train, self.forget_train, self.earlier_train),
+            ("test", self.test, self.forget_test, self.earlier_test),
+        ):
+            indices = now if before is None else torch.cat([now, before])
             inside = len(indices) == 0 or 0 <= int(indices.min()) <= int(indices.max()) < len(images)
             if not inside or len(indices.unique()) != len(indices):
                 raise MagaError(f"The forget indices of {part} must be distinct and lie in 0 … {len(images) - 1}.")
+        for k in self.forgotten:
+            left = (self.train.labels[self.retain_train] == class_id(self.train.classes, k)).sum()
+            if left:
+                raise MagaError(f"The class {self.train.classes[k]} counts as forgotten, but {int(left):,} of its training images are retained.")
         if len(self.forget_train) == 0:
             raise MagaError(f"Nothing is to be forgotten: no training image belongs to {self.target!r}.")
-        if len(self.forget_train) == len(self.train) or len(self.forgotten) >= len(self.train.classes):
+        if len(self.retain_train) == 0 or len(self.forgotten) >= len(self.train.classes):
             raise MagaError("Everything would be forgotten: at least one class must be retained.")
 
-    def _rest(self, n: int, forget: Tensor) -> Tensor:
-        kept = torch.ones(n, dtype=torch.bool, device=forget.device)
-        kept[forget] = False
+    def _rest(self, n: int, *left_out: Tensor | None) -> Tensor:
+        kept = torch.ones(n, dtype=torch.bool, device=self.device)
+        for indices in left_out:
+            if indices is not None:
+                kept[indices] = False
         return kept.nonzero().flatten()
 
     @cached_property
     def retain_train(self) -> Tensor:
-        "The retain set D_r: indices into train of all images outside of the forget set."
-        return self._rest(len(self.train), self.forget_train)
+        "The retain set D_r: indices into train of all images that no request forgets."
+        return self._rest(len(self.train), self.forget_train, self.earlier_train)
 
     @cached_property
     def retain_test(self) -> Tensor:
         "Indices into test of all images that are not forgotten."
-        return self._rest(len(self.test), self.forget_test)
+        return self._rest(len(self.test), self.forget_test, self.earlier_test)
+
+    @cached_property
+    def shown_train(self) -> Tensor:
+        "Indices into train of all images that a method may look at: those of this request and the retained ones."
+        return self._rest(len(self.train), self.earlier_train)
 
     @property
     def forgotten_rows(self) -> tuple[ImageSet, Tensor]:
@@ -243,7 +292,7 @@ class ForgetSplit:
         return self.train.device
 
     def forbidden_labels(self) -> Tensor:
-        "bool [n_f, K]: labels that a forget image must not get: its own, and every class that is forgotten as a whole."
+        "bool [n_f, K]: labels that a forget image must not get: its own, and every class that is forgotten as a whole, now or earlier."
         own = F.one_hot(self.train.labels[self.forget_train], self.num_classes).bool()
         own[:, list(self.forgotten)] = True
         return own
@@ -252,8 +301,9 @@ class ForgetSplit:
     def digest(self) -> str:
         "A hash of both image sets and of the forget sets: 16 hexadecimal digits."
         h = hashlib.sha256(json.dumps([self.train.digest, self.test.digest, self.task, self.target]).encode())
-        for t in (self.forget_train, self.forget_test):
-            h.update(t.cpu().contiguous().numpy().tobytes())
+        for t in (self.forget_train, self.forget_test, self.earlier_train, self.earlier_test):
+            if t is not None:
+                h.update(t.cpu().contiguous().numpy().tobytes())
         return h.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> ForgetSplit:
@@ -264,6 +314,8 @@ class ForgetSplit:
             test=self.test.to(device),
             forget_train=self.forget_train.to(device),
             forget_test=self.forget_test.to(device),
+            earlier_train=None if self.earlier_train is None else self.earlier_train.to(device),
+            earlier_test=None if self.earlier_test is None else self.earlier_test.to(device),
         )
 
     def __str__(self) -> str:
@@ -271,28 +323,19 @@ class ForgetSplit:
             f"{self.train.name}, {self.task} task, forget {self.target}: "
             f"train {len(self.forget_train):,} forget + {len(self.retain_train):,} retain, "
             f"test {len(self.forget_test):,} + {len(self.retain_test):,} [{self.digest}]"
+            + ("" if self.earlier_train is None else f", after requests for {len(self.earlier_train):,} images")
         )
 
     __repr__ = __str__
 
 # %% ../nbs/000_data.ipynb #a641907d
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    "What a sentence about an unknown name adds: ` (did you mean rocket?)`, or nothing where no known name is near."
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def no_such(kind: str, name: str, known: Iterable[str]) -> MagaError:
-    "The error of an unknown name: what there is instead, and what may have been meant."
-    known = list(known)
-    return MagaError(f"There is no {kind} {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}.")
-
-
 def class_id(
     classes: Sequence[str],  # the names, in the order of the labels
     wanted: str | int,  # a name or a number
 ) -> int:
     "The label of a class given by name or number; `MagaError` names the nearest spellings otherwise."
+    if isinstance(wanted, bool) or not isinstance(wanted, int | str):
+        raise MagaError(f"A class is {shown(wanted)}; expected its name or its number.")
     if isinstance(wanted, int):
         if not 0 <= wanted < len(classes):
             raise MagaError(f"There is no class {wanted}: the {len(classes)} classes are numbered 0 to {len(classes) - 1}.")
@@ -303,6 +346,11 @@ def class_id(
     raise MagaError(f"There is no class named {wanted!r}; the nearest names are {', '.join(near)}.")
 
 # %% ../nbs/000_data.ipynb #015667d6
+def _check_images(train: Any, test: Any) -> None:
+    for name, images in (("train", train), ("test", test)):
+        check_value(name, images, ImageSet)
+
+
 def _members(labels: Tensor, wanted: Sequence[int]) -> Tensor:
     return torch.isin(labels, torch.tensor(wanted, device=labels.device)).nonzero().flatten()
 
@@ -310,10 +358,11 @@ def _members(labels: Tensor, wanted: Sequence[int]) -> Tensor:
 def forget_class(
     train: ImageSet,
     test: ImageSet,
-    target: str | int | Sequence[str | int],  # a class by name or number, or several
+    target: str | int | Sequence[str | int],  # a class by name or number, or a list of several
 ) -> ForgetSplit:
     "Forget every image of a class (or of several)."
-    targets = [target] if isinstance(target, str | int) else list(target)
+    _check_images(train, test)
+    targets: list[Any] = list(target) if isinstance(target, list | tuple | set | range) else [target]
     ids = tuple(sorted({class_id(train.classes, t) for t in targets}))
     names = " + ".join(train.classes[k] for k in ids) or "no class"
     return ForgetSplit(train, test, _members(train.labels, ids), _members(test.labels, ids), "class", names, ids)
@@ -325,6 +374,7 @@ def forget_subclass(
     target: str | int,  # a fine class by name or number
 ) -> ForgetSplit:
     "Forget a fine class of a model that predicts superclasses; the labels of the split are the superclasses."
+    _check_images(train, test)
     if train.coarse_labels is train.labels:
         raise MagaError("A sub-class is one of the fine classes: load cifar100, not cifar20.")
     k = class_id(train.classes, target)
@@ -339,35 +389,11 @@ def forget_random(
     seed: int = 0,  # of the choice
 ) -> ForgetSplit:
     "Forget n random training images."
+    _check_images(train, test)
+    check_value("n", n, int)
+    check_value("seed", seed, Seed)
     if not 0 <= n <= len(train):
         raise MagaError(f"{n} images cannot be forgotten out of {len(train)}.")
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:n].sort().values
     nothing = torch.empty(0, dtype=torch.int64, device=test.device)
     return ForgetSplit(train, test, chosen.to(train.device), nothing, "random", f"{n} random images (seed {seed})")
-
-# %% ../nbs/000_data.ipynb #6b800be6
-class MagaError(ValueError):
-    "A mistake that the user can correct: the message says what is wrong, what is expected and what to do."
-
-# %% ../nbs/000_data.ipynb #15913240
-def write_whole(
-    path: str | Path,  # of the file
-    write: Callable[[Path], object],  # writes the content to the path it is given
-) -> Path:
-    "Write a file under a temporary name, then rename it; on failure nothing is left and `MagaError` says why."
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as e:
-        raise MagaError(f"{path} could not be written ({e}); nothing was changed. Free some space or choose another folder.") from e
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-    return path

@@ -33,10 +33,12 @@ def pick_device(
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as e:
+    except (RuntimeError, TypeError) as e:
         raise MagaError(f"{name!r} is no device; use auto, cpu, cuda or cuda:N.") from e
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MagaError(f"The device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu or auto.")
+    if device.type not in ("cpu", "cuda") and not (device.type == "mps" and torch.backends.mps.is_available()):
+        raise MagaError(f"The device {name!r} is not there; use auto, cpu, cuda or cuda:N.")
     return device
 
 # %% ../nbs/001_device.ipynb #2754094c

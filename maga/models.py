@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +20,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, MagaError, write_whole
-from .device import seeded, to_device
+from .checks import Checked, Count, MagaError, check_generator, check_value, did_you_mean, shown, write_whole
+from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, check_normalisation
+from .device import pick_device, seeded, to_device
+from .packaged import no_waiting
 from .pretrained import PRETRAINED, check_parameters, fill, timm_name
 
 # %% auto #0
-__all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'from_timm', 'ModelSpec', 'batch_norms', 'recomputing', 'last_linear',
-           'evaluating', 'features_and_logits', 'Penultimate', 'save_checkpoint', 'load_checkpoint']
+__all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'from_timm', 'ModelSpec', 'batch_norms', 'frozen_batch_norms',
+           'recomputing', 'logits_of', 'Classifier', 'head_of', 'last_linear', 'evaluating', 'features_and_logits',
+           'Penultimate', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/003_models.ipynb #56629c46
 def _resnet18(num_classes: int, size: int) -> nn.Module:
@@ -48,16 +52,23 @@ def _resnet10(num_classes: int, size: int) -> nn.Module:
     return model
 
 
+def _whole_patches(arch: str, size: int, patches: int) -> None:
+    if size % patches:
+        raise MagaError(f"{arch} cuts an image into {patches} × {patches} patches, so the side must be a multiple of {patches}, not {size}.")
+
+
 def _vit_small(num_classes: int, size: int) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(size, max(1, size // 8), num_classes=num_classes, embed_dim=192, depth=6, num_heads=3)
+    _whole_patches("vit_small", size, 8)
+    return VisionTransformer(size, size // 8, num_classes=num_classes, embed_dim=192, depth=6, num_heads=3)
 
 
 def _vit_tiny(num_classes: int, size: int) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(size, max(1, size // 4), num_classes=num_classes, embed_dim=64, depth=3, num_heads=2)
+    _whole_patches("vit_tiny", size, 4)
+    return VisionTransformer(size, size // 4, num_classes=num_classes, embed_dim=64, depth=3, num_heads=2)
 
 
 def _small_cnn(num_classes: int, size: int, norm: bool = True) -> nn.Module:
@@ -104,29 +115,22 @@ class _Haar(nn.Module):
         return F.conv2d(x, self.axes, stride=2)
 
 
-def _resnet6(name: str, stem: nn.Module, num_classes: int, size: int) -> nn.Module:
+def _resnet6(stem: Callable[[], nn.Module], num_classes: int, size: int) -> nn.Module:
     def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
     if size % 2:
-        raise MagaError(f"{name} folds 2 × 2 pixels, so the side of its images must be even, not {size}.")
+        raise MagaError(f"resnet6 folds 2 × 2 pixels, so the side of its images must be even, not {size}.")
     body = [conv(12, 64), conv(64, 128, 2), _Shortcut(conv(128, 128)), conv(128, 256, 2), _Shortcut(conv(256, 256))]
-    return nn.Sequential(stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, num_classes))
+    return nn.Sequential(stem(), *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, num_classes))
 
-
-def _resnet6_s2d(num_classes: int, size: int) -> nn.Module:
-    return _resnet6("resnet6_s2d", nn.PixelUnshuffle(2), num_classes, size)
-
-
-def _resnet6_haar(num_classes: int, size: int) -> nn.Module:
-    return _resnet6("resnet6_haar", nn.Sequential(_Haar(), nn.BatchNorm2d(12, affine=False)), num_classes, size)
 
 # %% ../nbs/003_models.ipynb #98a3f040
 BUILT_HERE: dict[str, Callable[[int, int], nn.Module]] = {  # (classes, side of the images in pixels) -> model
     "resnet18": _resnet18,
     "resnet10": _resnet10,
-    "resnet6_haar": _resnet6_haar,
-    "resnet6_s2d": _resnet6_s2d,
+    "resnet6_haar": partial(_resnet6, lambda: nn.Sequential(_Haar(), nn.BatchNorm2d(12, affine=False))),
+    "resnet6_s2d": partial(_resnet6, lambda: nn.PixelUnshuffle(2)),
     "small_cnn": _small_cnn,
     "vit_small": _vit_small,
     "vit_tiny": _vit_tiny,
@@ -156,7 +160,8 @@ def from_timm(
     if size is not None and name.startswith(("vit_", "deit", "swin")):
         asked["img_size"] = size
     try:
-        return timm.create_model(name, pretrained=pretrained, **asked)
+        with no_waiting() if pretrained else nullcontext():
+            return timm.create_model(name, pretrained=pretrained, **asked)
     except Exception as e:  # the hub's client raises many kinds
         if not pretrained:
             raise
@@ -167,16 +172,22 @@ def from_timm(
 
 # %% ../nbs/003_models.ipynb #4513dc9f
 @dataclass(frozen=True)
-class ModelSpec:
+class ModelSpec(Checked):
     "What is needed to make a classifier with new weights, and to prepare its images."
 
     arch: str  # one of ARCHITECTURES, or a name of timm's
     classes: tuple[str, ...]  # K names, in the order of the logits
-    size: int = 32  # side of the images it sees, in pixels
+    size: Count = 32  # side of the images it sees, in pixels
     mean: tuple[float, ...] = CIFAR_MEAN  # of the normalisation, per channel
     std: tuple[float, ...] = CIFAR_STD
     pretrained: bool = False  # start from given weights with a new head
     weights: str = ""  # where these are: a name in PACKAGED, or a file; "": timm's hub
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_normalisation(self.mean, self.std)
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            raise MagaError(f"classes is {shown(self.classes)}; expected at least one name, each of them once.")
 
     @classmethod
     def of(cls, arch: str, images: ImageSet, pretrained: bool | None = None) -> ModelSpec:
@@ -191,6 +202,7 @@ class ModelSpec:
 
     def make(self, generator: torch.Generator) -> nn.Module:
         "A new model on the CPU, in channels-last memory; its random weights (of a pretrained one: its last layer) are drawn from the generator."
+        check_generator(generator)
         k = len(self.classes)
         with seeded(generator):
             if self.arch in BUILT_HERE:
@@ -210,13 +222,18 @@ class ModelSpec:
                 f"The model knows {len(self.classes)} classes ({', '.join(self.classes[:3])} …), but {images.name} has {len(images.classes)} "
                 f"({', '.join(images.classes[:3])} …): use the data set that it was trained on."
             )
-        size = self.size if self.size != images.images.shape[-1] else None
+        size = self.size if images.images.shape[-2:] != (self.size, self.size) else None
         return replace(images, size=size, mean=self.mean, std=self.std)
 
 # %% ../nbs/003_models.ipynb #40bb3a1c
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     "The batch norm layers of a model."
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def frozen_batch_norms(model: nn.Module) -> list[nn.Module]:
+    "Those that the user froze: their parameters do not move, or they are in eval mode while the model is in train mode."
+    return [m for m in batch_norms(model) if (model.training and not m.training) or {p.requires_grad for p in m.parameters()} == {False}]
 
 
 def recomputing(model: nn.Module) -> nn.Module:
@@ -228,15 +245,60 @@ def recomputing(model: nn.Module) -> nn.Module:
     switch(True)
     return cast(nn.Module, switch.__self__)
 
-# %% ../nbs/003_models.ipynb #a0865591
-def last_linear(model: nn.Module) -> nn.Linear:
-    "The linear layer that gives the logits, which is the last one in the module; `MagaError` if there is none."
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+# %% ../nbs/003_models.ipynb #ea513c88
+def logits_of(output: Any) -> Tensor:
+    "The logits in what a network returns: the tensor, the first of a tuple, or `logits` of a dictionary or an output object; `MagaError` otherwise."
+    found = output
+    if isinstance(output, Mapping):
+        found = output.get("logits")
+    elif hasattr(output, "logits"):
+        found = output.logits
+    elif isinstance(output, tuple | list) and output:
+        found = output[0]
+    if not isinstance(found, Tensor):
+        what = f"The model returns a {type(output).__name__} without logits"
+        raise MagaError(f"{what}; expected a tensor [B, K], a tuple that begins with it, or an object with `logits`.")
+    return found
+
+
+class Classifier(nn.Module):
+    "A network of any output, or with a named last layer, as the functions here take it; `.model` is the network itself."
+
+    def __init__(
+        self,
+        model: nn.Module,  # returns logits, a tuple that begins with them, or an object or dictionary that has `logits`
+        head: str | None = None,  # the layer that makes the logits, such as "fc" or "blocks.3.out"; None: the last linear one; "": there is none
+    ) -> None:
+        super().__init__()
+        if head and head not in dict(model.named_modules()):
+            raise MagaError(f"{type(model).__name__} has no layer {head!r}{did_you_mean(head, dict(model.named_modules()))}.")
+        self.model, self.head = model, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.model(x))
+
+# %% ../nbs/003_models.ipynb #6978d6df
+def head_of(model: nn.Module) -> nn.Module:
+    "The layer that makes the logits: a `Classifier`'s named one, else the last linear layer; `MagaError` if there is none."
+    network, head = (model.model, model.head) if isinstance(model, Classifier) else (model, None)
+    if head:
+        return network.get_submodule(head)
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear)]
     if not layers:
-        raise MagaError(f"{type(model).__name__} has no linear layer; its features cannot be read.")
+        raise MagaError(f"{type(network).__name__} has no linear layer; name the one that makes the logits: Classifier(model, head='features.12').")
+    if head == "":
+        raise MagaError(f"No linear layer of {type(network).__name__} makes its logits; name its last layer: Classifier(model, head='fc').")
     return layers[-1]
 
 
+def last_linear(model: nn.Module) -> nn.Linear:
+    "The linear layer that makes the logits; `MagaError` if there is none, or if they come from another kind of layer."
+    head = head_of(model)
+    if not isinstance(head, nn.Linear):
+        raise MagaError(f"The last layer of this model is a {type(head).__name__}, and this needs a linear one: take another method or metric.")
+    return head
+
+# %% ../nbs/003_models.ipynb #a0865591
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     "A context in which the models are in eval mode and record no gradients; each module's mode is restored afterwards."
@@ -255,14 +317,15 @@ def features_and_logits(
     model: nn.Module,
     x: Tensor,  # float [B, 3, S, S], normalised
 ) -> tuple[Tensor, Tensor]:
-    "Penultimate features [B, d] (the last linear layer's input) and logits [B, K], in one pass."
+    "Penultimate features [B, d] (the last layer's input, averaged over positions before a convolution) and logits [B, K], in one pass."
     seen: list[Tensor] = []
-    handle = last_linear(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    handle = head_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        logits = model(x)
+        logits = logits_of(model(x))
     finally:
         handle.remove()
-    return seen[-1], logits
+    features = seen[-1]
+    return features.mean((2, 3)) if features.ndim == 4 else features, logits
 
 
 class Penultimate(nn.Module):
@@ -283,8 +346,12 @@ def save_checkpoint(
     **about: str,  # further entries of the header: seed, date, accuracy
 ) -> Path:
     "Write weights and description to one file, complete or not at all."
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    header = {"maga": json.dumps(asdict(spec)), **about}
+    check_value("model", model, nn.Module)
+    check_value("spec", spec, ModelSpec)
+    if all(len(p) != len(spec.classes) for p in model.parameters() if p.ndim):
+        raise MagaError(f"The description has {len(spec.classes)} classes, but no layer of the model has so many outputs; pass its own ModelSpec.")
+    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
+    header = {"maga": json.dumps(asdict(spec)), **{k: str(v) for k, v in about.items()}}
     return write_whole(path, lambda p: save_file(tensors, p, header))
 
 
@@ -292,26 +359,39 @@ def load_checkpoint(
     path: str | Path,
     spec: ModelSpec | None = None,  # only for files without a description
     device: torch.device | str = "cpu",
+    model: nn.Module | None = None,  # a network of your own whose weights the file holds; not changed
 ) -> tuple[nn.Module, ModelSpec]:
-    "(model in eval mode on the device, its description); `MagaError` if file and description do not match."
+    "(model in eval mode on the device, its description); `MagaError` if file and description do not match, or a weight is not finite."
+    device, path = pick_device(str(device)), Path(path).expanduser()
     try:
         with safe_open(path, "pt") as f:
             header = f.metadata() or {}
         tensors = load_file(path)
     except (OSError, SafetensorError) as e:
         raise MagaError(f"The checkpoint {path} cannot be read ({e}); expected a safetensors file.") from e
-    if spec is None:
-        if "maga" not in header:
-            raise MagaError(f"{path} does not say which architecture it holds; pass a ModelSpec (arch, classes, size).")
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(header["maga"]).items()}
-        spec = ModelSpec(**fields)
-    model = _empty(spec)
+    spec = spec or _described(path, header)
+    model = _empty(spec, path) if model is None else copy.deepcopy(model)
     expected = model.state_dict()
     check_parameters(path, f"a {spec.arch} with {len(spec.classes)} classes", tensors, expected)
+    if spoilt := [k for k, v in tensors.items() if not v.isfinite().all()]:
+        raise MagaError(f"{path} holds weights that are not finite, first {spoilt[0]}: its training broke down; take an earlier checkpoint.")
     model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
     return model.to(device).eval(), spec
 
 
-def _empty(spec: ModelSpec) -> nn.Module:
+def _described(path: Path, header: Mapping[str, str]) -> ModelSpec:
+    "The description in a file's header."
+    if "maga" not in header:
+        raise MagaError(f"{path} does not say which architecture it holds; pass a ModelSpec (arch, classes, size).")
+    try:
+        return ModelSpec(**dict(json.loads(header["maga"])))
+    except (ValueError, TypeError) as e:
+        raise MagaError(f"The description in {path} is damaged ({e}); pass a ModelSpec (arch, classes, size).") from e
+
+
+def _empty(spec: ModelSpec, path: Path) -> nn.Module:
     "A model of this description whose weights will be overwritten, so nothing is downloaded."
-    return replace(spec, pretrained=False).make(torch.Generator().manual_seed(0))
+    try:
+        return replace(spec, pretrained=False).make(torch.Generator().manual_seed(0))
+    except MagaError as e:
+        raise MagaError(f"{path} holds a {spec.arch}, which cannot be built here; if it is a network of your own, pass it: model=…. ({e})") from e

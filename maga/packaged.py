@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlparse
 
 from .data import MagaError, no_such
 
 # %% auto #0
-__all__ = ['PACKAGED', 'Packaged', 'weights_at', 'file_revision']
+__all__ = ['PACKAGED', 'PATIENCE', 'Packaged', 'weights_at', 'file_revision', 'hub_answers', 'no_waiting']
 
 # %% ../nbs/008_packaged.ipynb #c7cf2d2d
 @dataclass(frozen=True)
@@ -68,3 +74,39 @@ def file_revision(path: str | Path) -> str:
     "The hash of a file's content: 16 hexadecimal digits. It says which weights a result was made with."
     with Path(path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()[:16]
+
+# %% ../nbs/008_packaged.ipynb #ade5e8a3
+PATIENCE = 5.0  # seconds
+
+
+def hub_answers() -> bool:
+    "Whether the hub can be reached, directly or through a proxy."
+    from huggingface_hub.constants import ENDPOINT
+
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
+    if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    address, answers = urlparse(ENDPOINT), []
+
+    def connect() -> None:
+        with suppress(OSError), socket.create_connection((address.hostname, address.port or 443), timeout=PATIENCE):
+            answers.append(True)
+
+    looking = threading.Thread(target=connect, daemon=True)  # a name server that is silent knows no timeout
+    looking.start()
+    looking.join(PATIENCE)
+    return bool(answers)
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    "A context in which the hub's client searches its cache alone if the hub does not answer; else nothing changes."
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

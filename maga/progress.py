@@ -5,12 +5,13 @@
 # %% ../nbs/004_progress.ipynb #c090ef88
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 # %% auto #0
-__all__ = ['Progress', 'Report', 'time_left', 'Countable', 'ProgressBar']
+__all__ = ['Progress', 'Report', 'Preparation', 'preparing', 'time_left', 'Countable', 'ProgressBar']
 
 # %% ../nbs/004_progress.ipynb #01b444f0
 @dataclass(frozen=True)
@@ -29,6 +30,26 @@ class Report:
 
 
 Progress = Callable[[Report], None]
+
+
+@dataclass(frozen=True)
+class Preparation(Report):
+    "How far something has come that is no training: noise, for example."
+
+    what: str = ""
+
+    def __str__(self) -> str:
+        return self.what
+
+
+def preparing(
+    progress: Progress | None,
+    what: str,  # is being made
+) -> Callable[[int, int], None] | None:
+    "A function of (steps done, steps in all) that reports them; None where nobody listens."
+    if progress is None:
+        return None
+    return lambda done, total: progress(Preparation(done, total, 0.0, math.nan, math.nan, math.nan, what))
 
 # %% ../nbs/004_progress.ipynb #ca660e51
 def time_left(seconds: float | None) -> str:
@@ -68,3 +89,4 @@ class ProgressBar:
         self.bar.update(r.done - self.bar.n)
         if r.done == r.total:
             self.bar.close()
+            self.bar = None  # what follows has a bar of its own

@@ -5,12 +5,11 @@
 # %% ../nbs/002_sources.ipynb #f7209339
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +19,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .data import ImageSet, MagaError, did_you_mean, write_whole
+from .cache import cache_folder as cache_folder
+from .cache import cached
+from .checks import Count, MagaError, check_value, did_you_mean, shown
+from .data import ImageSet
+from .device import pick_device
+from .packaged import no_waiting
 
 # %% auto #0
-__all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'NAMES', 'TUNING', 'digits', 'decode', 'decode_all', 'cache_folder',
-           'cached', 'from_parquet', 'from_torchvision', 'from_folder', 'from_hub', 'load', 'halved', 'put_aside']
+__all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'NAMES', 'TUNING', 'digits', 'eight_bits', 'decode', 'decode_all',
+           'from_parquet', 'from_torchvision', 'from_folder', 'from_hub', 'load', 'halved', 'put_aside']
 
 # %% ../nbs/002_sources.ipynb #d975a449
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -49,6 +51,16 @@ def digits() -> tuple[ImageSet, ImageSet]:
     return every.subset(torch.from_numpy(np.sort(train))), every.subset(torch.from_numpy(np.sort(test)))
 
 # %% ../nbs/002_sources.ipynb #085168a1
+def eight_bits(image: Image.Image) -> Image.Image:
+    "The image with 8 bits a pixel: 16-bit grey (0 … 65,535) is scaled, not cut off at 255; `ValueError` for other numbers."
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+        return image
+    pixels = np.asarray(image).astype(np.float64)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65_535:
+        raise ValueError(f"its pixels run from {pixels.min():g} to {pixels.max():g}; expected 8 or 16 bits")
+    return Image.fromarray((pixels / 257).round().astype(np.uint8))
+
+
 def decode(
     data: bytes | str | Path,  # an encoded image (PNG, WebP, JPEG …) or its path
     size: int | None = None,  # resize to a square of this side; None: unchanged
@@ -56,7 +68,7 @@ def decode(
     "One image as uint8 [H, W, 3]; `MagaError` if it cannot be read."
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            rgb = image.convert("RGB")
+            rgb = eight_bits(image).convert("RGB")
             return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC) if size else rgb)
     except (OSError, SyntaxError, ValueError) as e:
         where = f"image of {len(data)} bytes" if isinstance(data, bytes) else str(data)
@@ -68,58 +80,18 @@ def decode_all(
     size: int | None = None,  # needed if the images differ in size
 ) -> Tensor:
     "All images as uint8 [N, 3, H, W]."
+    check_value("size", size, Count | None)
+    if not sources:
+        raise MagaError("There are no images: the folder or file is empty.")
+    for place, source in enumerate(sources):
+        if not isinstance(source, bytes | str | Path):
+            raise MagaError(f"Image {place} is {shown(source)}; expected the bytes of an image file, or its path.")
     with ThreadPoolExecutor() as pool:
         arrays = list(pool.map(lambda s: decode(s, size), sources))
     shapes = {a.shape for a in arrays}
     if len(shapes) > 1:
         raise MagaError(f"The images have {len(shapes)} different sizes, for example {sorted(shapes)[:2]}; pass size=… to resize them to one.")
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-
-# %% ../nbs/002_sources.ipynb #542eb9dd
-def cache_folder() -> Path:
-    "The folder of decoded data sets: `$MAGA_CACHE`, else `~/.cache/maga`."
-    return Path(os.environ.get("MAGA_CACHE", Path.home() / ".cache" / "maga"))
-
-
-def _tensors(images: ImageSet, part: str) -> dict[str, Tensor]:
-    coarse = {} if images.coarse_labels is None else {f"{part}.coarse_labels": images.coarse_labels}
-    return {f"{part}.images": images.images, f"{part}.labels": images.labels} | coarse
-
-
-def cached(
-    files: Sequence[Path],  # the encoded files; their names, sizes and times make the key
-    make: Callable[[], tuple[ImageSet, ImageSet]],  # decodes them
-    extra: object = None,  # other things that the result depends on
-) -> tuple[ImageSet, ImageSet]:
-    "(train, test) from the cache; if they are not there, they are made and stored. Works without a readable or writable cache."
-    stamp = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    key = hashlib.sha256(json.dumps([stamp, repr(extra), 1]).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{key}.safetensors"
-    if path.exists():
-        try:
-            return _from_cache(path)
-        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError):
-            path.unlink(missing_ok=True)
-    train, test = make()
-    about = {"classes": train.classes, "coarse_classes": train.coarse_classes, "name": train.name}
-    tensors = _tensors(train, "train") | _tensors(test, "test")
-    try:
-        write_whole(path, lambda p: save_file(tensors, p, {"about": json.dumps(about)}))
-    except MagaError as e:
-        warnings.warn(f"The decoded data set is not kept: {e}", stacklevel=2)
-    return train, test
-
-
-def _from_cache(path: Path) -> tuple[ImageSet, ImageSet]:
-    tensors = load_file(path)
-    with safe_open(path, "pt") as f:
-        about = json.loads(f.metadata()["about"])
-    coarse, names = tuple(about["coarse_classes"]), tuple(about["classes"])
-    train, test = (
-        ImageSet(tensors[f"{p}.images"], tensors[f"{p}.labels"], names, tensors.get(f"{p}.coarse_labels"), coarse, about["name"])
-        for p in ("train", "test")
-    )
-    return train, test
 
 # %% ../nbs/002_sources.ipynb #fd16fc75
 def _features(schema: Any) -> dict[str, Any]:
@@ -139,6 +111,8 @@ def _image_set(columns: dict[str, Any], features: dict[str, Any], name: str, siz
     coarse = next((k for k in labels if "coarse" in k and k != fine), None)
 
     def label_tensor(k: str) -> Tensor:
+        if None in columns[k]:
+            raise MagaError(f"Row {columns[k].index(None)} of {name} has no label ({k}); every image needs one.")
         return torch.tensor(columns[k], dtype=torch.int64)
 
     return ImageSet(
@@ -159,7 +133,7 @@ def from_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     parts = {p: sorted(folder.glob(f"{p}-*.parquet")) for p in ("train", "test")}
     if not all(parts.values()):
         raise MagaError(f"{folder} holds no train-*.parquet and test-*.parquet; expected a data set in the hub's layout.")
@@ -238,13 +212,15 @@ def from_folder(
     "(train, test) from class folders; decoded once, then read from the cache."
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-    root = Path(root)
+    root = Path(root).expanduser()
     found = {}
     for part in ("train", "test"):
         try:
-            classes, ids = find_classes(root / part)
-            found[part] = (classes, make_dataset(root / part, ids, (*IMG_EXTENSIONS, ".WEBP", ".JPG", ".JPEG", ".PNG")))
-        except FileNotFoundError as e:
+            classes = [c for c in find_classes(root / part)[0] if not c.startswith(".")]
+            ids = {c: k for k, c in enumerate(classes)}
+            samples = make_dataset(root / part, ids, (*IMG_EXTENSIONS, ".WEBP", ".JPG", ".JPEG", ".PNG"))
+            found[part] = (classes, [s for s in samples if not any(p.startswith(".") for p in Path(s[0]).relative_to(root).parts)])
+        except OSError as e:
             raise MagaError(f"{root} is no folder of class folders ({e}); expected {part}/<class>/<image> in it.") from e
     if found["train"][0] != found["test"][0]:
         odd = sorted(set(found["train"][0]) ^ set(found["test"][0]))
@@ -270,7 +246,8 @@ def from_hub(
     except ImportError as e:
         raise MagaError("Data sets of the hub need the library `datasets`: pip install 'maga[datasets]'.") from e
     try:
-        both = load_dataset(name)
+        with no_waiting():
+            both = load_dataset(name)
     except Exception as e:  # the library raises many kinds: no network, no such name, no such config
         raise MagaError(
             f"The hub's data set {name!r} could not be loaded ({type(e).__name__}: {e}); check name and network, or use a local folder."
@@ -296,10 +273,15 @@ def load(
     name: str,  # digits, cifar10, cifar10_small, cifar100, cifar20, folder:<path>, hub:<name>; each also with _tuning
     root: str | Path = "data",  # the folder of local data sets
     device: str | torch.device = "cpu",
-    size: int | None = None,  # side to which folder: and hub: images are resized
+    size: int | None = None,  # side of the square that a model sees; folder: and hub: images are resized to it while they are decoded
     download: bool = False,  # let torchvision fetch CIFAR
+    mean: Sequence[float] | None = None,  # of the model's normalisation, for pixels from 0 to 1; None: the data set's own, else CIFAR's
+    std: Sequence[float] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    "(train, test) of a data set by name, on the device."
+    "(train, test) of a data set by name, on the device, normalised as the model was trained: with a checkpoint's, use `ModelSpec.view`."
+    check_value("name", name, str)
+    check_value("size", size, Count | None)
+    place = pick_device(str(device))
     kind, _, rest = name.partition(":")
     if name.endswith(TUNING):
         pair = put_aside(load(name.removesuffix(TUNING), root, device, size, download)[0])
@@ -310,10 +292,15 @@ def load(
     elif kind == "hub" and rest:
         pair = from_hub(rest, size)
     elif name in NAMES:
-        pair = _cifar(name, Path(root), download)
+        pair = _cifar(name, Path(root).expanduser(), download)
     else:
         raise MagaError(f"There is no data set {name!r}{did_you_mean(name, NAMES)}; expected {', '.join(NAMES)}, folder:<path> or hub:<name>.")
-    return pair[0].to(device), pair[1].to(device)
+    seen: dict[str, Any] = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
+    if size is not None and pair[0].sides != (size, size):
+        seen["size"] = size
+    if kind in ("folder", "hub") and mean is None and not name.endswith(TUNING):
+        warnings.warn(f"{name} is normalised with CIFAR's mean and std: pass those of your model's training, mean=… and std=….", stacklevel=2)
+    return replace(pair[0].to(place), **seen), replace(pair[1].to(place), **seen)
 
 
 def _cifar(name: str, root: Path, download: bool) -> tuple[ImageSet, ImageSet]:

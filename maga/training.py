@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .adapter import check_model
 from .averaging import WeightAverage, estimate_statistics
 from .capture import PAYS_FROM, Replayed, may_be_captured, tensors_only
+from .checks import Amount, Checked, Count, Decay, Positive, Share, Weight, check_generator, check_value
 from .data import ImageSet, MagaError, Views, random_views
 from .device import autocast, clock, seeded, to_device
-from .models import batch_norms
+from .models import batch_norms, frozen_batch_norms, logits_of
 from .progress import Progress, ProgressBar, Report
 
 # %% auto #0
@@ -41,7 +43,7 @@ class Perturbation(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class Examples(Checked):
     "Rows of (image, target)."
 
     images: ImageSet
@@ -50,10 +52,12 @@ class Examples:
     perturbation: Perturbation | None = None
 
     def __post_init__(self) -> None:
-        if len(self.indices) == 0 or len(self.indices) != len(self.targets):
-            raise MagaError(
-                f"Training needs as many targets as images and at least one, not {len(self.indices)} images and {len(self.targets)} targets."
-            )
+        super().__post_init__()
+        n, k = len(self.indices), len(self.images)
+        if n == 0 or n != len(self.targets):
+            raise MagaError(f"Training needs as many targets as images and at least one, not {n} images and {len(self.targets)} targets.")
+        if not bool(((self.indices >= 0) & (self.indices < k)).all()):
+            raise MagaError(f"The indices of examples must lie in 0 … {k - 1}, not {int(self.indices.min())} … {int(self.indices.max())}.")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -81,40 +85,31 @@ Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]  # -> (loss [], 
 @tensors_only
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     "Mean cross entropy against classes or distributions."
-    logits = model(batch.x)
+    logits = logits_of(model(batch.x))
     return F.cross_entropy(logits.float(), batch.target), logits
 
 # %% ../nbs/006_training.ipynb #3088ea94
 @dataclass(frozen=True)
-class FitConfig:
+class FitConfig(Checked):
     "How to optimise. The defaults are those of pretraining on CIFAR (one-cycle, 40 epochs)."
 
-    epochs: int = 40
-    batch_size: int = 512
+    epochs: Count = 40
+    batch_size: Count = 512
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = 0.4  # the largest in the schedule
-    momentum: float = 0.9  # of SGD
+    lr: Positive = 0.4  # the largest in the schedule
+    momentum: Decay = 0.9  # of SGD
     nesterov: bool = True  # of SGD
-    weight_decay: float = 5e-4
+    weight_decay: Weight = 5e-4
     schedule: Literal["constant", "one_cycle", "cosine", "step"] = "one_cycle"
-    warmup: float = 0.2  # of one_cycle and cosine: share of the steps in which the rate rises linearly from 0
-    milestones: tuple[int, ...] = ()  # of step: epochs after which the rate is multiplied by gamma
-    gamma: float = 0.2
-    pad: int = 4  # largest shift of random crops in pixels; 0: no crops
+    warmup: Share = 0.2  # of one_cycle and cosine: share of the steps in which the rate rises linearly from 0
+    milestones: tuple[Amount, ...] = ()  # of step: epochs after which the rate is multiplied by gamma
+    gamma: Weight = 0.2
+    pad: Amount = 4  # largest shift of random crops in pixels; 0: no crops
     flip: bool = True  # random horizontal flips
     freeze_batch_norm: bool = False  # batch norm in eval mode
-    average: float = 0.0  # decay per step of a running average that replaces the weights at the end; 0: no average
+    average: Decay = 0.0  # decay per step of a running average that replaces the weights at the end; 0: no average
     capture: bool = True  # on CUDA: replay the step as a graph, if there are enough steps and all functions in it are `tensors_only`
     amp: bool | None = None  # bfloat16 autocast; None: on CUDA only
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0:
-            raise MagaError(f"epochs and batch_size must be at least 1 and lr above 0, not {self.epochs}, {self.batch_size}, {self.lr}.")
-        if not 0 <= self.average < 1:
-            raise MagaError(f"average is {self.average}; expected 0 (no average of the weights) or a decay per step below 1, such as 0.998.")
-        for field, allowed in (("optimizer", ("sgd", "adam", "adamw")), ("schedule", ("constant", "one_cycle", "cosine", "step"))):
-            if getattr(self, field) not in allowed:
-                raise MagaError(f"{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}.")
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         "The learning rate of a step (0, 1, …)."
@@ -270,7 +265,7 @@ def _take_average(step: _Stepper, order: Tensor, generator: torch.Generator) -> 
     "Replace the weights by their average and estimate batch norm's statistics from the first rows of `order`."
     assert step.average is not None
     step.average.apply()
-    if step.config.freeze_batch_norm or not batch_norms(step.model):
+    if all(not m.training for m in batch_norms(step.model)):
         return
     order = order[:STATISTICS_IMAGES]
     views, draw = _views_and_draw(step.examples, order, step.config, generator)
@@ -298,17 +293,22 @@ def fit(
 
     Raises `MagaError`, with the step, if the loss is no longer finite.
     """
+    for name, given, wanted in (("examples", examples, Examples), ("config", config, FitConfig)):
+        check_value(name, given, wanted)
+    check_generator(generator)
+    k = len(examples.images.classes) if examples.targets.ndim == 1 else examples.targets.shape[1]
+    check_model(model, examples.images, k, config.pad, averaged=config.average > 0 and not config.freeze_batch_norm)
     device = examples.images.device
     model = to_device(copy.deepcopy(model), device)
+    still = batch_norms(model) if config.freeze_batch_norm else frozen_batch_norms(model)
     movable = [p.requires_grad for p in model.parameters()]
     parameters = [p for p in model.parameters() if p.requires_grad] if trainable is None else list(trainable(model))
     model.requires_grad_(False)
     for p in parameters:
         p.requires_grad_(True)
     model.train()
-    if config.freeze_batch_norm:
-        for m in batch_norms(model):
-            m.eval()
+    for m in still:
+        m.eval()
     batches = batches or partial(shuffled_batches, len(examples), config.batch_size)
     step = _Stepper(model, examples, config, objective, after_step, parameters)
     with seeded(generator, device):
@@ -329,7 +329,7 @@ def _run(
 ) -> None:
     "Run all epochs."
     e, config, device = step.examples, step.config, step.device
-    start, shown, done = clock(device), 0, 0
+    start, shown, done = 0.0 if progress is None else clock(device), 0, 0
     full: Callable[..., Tensor] | None = None  # the step for batches of batch_size
     for epoch in range(config.epochs):
         cut = batches(generator)
@@ -337,7 +337,7 @@ def _run(
         views, draw = _views_and_draw(e, order, config, generator)
         total, begun = config.epochs * len(cut), epoch * len(cut)  # epochs may differ in their number of steps
         full = full or step.replayed(total)
-        fractions = ((torch.arange(len(cut)) + begun) / total).to(device)
+        fractions = (torch.arange(len(cut), device=device) + begun) / total
         rows = order.to(device)
         results = torch.zeros(len(cut), 2, device=device)
         first = 0

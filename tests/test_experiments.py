@@ -18,9 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
+from maga.experiments import session as session_module
 from maga.experiments.report import EXPERIMENTS, paper_folder, together
+from maga.experiments.session import Session
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
-from maga.experiments.store import Row, Store, key_of
+from maga.experiments.store import Row, Spec, Store, key_of
 from maga.experiments.studies import STUDIES, kept_about
 from maga.methods.contract import METHODS
 
@@ -459,3 +461,13 @@ def test_a_given_original(tmp_path):
     assert file.read_bytes() == before
     ended = call(command(results, "table2", "--device", "cpu", "--original", str(file)))
     assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and "has the classes 10" in ended.stderr
+
+
+def test_a_split_is_made_and_hashed_once(tmp_path, monkeypatch):
+    "For all rows that ask for it, and for the training of their retrains."
+    made, plain = [], session_module.make_split
+    monkeypatch.setattr(session_module, "make_split", lambda spec, *sets: (made.append(spec.target), plain(spec, *sets))[1])
+    session = Session(Store(tmp_path), "cpu")
+    spec = Spec("digits", "class", "three", "small_cnn", "finetune", "digits")
+    splits = [session.split(replace(spec, **changes)) for changes in ({}, {"method": "ssd"}, {"training_seed": 3}, {"target": "five"}, {})]
+    assert made == ["three", "five"] and splits[0] is splits[1] is splits[2] is splits[4]

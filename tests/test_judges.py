@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
@@ -15,14 +16,14 @@ import pytest
 import torch
 
 from maga.data import MagaError
-from maga.judges import scorers
+from maga.judges import scorers, toy
 from maga.judges.__main__ import main
 from maga.judges.answers import Stored
 from maga.judges.chat import load_chat_model
 from maga.judges.contract import ask_all, draw_exemplars, image_hashes
 from maga.judges.families import FAMILIES, SHOWN_EXACT, tiny_vlm
 from maga.judges.mmicl import MMICL, PLACEHOLDER_ID, load_mmicl_judge, mmicl_text, tiny_mmicl
-from maga.judges.named import KINDS, judge_forms
+from maga.judges.named import KINDS, JudgeOptions, judge_forms, make_judge
 from maga.judges.prompt import PROMPT, upsized
 from maga.judges.scorers import SharedPrefixScorer
 from maga.judges.tiny import SIDE
@@ -405,3 +406,14 @@ def test_every_family_and_every_kind_of_judge_is_one_record():
     assert all(name == record.name for registry in (FAMILIES, KINDS) for name, record in registry.items())
     asked = "features, names[:model], clip:<model>, vlm:<model>, vllm:<model>, mmicl[:model], vision:<weights>, llm:<model>"
     assert judge_forms() == f"{asked}, random[:seed], superclasses, identity or toy-vlm"
+
+
+def test_the_toy_is_loaded_where_it_is_asked_for(exemplars, monkeypatch):
+    "`--device` reaches the model."
+    asked = []
+    monkeypatch.setattr(toy, "toy_folder", lambda config, progress: Path("taught"))
+    monkeypatch.setattr(toy, "folder_revision", lambda folder: "0")
+    monkeypatch.setattr(toy, "load_chat_model", lambda folder, **more: asked.append(more["device"]))
+    monkeypatch.setattr(toy, "VLMJudge", lambda *parts, **more: None)
+    make_judge("toy-vlm", exemplars, options=JudgeOptions(device="cuda:1"))
+    assert asked == ["cuda:1"]

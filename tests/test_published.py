@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from maga.experiments.published import PublishedSession, check_published, published_folder, read_rows
-from maga.experiments.report import Result, compute, open_session, together
+from maga.experiments.report import EXPERIMENTS, Result, compute, open_session, together
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN
 from maga.experiments.tables import side_by_side
@@ -43,6 +44,15 @@ def test_a_table_is_drawn_from_published_rows(session, name):
     assert all(not row.failed for some in result.rows for row in some)
     for shown in shown_tables(name):
         assert shown == side_by_side(result)._repr_html_()
+
+
+def test_the_front_page_says_what_is_published(session):
+    "The number of runs, and the experiments of which none was run."
+    page = (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"{len(read_rows(published_folder()))} runs of the preset `laptop` are published" in page
+    line = next(line for line in page.splitlines() if line.endswith("| not run |"))
+    without = {name for name in together() if not any(compute(name, SETTINGS, session).rows) and EXPERIMENTS[name].cells(SETTINGS)}
+    assert without == set(re.findall(r"/(\w+)\.ipynb", line))
 
 
 def test_a_retrain_is_a_true_retrain_everywhere():

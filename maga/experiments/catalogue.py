@@ -14,11 +14,12 @@ import torch
 
 from ..device import seeded_generator
 from .presets import BOTH, ON_ROCKET, Backbone
-from .report import EXPERIMENTS, Experiment, Found, paper_folder, pending, register, scores_of_many, value_of
+from .report import EXPERIMENTS, Experiment, Found, paper_folder, pending, precision, register, scores_of_many, value_of
 from .runs import as_float16, kept_outputs
 from .session import Session, original_of, outputs_of, resolve, transition_of
 from .settings import Cell, Changes, Settings, cifar10_spec, make_cell
 from .store import ORIGINAL, RETRAIN, TRAINED, Spec
+from ..judges.transition import TransitionMatrix
 from ..measures.contract import Score
 from ..methods.contract import METHODS, get_method
 from ..methods.labels import label_choices, label_entropy
@@ -26,8 +27,8 @@ from ..methods.labels import label_choices, label_entropy
 # %% auto #0
 __all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'TUNED', 'PLACES', 'FINE_CLASSES',
            'FINE_PARTS', 'TABLES', 'FIGURES', 'crossed', 'sweep', 'slow_sweep', 'sensitivity_cells', 'beyond_cells',
-           'budgets_of', 'tuned_of', 'frontier_cells', 'settings_table', 'birds', 'transition_table', 'chosen_labels',
-           'labels_table', 'frontier_table']
+           'budgets_of', 'tuned_of', 'frontier_cells', 'settings_table', 'birds', 'birds_transition',
+           'transition_table', 'chosen_labels', 'labels_table', 'frontier_table']
 
 # %% ../../nbs/502_catalogue.ipynb #3022286f
 COMPARED = (*TRAINED, "finetune", "unsir", "amnesiac", "ssd", "maga")
@@ -139,9 +140,15 @@ def birds(settings: Settings) -> list[Spec]:
     return [cifar10_spec(settings)]
 
 
+def birds_transition(settings: Settings, session: Session) -> TransitionMatrix:
+    "T of Figures 3 and 5, in the precision of the settings."
+    with precision(settings, session):
+        return transition_of(session, cifar10_spec(settings))
+
+
 def transition_table(found: Found) -> pd.DataFrame:
     "Figure 3: one line per entry of S and T."
-    T = transition_of(found.session, cifar10_spec(found.settings))
+    T = birds_transition(found.settings, found.session)
     pairs = [(k, l) for k in range(len(T.classes)) for l in range(len(T.classes))]
     return pd.DataFrame([{"from": T.classes[k], "to": T.classes[l], "S": float(T.S[k, l]), "T": float(T.T[l, k])} for k, l in pairs])
 
@@ -149,12 +156,12 @@ def transition_table(found: Found) -> pd.DataFrame:
 def chosen_labels(settings: Settings, session: Session) -> dict[str, torch.Tensor]:
     "Figure 5: perturbing labels of the forgotten images, chosen in four ways: int64 [n_f] each."
     spec = cifar10_spec(settings)
-    split, T = session.split(spec), transition_of(session, spec)
-    outputs = kept_outputs(session, resolve(session, replace(spec, method=ORIGINAL, changes=())).key)
-    if outputs is None:
-        p = as_float16(outputs_of(session, original_of(spec), split).train[split.forget_train]).float().softmax(1)
-    else:
-        p = outputs["forget_train"].to(session.device).softmax(1)
+    split, T = session.split(spec), birds_transition(settings, session)
+    with precision(settings, session):
+        outputs = kept_outputs(session, resolve(session, replace(spec, method=ORIGINAL, changes=())).key)
+        if outputs is None:
+            outputs = {"forget_train": as_float16(outputs_of(session, original_of(spec), split).train[split.forget_train]).float()}
+    p = outputs["forget_train"].to(session.device).softmax(1)
     tau = get_method("maga").preset(spec.preset).tau
     generator = seeded_generator("labels", spec.unlearning_seed)
     return label_choices(T.T.to(p.device), p, split.train.labels[split.forget_train], split.forbidden_labels(), tau, generator)

@@ -178,7 +178,7 @@ class Session:
         self.store, self.data_root = store, Path(data_root)
         self.device = pick_device(str(device))
         self.recent_images, self.recent_models, self.recent_outputs = Recent(3), Recent(4), Recent(8)
-        self.recent_subjects, self.facts = Recent(8), Recent(32)
+        self.recent_subjects, self.recent_splits, self.facts = Recent(8), Recent(4), Recent(32)
         self.loading = 0.0  # seconds spent on loading data
         self.failures: dict[str, str] = {}  # trainings that failed in this process
 
@@ -215,9 +215,12 @@ class Session:
         return ModelSpec.of(backbone, train.coarse() if data in COARSE else train)
 
     def split(self, spec: Spec) -> ForgetSplit:
-        "Train and test images as the backbone sees them, with the forget set."
-        split = make_split(spec, *self.images(spec.data))
-        return seen_by(split, self.model_spec(spec.data, spec.backbone))
+        "Train and test images as the backbone sees them, with the forget set; made and hashed once for all rows of a request."
+
+        def make() -> ForgetSplit:
+            return seen_by(make_split(spec, *self.images(spec.data)), self.model_spec(spec.data, spec.backbone))
+
+        return self.recent_splits.get((spec.data, spec.backbone, spec.task, spec.target, spec.draw), make)
 
     def files(self, judge: str) -> list[TransitionMatrix]:
         "The matrices of `--judge a.safetensors,b.safetensors`; none where the judge is a name."
@@ -237,11 +240,11 @@ def model_key(session: Session, training: Training | Given) -> str:
 
 def _train(session: Session, training: Training) -> None:
     "Train a model and save it with its training time and the hash of its data."
-    train, test = session.images(training.data)
+    train, _ = session.images(training.data)
     model = session.model_spec(training.data, training.backbone)
     if training.task:
         spec = Spec(training.data, training.task, training.target, training.backbone, RETRAIN, "", draw=training.draw)
-        split = seen_by(make_split(spec, train, test), model)
+        split = session.split(spec)
         examples = Examples.of(split.train, split.retain_train)
     else:
         examples = Examples.of(model.view(train.coarse() if training.data in COARSE else train))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..checks import Seed, check_value
 from ..data import MagaError, no_such
 from .presets import PRESETS, RANDOM_IMAGES, Backbone, Preset
 from .store import PUBLISHED_RESULTS, TRAINED, Spec, in_repository
@@ -31,9 +32,12 @@ def names_of(text: str) -> tuple[str, ...]:
 def seeds_of(text: str | int) -> tuple[int, ...]:
     "The numbers in a text such as `0,1,2`; `MagaError` if they are none."
     try:
-        return tuple(int(n) for n in names_of(str(text)))
+        seeds = tuple(int(n) for n in names_of(str(text)))
     except ValueError as e:
         raise MagaError(f"Seeds are whole numbers separated by commas, such as 0,1,2, not {text!r}.") from e
+    check_value("A seed", max(seeds, default=0), Seed)
+    check_value("A seed", min(seeds, default=0), Seed)
+    return seeds
 
 
 def changes_of(text: str) -> tuple[tuple[str, str, Any], ...]:

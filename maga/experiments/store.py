@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ..checks import Checked, Count, Seed
 from ..data import TASKS, MagaError, write_whole
 
 # %% auto #0
@@ -35,7 +36,7 @@ TRAINED = (ORIGINAL, RETRAIN)  # trained by a recipe; every other name is a regi
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(Checked):
     "Everything that decides the result of one run."
 
     data: str  # a data set with the labels in force: cifar10, cifar20, cifar100, digits, digits5
@@ -47,16 +48,17 @@ class Spec:
     changes: tuple[tuple[str, Any], ...] = ()  # fields of the configuration that differ from the preset: ("tau", 0.1), ("fit.lr", 1e-5)
     recipe: str = "one_cycle"  # how original and retrain are trained
     judge: str = "features"  # makes T: a judge's name, or a file
-    exemplars: int = 10  # images per class that the judge sees
+    exemplars: Count = 10  # images per class that the judge sees
     measures: Literal["table", "all", "brief"] = "table"  # the paper's metrics; all registered ones; accuracies and distances without MIA
-    references: tuple[int, ...] = ()  # for "all": training seeds of the retrains of the comparison
-    training_seed: int = 0
-    unlearning_seed: int = 0
-    evaluation_seed: int = 0
+    references: tuple[Seed, ...] = ()  # for "all": training seeds of the retrains of the comparison
+    training_seed: Seed = 0
+    unlearning_seed: Seed = 0
+    evaluation_seed: Seed = 0
     original: str = ""  # a file with the trained model that the run starts from; "": one is trained by the recipe
-    draw: int = 0  # of the random task: which images are forgotten
+    draw: Seed = 0  # of the random task: which images are forgotten
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.task not in TASKS:
             raise MagaError(f"There is no task {self.task!r}; expected one of {', '.join(TASKS)}.")
         if self.task == "random" and not self.target.isdigit():

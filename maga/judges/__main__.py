@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 from torch import nn
 
+from ..checks import Seed, check_value
 from ..data import ImageSet, MagaError
 from ..device import pick_device
 from .answers import Stored
@@ -68,6 +69,7 @@ def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:
     kind, _ = judge_kind(given.judge)
     if given.exemplars < 1 or given.batch_size < 1 or given.rate <= 0:
         raise MagaError("--exemplars and --batch-size must be at least 1, and --rate above 0.")
+    check_value("--seed", given.seed, Seed)
     if given.prompt and not KINDS[kind].prompted:
         raise MagaError(f"The judge {kind} takes no prompt: leave out --prompt, or take one of {', '.join(k for k in KINDS if KINDS[k].prompted)}.")
     if not (given.out or given.dry_run):

@@ -14,6 +14,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ..adapter import prepared
+from ..checks import Count, check_generator, check_value
 from ..data import ImageSet, MagaError, class_id
 from ..models import evaluating, features_and_logits
 
@@ -28,6 +30,8 @@ def draw_exemplars(
     generator: torch.Generator,  # on the CPU
 ) -> ImageSet:
     "n random training images of every class, sorted by class: K·n images."
+    check_value("n", n, Count)
+    check_generator(generator)
     chosen = []
     labels = train.labels.cpu()
     for k, name in enumerate(train.classes):
@@ -153,7 +157,8 @@ class FeatureJudge:
         model: nn.Module,  # a classifier that ends in a linear layer; only its features are used
         exemplars: ImageSet,  # K·n images, at least 2 of each class, as the model sees them
     ) -> None:
-        self.model, self.exemplars = model, exemplars
+        check_value("exemplars", exemplars, ImageSet)
+        self.model, self.exemplars = prepared(model, exemplars), exemplars
         counts = torch.bincount(exemplars.labels, minlength=len(exemplars.classes))
         if int(counts.min()) < 2:
             raise MagaError("The feature judge needs at least 2 exemplars of every class: an exemplar is not compared with itself.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from ..checks import Seed, check_value
 from ..data import ImageSet, MagaError
 from .contract import LabelJudge
 from .quality import superclasses
@@ -22,6 +23,7 @@ def random_judge(exemplars: ImageSet, seed: str = "") -> LabelJudge:
     "Similarities drawn evenly from 0 to 1, the same for the same seed; `MagaError` where the seed is no whole number."
     if not (seed or "0").isdecimal():
         raise MagaError(f"The seed of a random judge is a whole number such as random:3, not {seed!r}.")
+    check_value("The seed of a random judge", int(seed or 0), Seed)
     k = len(exemplars.classes)
     drawn = torch.rand(k, k, generator=torch.Generator().manual_seed(int(seed or 0)))
     return LabelJudge(drawn, exemplars, f"random:{seed}" if seed else "random", f"seed {seed or 0}")

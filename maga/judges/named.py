@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import nn
 
+from ..checks import Checked, Count
 from ..data import ImageSet, MagaError, did_you_mean
 from .contract import FeatureJudge, Judge
 from .controls import identity_judge, random_judge, superclass_judge
@@ -24,15 +25,15 @@ __all__ = ['KINDS', 'JudgeOptions', 'Counter', 'JudgeKind', 'judge_forms', 'judg
 
 # %% ../../nbs/220_named.ipynb #d40f3457
 @dataclass(frozen=True)
-class JudgeOptions:
+class JudgeOptions(Checked):
     "How a model is loaded and asked. Cheap judges use only the device."
 
     device: str = "cpu"
-    batch_size: int = 64  # prompts at once; halved where memory runs out
-    dtype: str = "auto"  # as stored; or float32, bfloat16, float16
+    batch_size: Count = 64  # prompts at once; halved where memory runs out
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as stored
     device_map: str | None = None  # "auto" spreads a model over several devices
     quantisation: Literal["4bit", "8bit"] | None = None
-    size: int = 224  # smaller images are enlarged to this, in pixels
+    size: Count = 224  # smaller images are enlarged to this, in pixels
     scorer: Literal["auto", "shared", "naive"] = "auto"
     prompt: str = ""  # "": the judge's own
 
@@ -105,7 +106,7 @@ def _mmicl(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Modu
 def _toy(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
     from maga.judges.toy import load_toy_judge
 
-    return load_toy_judge(exemplars, batch_size=o.batch_size)
+    return load_toy_judge(exemplars, batch_size=o.batch_size, device=o.device)
 
 # %% ../../nbs/220_named.ipynb #6f250cf0
 def _vision(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:

@@ -58,10 +58,10 @@ class NaiveScorer:
 # %% ../../nbs/209_scorers.ipynb #79908bce
 @dataclass(frozen=True, eq=False)
 class Seen:
-    "What is computed of one image without the text. Tensors on the CPU."
+    "What is computed of one image without the text."
 
-    pixels: dict[str, Tensor]  # the model's inputs for this image
-    features: Tensor | None = None  # [tokens, d]
+    pixels: dict[str, Tensor]  # the model's inputs for this image, on the CPU
+    features: Tensor | None = None  # [tokens, d], on the model's device
     deep: tuple[Tensor, ...] = ()  # Qwen3-VL: features for its first layers
 
 
@@ -74,7 +74,9 @@ class Encoded(ModelOutput):
 
 # %% ../../nbs/209_scorers.ipynb #e25c11f3
 class ImageBank:
-    "Every image, encoded once."
+    "Every image, encoded once; its features stay on the model's device."
+
+    AT_ONCE = 16  # images that a GPU encodes in one pass; a CPU takes one
 
     def __init__(self, parts: ChatModel) -> None:
         self.parts = parts
@@ -97,16 +99,18 @@ class ImageBank:
 
     def add(self, hashes: Sequence[str], images: Tensor) -> None:  # uint8 [n, 3, H, W]
         "Encode those images that are not in the bank."
-        for hash_, image in zip(hashes, images, strict=True):
-            if hash_ in self.seen:
+        fresh = {h: i for i, h in enumerate(hashes) if h not in self.seen}
+        pictures = upsized(images[torch.tensor([*fresh.values()])], self.parts.size) if fresh else []
+        at_once = 1 if self.parts.model.device.type == "cpu" else self.AT_ONCE
+        for first in range(0, len(pictures), at_once):
+            some, records = [*fresh][first : first + at_once], self.pixels(pictures[first : first + at_once])
+            if not self.takes_features:
+                self.seen |= {h: Seen(pixels) for h, pixels in zip(some, records, strict=True)}
                 continue
-            (pixels,) = self.pixels(upsized(image[None], self.parts.size))
-            self.seen[hash_] = Seen(pixels)
-            if self.takes_features:
-                with torch.no_grad():
-                    out = self.parts.model.get_image_features(**self._to_model([pixels]), return_dict=True)
-                deep = getattr(out, "deepstack_features", None) or []
-                self.seen[hash_] = Seen({}, out.pooler_output[0].cpu(), tuple(layer[0].cpu() for layer in deep))
+            with torch.no_grad():
+                out = self.parts.model.get_image_features(**self._to_model(records), return_dict=True)
+            deep = getattr(out, "deepstack_features", None) or []
+            self.seen |= {h: Seen({}, out.pooler_output[i], tuple(layer[i] for layer in deep)) for i, h in enumerate(some)}
 
     def model_inputs(self, hashes: Sequence[str]) -> dict[str, Any]:
         "The model's inputs for these images, in order."

@@ -190,6 +190,7 @@ def load_toy_judge(
     config: ToyConfig | None = None,
     progress: Callable[[int, float], None] | None = None,
     batch_size: int = 64,
+    device: str | torch.device = "cpu",  # of the answers; the toy is trained on the CPU
 ) -> VLMJudge:
     "The judge `toy-vlm`; trained at its first use, in about a minute."
     if exemplars.classes != DIGIT_NAMES:
@@ -197,7 +198,7 @@ def load_toy_judge(
             f"The judge toy-vlm knows handwritten digits only, not {exemplars.classes[0]!r}; use --data digits, or the judge `features`."
         )
     folder = toy_folder(config, progress)
-    return VLMJudge(load_chat_model(str(folder), size=SIDE), exemplars, "toy-vlm", folder_revision(folder), batch_size=batch_size)
+    return VLMJudge(load_chat_model(str(folder), device=device, size=SIDE), exemplars, "toy-vlm", folder_revision(folder), batch_size=batch_size)
 
 # %% ../../nbs/215_toy.ipynb #a0b56637
 def toy_lengths(exemplars: ImageSet) -> list[PromptLength]:

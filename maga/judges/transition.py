@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..data import ImageSet, MagaError, write_whole
+from ..data import ImageSet, MagaError, class_id, write_whole
 from .contract import Judge
 
 # %% auto #0
@@ -61,6 +61,8 @@ class TransitionMatrix:
         k = len(self.classes)
         if self.S.shape != (k, k) or self.T.shape != (k, k):
             raise MagaError(f"S and T must be {k} × {k} for {k} classes, not {list(self.S.shape)} and {list(self.T.shape)}.")
+        if not self.S.isfinite().all():
+            raise MagaError("S must be finite: similarities between 0 and 1.")
         if not torch.allclose(self.T.sum(0), torch.ones(k), atol=1e-4) or self.T.min() < 0:
             raise MagaError("The columns of T must be probabilities: not negative, with sum 1.")
 
@@ -84,7 +86,7 @@ class TransitionMatrix:
             with safe_open(path, "pt") as f:
                 header = f.metadata()
             return cls(tensors["S"], tensors["T"], tuple(json.loads(header["classes"])), json.loads(header["about"]))
-        except (OSError, SafetensorError, KeyError, TypeError) as e:
+        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as e:
             raise MagaError(
                 f"{path} cannot be read as a transition matrix ({type(e).__name__}: {e}); make it again with `python -m maga.judges`."
             ) from e
@@ -94,7 +96,7 @@ class TransitionMatrix:
         import matplotlib.pyplot as plt
         import seaborn as sns
 
-        chosen = list(range(len(self.classes))) if classes is None else list(classes)
+        chosen = list(range(len(self.classes))) if classes is None else [class_id(self.classes, k) for k in classes]
         names = [self.classes[k] for k in chosen]
         figure, axis = plt.subplots(figsize=(1.3 + 0.33 * len(chosen), 1 + 0.28 * len(chosen)), dpi=110)
         few = len(chosen) <= 12

@@ -8,36 +8,18 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlparse
 
 from ..data import MagaError, did_you_mean
-from ..packaged import PACKAGED, file_revision
+from ..packaged import PACKAGED, file_revision, hub_answers
 
 Loaded = TypeVar("Loaded")
 
 # %% auto #0
-__all__ = ['Loaded', 'hub_answers', 'folder_revision', 'Source']
-
-# %% ../../nbs/204_weights.ipynb #ade5e8a3
-def hub_answers() -> bool:
-    "Whether the hub can be reached, directly or through a proxy."
-    from huggingface_hub.constants import ENDPOINT
-
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
-        return False
-    if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    address = urlparse(ENDPOINT)
-    try:
-        with socket.create_connection((address.hostname, address.port or 443), timeout=5):
-            return True
-    except OSError:
-        return False
+__all__ = ['Loaded', 'folder_revision', 'Source']
 
 # %% ../../nbs/204_weights.ipynb #1b32d306
 def folder_revision(folder: str | Path) -> str:

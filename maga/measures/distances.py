@@ -12,26 +12,12 @@ import torch
 from torch import Tensor
 
 from ..data import MagaError
+from .metrics import as_probabilities as as_probabilities
 from .metrics import total_variation
 
 # %% auto #0
-__all__ = ['as_probabilities', 'js_divergence', 'activation_distance', 'zrf', 'leave_one_out_means', 'neighbour_tv',
-           'retrain_spread', 'neighbour_tv_ratio', 'avg_gap', 'tow', 'show_tsne']
-
-# %% ../../nbs/101_distances.ipynb #2347e16e
-def as_probabilities(
-    *outputs: Tensor,  # probabilities [..., n, K], all of the same n and K
-) -> list[Tensor]:
-    "The inputs in float64; `MagaError` where the rows are not probabilities or the shapes differ."
-    exact = [p.double() for p in outputs]
-    for p in exact:
-        if p.shape[-2:] != exact[0].shape[-2:] or p.shape[-2] == 0:
-            raise MagaError(
-                f"Expected probabilities of the same images and classes, [n, K] with n at least 1, not {[list(t.shape) for t in outputs]}."
-            )
-        if not bool(((p >= 0).all() & ((p.sum(-1) - 1).abs() < 1e-2).all()).cpu()):
-            raise MagaError("Expected probabilities, rows that are not negative and sum to 1: apply softmax to the logits first.")
-    return exact
+__all__ = ['js_divergence', 'activation_distance', 'zrf', 'leave_one_out_means', 'neighbour_tv', 'retrain_spread',
+           'neighbour_tv_ratio', 'avg_gap', 'tow', 'show_tsne']
 
 # %% ../../nbs/101_distances.ipynb #09db06ce
 def js_divergence(

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..adapter import check_network
+from ..checks import Count, check_tensor, check_value
 from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import autocast, pass_size
-from ..models import evaluating
+from ..models import evaluating, logits_of
 
 # %% auto #0
-__all__ = ['predict', 'Outputs', 'share_right', 'accuracy', 'batch_mean_accuracy', 'entropy', 'entropy_mia', 'total_variation',
-           'agreement', 'Measurement', 'measure']
+__all__ = ['predict', 'Outputs', 'share_right', 'accuracy', 'batch_mean_accuracy', 'entropy', 'entropy_mia', 'as_probabilities',
+           'total_variation', 'agreement', 'Measurement', 'MeasuredAgain', 'fitting_outputs', 'measure']
 
 # %% ../../nbs/100_metrics.ipynb #94f5a2d9
 @torch.no_grad()
@@ -29,13 +31,17 @@ def predict(
     amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
 ) -> Tensor:
     "Logits, float32 [n, K], on the images' device. The model keeps its train or eval mode."
+    check_network(model)
+    check_value("images", images, ImageSet)
+    check_value("batch_size", batch_size, Count | None)
     if indices is None:
         indices = torch.arange(len(images), device=images.device)
-    parts = []
+    check_tensor("indices", indices, None, whole=True)
+    dtype, parts = next((p.dtype for p in model.parameters()), torch.float32), []
     with evaluating(model), autocast(images.device, amp):
         for part in indices.split(batch_size or pass_size(images)):
             x = images.batch(part).contiguous(memory_format=torch.channels_last)
-            parts.append(model(x).float())
+            parts.append(logits_of(model(x.to(dtype))).float())
     return torch.cat(parts) if parts else torch.empty(0, len(images.classes), device=images.device)
 
 
@@ -115,18 +121,38 @@ def entropy_mia(
     "Share of forgotten images classified as members, in percent; ideal: the retrain's value. *Legacy* metric of the paper."
     from sklearn.linear_model import LogisticRegression
 
+    for name, z in (("members", members), ("non_members", non_members), ("forgotten", forgotten)):
+        check_tensor(name, z, None, members.shape[-1])
+        if len(z) == 0:
+            raise MagaError(f"The entropy attack needs logits of members, non-members and forgotten images, but {name} is empty.")
     h = [entropy(z).cpu().numpy()[:, None] for z in (members, non_members, forgotten)]
     attack = LogisticRegression(class_weight="balanced", solver="lbfgs")
     attack.fit(np.concatenate(h[:2]), np.r_[np.ones(len(h[0])), np.zeros(len(h[1]))])
     return 100 * float(attack.predict(h[2]).mean())
 
 # %% ../../nbs/100_metrics.ipynb #bc8e6970
+def as_probabilities(
+    *outputs: Tensor,  # probabilities [..., n, K], all of the same n and K
+) -> list[Tensor]:
+    "The inputs in float64; `MagaError` where the rows are not probabilities or the shapes differ."
+    exact = [p.double() for p in outputs]
+    for p in exact:
+        if p.shape[-2:] != exact[0].shape[-2:] or p.shape[-2] == 0:
+            raise MagaError(
+                f"Expected probabilities of the same images and classes, [n, K] with n at least 1, not {[list(t.shape) for t in outputs]}."
+            )
+        if not bool(((p >= 0).all() & ((p.sum(-1) - 1).abs() < 1e-2).all()).cpu()):
+            raise MagaError("Expected probabilities, rows that are not negative and sum to 1: apply softmax to the logits first.")
+    return exact
+
+
 def total_variation(
     p: Tensor,  # probabilities [n, K]
     q: Tensor,  # probabilities [n, K]
 ) -> float:
     "Mean over the images of half the summed absolute difference, in percent: 0 (equal) to 100 (disjoint)."
-    return 50 * (p.double() - q.double()).abs().sum(1).mean().item()
+    p, q = as_probabilities(p, q)
+    return 50 * (p - q).abs().sum(1).mean().item()
 
 
 def agreement(
@@ -154,6 +180,25 @@ class Measurement:
         return ", ".join(f"{f.name} {getattr(self, f.name):.2f}" for f in fields(self) if not np.isnan(getattr(self, f.name)))
 
 
+@dataclass(frozen=True)
+class MeasuredAgain(Measurement):
+    "The numbers after a second request."
+
+    A_earlier: float = float("nan")  # accuracy on the test images (else train) that earlier requests forgot; ideal: the retrain's
+
+# %% ../../nbs/100_metrics.ipynb #a55c7708
+def fitting_outputs(name: str, model: nn.Module | Outputs, split: ForgetSplit) -> Outputs:
+    "The outputs of a model on a split; `MagaError` where they are of another split's size, of other classes, or not finite."
+    out = model if isinstance(model, Outputs) else Outputs.of(model, split)
+    shapes, wanted = [list(z.shape) for z in (out.train, out.test)], [[len(s), split.num_classes] for s in (split.train, split.test)]
+    if shapes != wanted:
+        held = f"{len(split.train)} and {len(split.test)} images of {split.num_classes} classes"
+        raise MagaError(f"The {name} gives logits {shapes[0]} and {shapes[1]}; the split has {held}: use the model that was made for them.")
+    if not out.train.isfinite().all():
+        raise MagaError(f"The {name} gives logits that are not finite: its training broke down, or its images are not normalised as it expects.")
+    return out
+
+
 def measure(
     model: nn.Module | Outputs,  # a model, or its outputs
     split: ForgetSplit,
@@ -161,11 +206,8 @@ def measure(
     mia: bool = True,  # False: NaN, for outputs without the retained training images
 ) -> Measurement:
     "Accuracies, MIA and, with a retrain, the distances to it; `MagaError` where the logits do not fit the split or are not finite."
-    out = model if isinstance(model, Outputs) else Outputs.of(model, split)
-    if out.train.shape[1] != split.num_classes or not out.train.isfinite().all():
-        raise MagaError(
-            f"The model gives {out.train.shape[1]} logits (finite: {bool(out.train.isfinite().all())}); the split has {split.num_classes} classes."
-        )
+    check_value("split", split, ForgetSplit)
+    out = fitting_outputs("model", model, split)
     r = split.retain_test
     retained, forgotten = (out.test[r], split.test.labels[r]), out.forgotten(split)
     basic = {
@@ -175,11 +217,15 @@ def measure(
         "legacy_A_r": batch_mean_accuracy(*retained),
         "legacy_A_f": batch_mean_accuracy(*forgotten),
     }
+    if split.earlier_train is not None and split.earlier_test is not None:
+        images, z, rows = (split.test, out.test, split.earlier_test) if len(split.earlier_test) else (split.train, out.train, split.earlier_train)
+        basic["A_earlier"] = accuracy(z[rows], images.labels[rows])
+    kind = MeasuredAgain if "A_earlier" in basic else Measurement
     if retrain is None:
-        return Measurement(**basic)
-    gold = retrain if isinstance(retrain, Outputs) else Outputs.of(retrain, split)
+        return kind(**basic)
+    gold = fitting_outputs("retrain", retrain, split)
     p, q = forgotten[0].softmax(1), gold.forgotten(split)[0].softmax(1)
     d = split.forget_train
-    return Measurement(
+    return kind(
         **basic, TV=total_variation(p, q), TV_train=total_variation(out.train[d].softmax(1), gold.train[d].softmax(1)), agreement=agreement(p, q)
     )

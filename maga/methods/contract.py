@@ -5,21 +5,25 @@
 # %% ../../nbs/300_contract.ipynb #bb9bdb91
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..adapter import handed_back, prepared
+from ..checks import Checked, check_generator, check_value, shown
 from ..data import TASKS, ForgetSplit, MagaError, did_you_mean, no_such
 from ..training import Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
-__all__ = ['Unlearn', 'METHODS', 'ADDED', 'Source', 'Method', 'get_method', 'method', 'with_change', 'FitOnly', 'sample_retained',
-           'plain_fit', 'forget_then_retain', 'paired_batches', 'needs_two', 'part_means', 'show_flow']
+__all__ = ['Unlearn', 'Config', 'METHODS', 'ADDED', 'Source', 'Method', 'get_method', 'method', 'with_change', 'FitOnly',
+           'sample_retained', 'plain_fit', 'forget_then_retain', 'paired_batches', 'needs_two', 'part_means',
+           'show_flow']
 
 # %% ../../nbs/300_contract.ipynb #e41d9b06
 @dataclass(frozen=True)
@@ -43,15 +47,16 @@ class Source:
 
 # %% ../../nbs/300_contract.ipynb #cee1247a
 Unlearn = Callable[..., nn.Module]
+Config = TypeVar("Config")
 
 
-@dataclass(frozen=True)
-class Method:
+@dataclass(frozen=True, repr=False)
+class Method(Generic[Config]):
     "An unlearning method under its name."
 
     name: str
     run: Unlearn  # (model, split, config, generator, progress) -> model
-    presets: Mapping[str, Any]  # name -> configuration
+    presets: Mapping[str, Config]  # name -> configuration
     tasks: tuple[str, ...]  # for which it is defined
     source: str  # where it comes from
     needs: tuple[str, ...] = ()  # fields that hold no setting and that the caller fills: "transition", "make_model"
@@ -61,34 +66,51 @@ class Method:
         self,
         model: nn.Module,  # the original; not changed
         split: ForgetSplit,  # what to forget
-        config: Any,  # one of the presets, or another of their type
+        config: Config,  # one of the presets, or another of their type
         generator: torch.Generator,  # on the CPU
         progress: Progress | None = None,
     ) -> nn.Module:
-        "A new model that has unlearned; `MagaError` for a task without the method or a configuration of another type than the presets'."
+        "A new model that has unlearned; `MagaError` for a task without the method, another type of configuration, or a model that cannot be used."
+        check_value("split", split, ForgetSplit)
         if split.task not in self.tasks:
             raise MagaError(f"{self.name} is not defined for the {split.task} task, only for: {', '.join(self.tasks)}.")
-        expected = type(next(iter(self.presets.values())))
-        if not isinstance(config, expected):
-            raise MagaError(f"{self.name} needs a {expected.__name__}, not a {type(config).__name__}; its presets are {', '.join(self.presets)}.")
-        return self.run(model, split, config, generator, progress)
+        if not isinstance(config, self.config_type):
+            raise MagaError(f"{self.name} needs a {self.config_type.__name__}, not {shown(config)}; its presets are {', '.join(self.presets)}.")
+        check_generator(generator)
+        ready = prepared(model, split.train, split.num_classes)
+        return handed_back(self.run(ready, split, config, generator, progress), model)
 
-    def needed(self, config: Any) -> tuple[str, ...]:
+    def __post_init__(self) -> None:
+        presets, defined = ", ".join(self.presets), ", ".join(self.tasks)
+        about = f"{self.source or 'No source is named'}. Tasks: {defined}. Presets: {presets}. Its configuration is a {self.config_type.__name__}"
+        needs = f"; the caller gives {' and '.join(self.needs)}" if self.needs else ""
+        object.__setattr__(self, "__doc__", f"{inspect.getdoc(self.run) or 'An unlearning method.'}\n\n{about}{needs}.")
+        object.__setattr__(self, "__wrapped__", self.run)  # its signature
+
+    def __repr__(self) -> str:
+        return f"<method {self.name}: {self.source}>"
+
+    @property
+    def config_type(self) -> type:
+        "The class of its configurations."
+        return type(next(iter(self.presets.values())))
+
+    def needed(self, config: Config) -> tuple[str, ...]:
         "Those of `needs` that a run with this configuration uses: one that says `guided` is False uses no transition matrix."
         return tuple(n for n in self.needs if n != "transition" or getattr(config, "guided", True))
 
-    def preset(self, name: str, task: str = "", data: str = "", **changes: Any) -> Any:
+    def preset(self, name: str, task: str = "", data: str = "", **changes: Any) -> Config:
         "A preset, with some of its fields changed; `<name>_<data>` or else `<name>_<task>` where the data set or the task has one of its own."
         own = next((n for n in (f"{name}_{data}", f"{name}_{task}", name) if n in self.presets), None)
         if own is None:
             raise MagaError(f"{self.name} has no preset {name!r}{did_you_mean(name, self.presets)}; its presets are {', '.join(self.presets)}.")
-        return replace(self.presets[own], **changes)
+        return replace(cast(Any, self.presets[own]), **changes)
 
 # %% ../../nbs/300_contract.ipynb #3490bba0
-METHODS: dict[str, Method] = {}
+METHODS: dict[str, Method[Any]] = {}
 
 
-def get_method(name: str) -> Method:
+def get_method(name: str) -> Method[Any]:
     "The method of that name; `MagaError` names the ones there are."
     if name not in METHODS:
         raise no_such("method", name, sorted(METHODS))
@@ -97,24 +119,24 @@ def get_method(name: str) -> Method:
 
 def method(
     name: str,  # as tables and the command line write it
-    presets: Mapping[str, Any],  # name -> frozen dataclass
+    presets: Mapping[str, Config],  # name -> frozen dataclass
     tasks: tuple[str, ...] = TASKS,
     source: str = "",  # paper or reference
     needs: tuple[str, ...] = (),  # fields of the configuration that the caller fills before a run
     sources: Mapping[str, tuple[Source, ...]] | None = None,  # preset -> where its numbers come from; the package's own methods name all
-) -> Callable[[Unlearn], Unlearn]:
-    "Registers an unlearning function under a name; a second registration under the same name replaces the first."
+) -> Callable[[Unlearn], Method[Config]]:
+    "Makes a method of an unlearning function and registers it; a second registration under the same name replaces the first."
     if not presets or not all(is_dataclass(p) for p in presets.values()):
         raise MagaError(f"The method {name!r} needs at least one preset, each a dataclass.")
-    missing = [n for n in needs for p in presets.values() if n not in p.__dataclass_fields__]
+    missing = [n for n in needs for p in presets.values() if n not in (f.name for f in fields(cast(Any, p)))]
     if missing:
         raise MagaError(f"The method {name!r} needs {missing[0]}, which is no field of its configuration.")
     if unknown := sorted(set(sources or {}) - set(presets)):
         raise MagaError(f"The method {name!r} has a source for {unknown[0]!r}, which is none of its presets: {', '.join(presets)}.")
 
-    def register(run: Unlearn) -> Unlearn:
-        METHODS[name] = Method(name, run, presets, tasks, source, needs, sources or {})
-        return run
+    def register(run: Unlearn) -> Method[Config]:
+        METHODS[name] = made = Method(name, run, presets, tasks, source, needs, sources or {})
+        return made
 
     return register
 
@@ -129,13 +151,15 @@ def with_change(
 ) -> Any:
     "The configuration with one field changed; `MagaError` names the fields there are."
     head, _, rest = name.partition(".")
+    if not hasattr(config, "__dataclass_fields__"):
+        raise MagaError(f"{shown(config)} has no field {head!r}: it is no configuration.")
     if not hasattr(config, head):
         raise MagaError(f"{type(config).__name__} has no field {head!r}; it has {', '.join(config.__dataclass_fields__)}.")
     return replace(config, **{head: with_change(getattr(config, head), rest, value) if rest else value})
 
 # %% ../../nbs/300_contract.ipynb #0b7c2d4e
 @dataclass(frozen=True)
-class FitOnly:
+class FitOnly(Checked):
     "The configuration of a method that has no settings but those of its training."
 
     fit: FitConfig

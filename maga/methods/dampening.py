@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..capture import tensors_only
-from ..data import ForgetSplit, ImageSet, MagaError
+from ..checks import Checked, Count, Positive, Weight
+from ..data import ForgetSplit, ImageSet
 from ..device import to_device
 from .contract import Source, method, plain_fit
 from .published import FOSTER, TUNED, read_in
@@ -69,19 +70,13 @@ def dampen(
 
 # %% ../../nbs/308_dampening.ipynb #909eb602
 @dataclass(frozen=True)
-class SSDConfig:
+class SSDConfig(Checked):
     "What SSD needs. Defaults: Foster et al. 2024, ResNet-18."
 
-    alpha: float = 10.0  # selection: above 0; larger selects fewer weights
-    lam: float = 1.0  # dampening λ: smaller shrinks more
-    batch_size: int = 64  # of the gradients; matters to the result
+    alpha: Positive = 10.0  # selection: above 0; larger selects fewer weights
+    lam: Weight = 1.0  # dampening λ: smaller shrinks more
+    batch_size: Count = 64  # of the gradients; matters to the result
     order: Literal["class", "shuffled"] = "class"  # how the retained images are walked; the forgotten come last
-
-    def __post_init__(self) -> None:
-        if not self.alpha > 0 or self.lam < 0 or self.batch_size < 1:
-            raise MagaError(f"SSD needs alpha > 0, lam ≥ 0 and batch_size ≥ 1, not {self.alpha}, {self.lam}, {self.batch_size}.")
-        if self.order not in ("class", "shuffled"):
-            raise MagaError(f"order is {self.order!r}; expected class or shuffled.")
 
 
 SSD_PRESETS = {

@@ -10,12 +10,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..capture import tensors_only
+from ..checks import Amount, Checked, Count, Part, Positive, Range
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from ..measures.metrics import predict
@@ -42,16 +44,12 @@ def kl_divergence(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class BadTeacherConfig:
+class BadTeacherConfig(Checked):
     "What Bad Teacher needs besides model and split."
 
     fit: FitConfig
     make_model: MakeModel | None = None  # makes the untrained teacher; None: the original's modules are reset
-    retain_share: float = 0.3  # of the retain set, 0–1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.retain_share <= 1:
-            raise MagaError(f"retain_share is {self.retain_share}; expected a number above 0 and at most 1.")
+    retain_share: Part = 0.3  # of the retain set
 
 
 BAD_TEACHER_PRESETS = {
@@ -88,22 +86,20 @@ def bad_teacher(
 
 # %% ../../nbs/309_distillation.ipynb #ed9193a0
 @dataclass(frozen=True)
-class ScrubConfig:
+class ScrubConfig(Checked):
     "What SCRUB needs besides model and split. Defaults: Kurmanji et al. 2023."
 
     fit: FitConfig  # batch_size: retain images in a step
-    max_epochs: int = 3  # the first epochs begin with a pass of ascent over the forget set
-    forget_batch: int = 32  # forget images in a step of ascent
+    max_epochs: Amount = 3  # the first epochs begin with a pass of ascent over the forget set
+    forget_batch: Count = 32  # forget images in a step of ascent
     alpha: float = 0.5  # of the KL on retain images
     gamma: float = 1.0  # of the cross entropy on retain images
-    temperature: float = 4.0
+    temperature: Positive = 4.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_epochs <= self.fit.epochs or self.forget_batch < 1 or not self.temperature > 0:
-            raise MagaError(
-                f"SCRUB needs max_epochs from 0 to epochs ({self.fit.epochs}), forget_batch ≥ 1 and temperature > 0, "
-                f"not {self.max_epochs}, {self.forget_batch}, {self.temperature}."
-            )
+        super().__post_init__()
+        if self.max_epochs > self.fit.epochs:
+            raise MagaError(f"SCRUB needs max_epochs from 0 to epochs ({self.fit.epochs}), not {self.max_epochs}.")
 
 
 _SCRUB = ScrubConfig(plain_fit(5, 32, "sgd", 5e-4, 5e-4, schedule="step", milestones=(3, 5), gamma=0.1), forget_batch=16)
@@ -241,17 +237,13 @@ def class_cosines(model: nn.Module, num_classes: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TrewConfig:
+class TrewConfig(Checked):
     "What TREW needs besides model and split."
 
     fit: FitConfig  # batch_size counts rows of both kinds
     beta: float = 10.0  # β: how much is tilted towards near classes; 0: not at all
-    forget_batch: int = 32  # forget rows in a batch
-    retain_images: int = 10_000  # sampled from the retain set
-
-    def __post_init__(self) -> None:
-        if self.retain_images < 2 or not math.isfinite(self.beta):
-            raise MagaError(f"TREW needs retain_images ≥ 2 and a finite beta, not {self.retain_images} and {self.beta}.")
+    forget_batch: Count = 32  # forget rows in a batch
+    retain_images: Annotated[int, Range(2)] = 10_000  # sampled from the retain set
 
 
 TREW_PRESETS = {
@@ -311,9 +303,9 @@ def head_distillation(
     forbidden[:, list(split.forgotten)] = True
     forbidden[split.forget_train] = split.forbidden_labels()
     original = to_device(copy.deepcopy(model), split.device)
-    features = predict(Penultimate(original), split.train)
-    targets = removed_targets(last_linear(original)(features).detach(), forbidden)
-    everything = torch.arange(len(split.train), device=split.device)
+    shown = split.shown_train
+    features = predict(Penultimate(original), split.train, shown)
+    targets = removed_targets(last_linear(original)(features).detach(), forbidden[shown])
 
     @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -322,5 +314,5 @@ def head_distillation(
     def head(net: nn.Module) -> Sequence[nn.Parameter]:
         return list(last_linear(net).parameters())
 
-    examples = Examples(split.train, everything, targets)
+    examples = Examples(split.train, shown, targets)
     return fit(model, examples, config.fit, generator, objective=objective, trainable=head, progress=progress)

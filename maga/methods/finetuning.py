@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..capture import tensors_only
+from ..checks import Checked, Count, Range, Weight
 from ..data import ForgetSplit, MagaError
 from .contract import FitOnly, Source, forget_then_retain, method, paired_batches, part_means, plain_fit
 from .published import CONSTANT, FOSTER, FOSTER_IMAGES, FOSTER_SGD, JIA, KURMANJI, NO_VIT, SGD, TUNED, numbers_of, read_in
@@ -52,15 +54,11 @@ def finetune(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: t
 
 # %% ../../nbs/306_finetuning.ipynb #fb4ab864
 @dataclass(frozen=True)
-class L1SparseConfig:
+class L1SparseConfig(Checked):
     "What l1-sparse fine-tuning needs."
 
     fit: FitConfig
-    gamma: float = 5e-4  # γ at the first epoch: 0 is plain fine-tuning
-
-    def __post_init__(self) -> None:
-        if self.gamma < 0:
-            raise MagaError(f"gamma is {self.gamma}; expected a number of at least 0.")
+    gamma: Weight = 5e-4  # γ at the first epoch: 0 is plain fine-tuning
 
 
 _L1_SPARSE = L1SparseConfig(plain_fit(10, 256, "sgd", 0.01, 5e-4, pad=4, flip=True))
@@ -98,17 +96,16 @@ def l1_sparse(
 
 # %% ../../nbs/306_finetuning.ipynb #a7934407
 @dataclass(frozen=True)
-class NegGradPlusConfig:
+class NegGradPlusConfig(Checked):
     "What NegGrad+ needs besides model and split."
 
     fit: FitConfig  # batch_size counts rows of both kinds
-    weight: float = 0.05  # w of the ascent: above 0, below 1
-    forget_batch: int = 32  # forget rows in a batch
+    weight: Annotated[float, Range(0, 1, above=True, below=True)] = 0.05  # w of the ascent
+    forget_batch: Count = 32  # forget rows in a batch
     apart: bool = False  # retain and forget rows pass through the network one after the other, with batch-norm statistics of their own
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight < 1:
-            raise MagaError(f"weight is {self.weight}; expected a number above 0 and below 1.")
+        super().__post_init__()
         if self.forget_batch < 1 + self.apart:
             raise MagaError(f"forget_batch is {self.forget_batch}; expected at least {1 + self.apart}: batch norm needs two images in a pass.")
 

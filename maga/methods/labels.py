@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..data import MagaError
+from ..checks import Count, MagaError, Part, Positive, check_tensor, check_value
 
 # %% auto #0
-__all__ = ['Reading', 'class_overlap', 'column_of', 'checked_reading', 'rank_of', 'perturbing_labels', 'random_labels',
+__all__ = ['Reading', 'class_overlap', 'column_of', 'rank_of', 'checked_allowed', 'perturbing_labels', 'random_labels',
            'soft_targets', 'label_entropy', 'label_choices', 'show_label_choices']
 
 # %% ../../nbs/302_labels.ipynb #1751bf70
@@ -24,6 +24,8 @@ def class_overlap(
     labels: Tensor,  # true labels, int64 [n]
 ) -> Tensor:
     "R: float32 [n, K], not negative; row i is T · (I without row y_i) · p(x_i) (eq. 5)."
+    check_tensor("T", T, p.shape[-1], p.shape[-1])
+    check_tensor("p", p, len(labels), None)
     others = p.double().scatter(1, labels[:, None], 0.0)
     return (others @ T.to(p.device).double().T).float()
 
@@ -38,12 +40,6 @@ def column_of(
     "T's column of each image's own class: float32 [n, K], rows sum to 1."
     return T.T[labels]
 
-
-def checked_reading(reading: str) -> None:
-    "`MagaError` for a reading that does not exist."
-    if reading not in ("R", "column"):
-        raise MagaError(f"reading is {reading!r}; expected R (eq. 5) or column (T's column of the forgotten class).")
-
 # %% ../../nbs/302_labels.ipynb #a4cf8eba
 def rank_of(
     tau: float,  # in (0, 1]
@@ -51,12 +47,25 @@ def rank_of(
     allowed: int,  # classes that may be returned
 ) -> int:
     "Which rank φ takes, 1 = most similar: ⌊Kτ⌋, at most the number of allowed classes."
-    if not 0 < tau <= 1:
-        raise MagaError(f"tau is {tau}; expected a number above 0 and at most 1.")
+    check_value("tau", tau, Part)
+    check_value("allowed", allowed, Count)
     rank = math.floor(num_classes * tau + 1e-9)
     if rank == 0:
         raise MagaError(f"With tau = {tau} and {num_classes} classes ⌊Kτ⌋ is 0 and names no class; take tau of at least {1 / num_classes:.3g}.")
     return min(rank, allowed)
+
+
+def checked_allowed(
+    forbidden: Tensor,  # bool [n, K]
+    R: Tensor | None = None,  # scores that must be finite [n, K]
+) -> int:
+    "How many classes the image with the fewest may get; `MagaError` where it is none, or the scores do not fit."
+    if R is not None:
+        check_tensor("R", R, *forbidden.shape)
+    allowed = int((~forbidden).sum(1).min()) if len(forbidden) else forbidden.shape[1]
+    if allowed < 1:
+        raise MagaError("Every class is forbidden to some image, so no label is left: forget fewer classes.")
+    return allowed
 
 
 def perturbing_labels(
@@ -65,7 +74,7 @@ def perturbing_labels(
     tau: float,  # in (0, 1]; the paper: 0.3
 ) -> Tensor:
     "φ(R, τ): int64 [n], the allowed class of rank ⌊Kτ⌋ of each row; ties go to the lower class number (eq. 6)."
-    allowed = int((~forbidden).sum(1).min())
+    allowed = checked_allowed(forbidden, R)
     rank = rank_of(tau, R.shape[1], allowed)
     ranked = R.masked_fill(forbidden, -math.inf).sort(dim=1, descending=True, stable=True).indices
     return ranked[:, rank - 1]
@@ -76,6 +85,7 @@ def random_labels(
     generator: torch.Generator,  # on the CPU
 ) -> Tensor:
     "One allowed class per row, each equally likely: int64 [n] on the device of `forbidden`."
+    checked_allowed(forbidden)
     return torch.multinomial((~forbidden).cpu().float(), 1, generator=generator)[:, 0].to(forbidden.device)
 
 # %% ../../nbs/302_labels.ipynb #72521fe7
@@ -85,6 +95,8 @@ def soft_targets(
     power: float = 1.0,  # γ: above 1 sharpens, below 1 flattens
 ) -> Tensor:
     "Distributions over the allowed classes: float32 [n, K], rows sum to 1; uniform where a row has nothing left."
+    check_value("power", power, Positive)
+    checked_allowed(forbidden, R)
     logs = (power * R.double().clamp_min(1e-300).log()).masked_fill(forbidden, -math.inf)
     return logs.softmax(1).float()
 

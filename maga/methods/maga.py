@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..capture import tensors_only
+from ..checks import Amount, Checked, Part, Share
 from ..data import ForgetSplit, MagaError
 from ..judges.transition import TransitionMatrix
 from ..measures.metrics import predict
 from .contract import ADDED, Source, method, sample_retained
-from .labels import Reading, checked_reading, class_overlap, column_of, perturbing_labels, random_labels
+from .labels import Reading, class_overlap, column_of, perturbing_labels, random_labels
 from .noise import NoiseBank, NoiseConfig, combine_noise, make_noise
 from .published import numbers_of, ours
+from ..progress import preparing
 from ..training import Examples, FitConfig, Progress, fit
 
 # %% auto #0
@@ -28,28 +30,19 @@ __all__ = ['PAPER_VIT', 'MAGA_PRESETS', 'SILENT', 'EQUATION_10', 'MAGA_SOURCES',
 
 # %% ../../nbs/304_maga.ipynb #c5ea3992
 @dataclass(frozen=True)
-class MaGAConfig:
+class MaGAConfig(Checked):
     "What MaGA needs besides model and split. Defaults: the paper's for ResNet-18 (Table 5); ours where the paper is silent."
 
     transition: TransitionMatrix | None = None  # the judge's T; must be given
-    tau: float = 0.3  # rank τ of the perturbing label (eq. 6)
-    alpha: float = 0.7  # proportion α of the positive noise (eq. 9)
+    tau: Part = 0.3  # rank τ of the perturbing label (eq. 6)
+    alpha: Share = 0.7  # proportion α of the positive noise (eq. 9)
     fragment: Literal["replace", "union", "anneal"] = "union"  # how the noise is used
     noise: NoiseConfig = field(default_factory=NoiseConfig)
-    retain_images: int = 10_000  # sampled from the retain set
+    retain_images: Amount = 10_000  # sampled from the retain set
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(3, 32, lr=3e-4, nesterov=False, weight_decay=0.0, schedule="constant", pad=0, flip=False)
     )
     reading: Reading = field(default="R", metadata=ADDED)  # of T: eq. 5, or the column of the forgotten class
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1 or not 0 < self.tau <= 1:
-            raise MagaError(f"alpha must lie in [0, 1] and tau in (0, 1], not {self.alpha} and {self.tau}.")
-        if self.fragment not in ("replace", "union", "anneal"):
-            raise MagaError(f"fragment is {self.fragment!r}; expected replace, union or anneal.")
-        if self.retain_images < 0:
-            raise MagaError(f"retain_images must not be negative, not {self.retain_images}.")
-        checked_reading(self.reading)
 
 # %% ../../nbs/304_maga.ipynb #1de5a3b5
 PAPER_VIT = FitConfig(5, 32, "adam", lr=5e-5, weight_decay=0.0, schedule="constant", pad=0, flip=False)
@@ -172,10 +165,12 @@ def feature_noise_banks(
     labels: Tensor,  # y^p: int64 [n_f]
     config: NoiseConfig,
     generator: torch.Generator,
+    progress: Progress | None = None,
 ) -> tuple[NoiseBank, NoiseBank]:
     "The positive banks of all perturbing labels, the negative ones of all forgotten labels (eq. 7, 8)."
     wanted, own = labels.unique().tolist(), split.train.labels[split.forget_train].unique().tolist()
-    return make_noise(model, split.train, wanted, 1, config, generator), make_noise(model, split.train, own, -1, config, generator)
+    positive = make_noise(model, split.train, wanted, 1, config, generator, preparing(progress, f"positive noise of {len(wanted)} classes"))
+    return positive, make_noise(model, split.train, own, -1, config, generator, preparing(progress, f"negative noise of {len(own)} classes"))
 
 
 def unlearn_with_labels(
@@ -188,7 +183,7 @@ def unlearn_with_labels(
     noisy: bool,
 ) -> nn.Module:
     "Fine-tuning on (x + N, y^p) and a retain sample (eq. 10), with or without the noise."
-    banks = feature_noise_banks(model, split, labels, config.noise, generator) if noisy else None
+    banks = feature_noise_banks(model, split, labels, config.noise, generator, progress) if noisy else None
     retained = sample_retained(split, config.retain_images, generator)
     return fit(model, perturbed_examples(split, retained, labels, config, banks), config.fit, generator, progress=progress)
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import Amount, Checked, Count, Positive, Range, Share, Weight
 from ..data import ForgetSplit, MagaError, crop_and_flip, random_views
-from .labels import Reading, checked_reading, soft_targets
+from .labels import Reading, soft_targets
 from ..measures.metrics import predict
 from ..device import autocast
 from ..models import Penultimate
@@ -32,33 +33,26 @@ __all__ = ['MAGA_SOFT_PRESETS', 'SOFT_TARGETS', 'MAGA_SOFT_SOURCES', 'Experts', 
 
 # %% ../../nbs/310_maga_soft.ipynb #c7c27240
 @dataclass(frozen=True)
-class Experts:
+class Experts(Checked):
     "Which experts give the targets of forget images, and how much each counts. A weight of 0: left out."
 
-    views: float = 1.0  # weight of the model on augmented views
-    neighbours: float = 1.0  # weight of the vote of the nearest retained images
-    judge: float = 0.0  # weight of R (eq. 5); above 0 it needs T
-    power: float = 1.0  # γ: above 1 sharpens the product, below 1 flattens it
-    n_views: int = 16  # V: augmented views of each image
-    pad: int = 4  # views are shifted by up to so many pixels
+    views: Weight = 1.0  # weight of the model on augmented views
+    neighbours: Weight = 1.0  # weight of the vote of the nearest retained images
+    judge: Weight = 0.0  # weight of R (eq. 5); above 0 it needs T
+    power: Positive = 1.0  # γ: above 1 sharpens the product, below 1 flattens it
+    n_views: Count = 16  # V: augmented views of each image
+    pad: Amount = 4  # views are shifted by up to so many pixels
     flip: bool = True  # views are mirrored at random; False for digits
-    k: int = 50  # neighbours that vote
-    smoothing: float = 0.1  # share of the vote that all classes get in equal parts
-    bank: int | None = None  # retained images that may vote, drawn at random; None: all
-    own: float = 0.5  # sub-class task: how much of the neighbours' share for the own superclass is kept, 0–1
+    k: Count = 50  # neighbours that vote
+    smoothing: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1  # share of the vote that all classes get in equal parts
+    bank: Count | None = None  # retained images that may vote, drawn at random; None: all
+    own: Share = 0.5  # sub-class task: how much of the neighbours' share for the own superclass is kept, 0–1
     reading: Reading = field(default="R", metadata=ADDED)  # of T: eq. 5, or the column of the forgotten class
 
     def __post_init__(self) -> None:
-        weights = (self.views, self.neighbours, self.judge)
-        if min(weights) < 0 or max(weights) == 0 or not self.power > 0:
-            raise MagaError(f"Experts need weights of at least 0, one of them above, and a power above 0, not {weights} and {self.power}.")
-        if self.n_views < 1 or self.k < 1 or self.pad < 0 or (self.bank is not None and self.bank < 1):
-            raise MagaError(f"n_views, k and bank must be at least 1 and pad at least 0, not {self.n_views}, {self.k}, {self.bank}, {self.pad}.")
-        if not 0 < self.smoothing < 1 or not 0 <= self.own <= 1:
-            raise MagaError(
-                f"smoothing must lie above 0 (so that no class gets a vote of 0) and below 1, and own in [0, 1], not {self.smoothing} and {self.own}."
-            )
-        checked_reading(self.reading)
+        super().__post_init__()
+        if self.views == self.neighbours == self.judge == 0:
+            raise MagaError("Experts without weights say nothing: views, neighbours or judge must be above 0.")
 
 # %% ../../nbs/310_maga_soft.ipynb #18624c47
 def view_probabilities(
@@ -71,6 +65,8 @@ def view_probabilities(
 ) -> Tensor:
     "The model's softmax output on the forget set, averaged over augmented views: float32 [n_f, K], rows sum to 1."
     train, forget = split.train, split.forget_train
+    if pad >= min(train.images.shape[-2:]):
+        raise MagaError(f"pad is {pad}: views of images of {list(train.images.shape[-2:])} pixels would be black; take less than their side.")
     total = torch.zeros(len(forget), split.num_classes, device=split.device)
     for _ in range(n_views):
         views = random_views(len(forget), pad, generator, flip).to(split.device)
@@ -205,20 +201,14 @@ def show_opinions(
 
 # %% ../../nbs/310_maga_soft.ipynb #8b8c616f
 @dataclass(frozen=True)
-class MagaSoftConfig:
+class MagaSoftConfig(Checked):
     "What `maga_soft` needs besides model and split."
 
     transition: TransitionMatrix | None = None  # T, for experts.judge above 0
     experts: Experts = field(default_factory=Experts)
-    retain_images: int | None = 10_000  # sampled from the retain set; None: all
+    retain_images: Amount | None = 10_000  # sampled from the retain set; None: all
     retain_targets: Literal["hard", "distilled"] = "hard"
     fit: FitConfig = field(default_factory=lambda: FitConfig(3, 32, lr=1e-3, nesterov=False, weight_decay=0.0, warmup=0.0))
-
-    def __post_init__(self) -> None:
-        if self.retain_images is not None and self.retain_images < 0:
-            raise MagaError(f"retain_images must not be negative, not {self.retain_images}; None takes all.")
-        if self.retain_targets not in ("hard", "distilled"):
-            raise MagaError(f"retain_targets is {self.retain_targets!r}; expected hard or distilled.")
 
     @property
     def guided(self) -> bool:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import ImageSet, MagaError
+from ..checks import Amount, Checked, Count, Positive, Weight, check_generator, check_value
+from ..data import ImageSet, MagaError, class_id
 from ..device import autocast, pass_size, seeded, to_device
 
 # %% auto #0
@@ -22,23 +23,17 @@ __all__ = ['NoiseConfig', 'noise_loss', 'NoiseBank', 'make_noise', 'combine_nois
 
 # %% ../../nbs/303_noise.ipynb #f0b9a40b
 @dataclass(frozen=True)
-class NoiseConfig:
+class NoiseConfig(Checked):
     "How noise is optimised."
 
-    size: int = 256  # noise images per class; the paper: 256 (ResNet-18), 64 (ViT)
-    steps: int = 25  # of Adam
-    lr: float = 0.1  # of Adam; the paper's "noise lr"
-    penalty: float = 0.1  # λ: times the sum of squares over channels and pixels
-    chunk: int | None = None  # images optimised at once, None: what suits the device; changes memory and speed, not the result
+    size: Count = 256  # noise images per class; the paper: 256 (ResNet-18), 64 (ViT)
+    steps: Amount = 25  # of Adam
+    lr: Positive = 0.1  # of Adam; the paper's "noise lr"
+    penalty: Weight = 0.1  # λ: times the sum of squares over channels and pixels
+    chunk: Count | None = None  # images optimised at once, None: what suits the device; changes memory and speed, not the result
     amp: bool | None = None  # bfloat16 autocast; None: on CUDA only
-    stop: float | None = None  # mean cross entropy at which a class's positive noise is finished; None: after all steps
-    look: int = 5  # steps from one look at that cross entropy to the next
-
-    def __post_init__(self) -> None:
-        if self.size < 1 or self.steps < 0 or not self.lr > 0 or self.penalty < 0:
-            raise MagaError(f"Noise needs size ≥ 1, steps ≥ 0, lr > 0 and penalty ≥ 0, not {self.size}, {self.steps}, {self.lr}, {self.penalty}.")
-        if self.look < 1 or (self.stop is not None and not self.stop > 0):
-            raise MagaError(f"Stopping early needs stop > 0 (or None) and look ≥ 1, not {self.stop} and {self.look}.")
+    stop: Positive | None = None  # mean cross entropy at which a class's positive noise is finished; None: after all steps
+    look: Count = 5  # steps from one look at that cross entropy to the next
 
 
 def noise_loss(
@@ -160,11 +155,14 @@ def make_noise(
     progress: Callable[[int, int], None] | None = None,  # called with (steps taken, steps at most), summed over the images
 ) -> NoiseBank:
     "Banks of noise for the classes, all in one optimisation."
+    check_value("sign", sign, Literal[1, -1])
+    check_generator(generator)
+    for k in classes:
+        class_id(images.classes, k)
     device = images.device
     frozen = to_device(copy.deepcopy(model), device).eval().requires_grad_(False)
-    side = images.size or images.images.shape[-1]
     with seeded(generator, device):
-        noise = torch.randn(len(classes), config.size, 3, side, side, device=device)
+        noise = torch.randn(len(classes), config.size, 3, *images.sides, device=device)
     which = torch.tensor(list(classes), device=device)
     chunk, most, done = config.chunk or pass_size(images), len(which) * config.size * config.steps, 0
 
@@ -192,6 +190,8 @@ def combine_noise(
     "α N_pos + (1 − α) N_neg: [n, 3, S, S] (eq. 9)."
     if not 0 <= alpha <= 1:
         raise MagaError(f"alpha is {alpha}; expected a number from 0 to 1.")
+    if positive.shape != negative.shape:
+        raise MagaError(f"Both noises must have one shape, not {list(positive.shape)} and {list(negative.shape)}.")
     return alpha * positive + (1 - alpha) * negative
 
 # %% ../../nbs/303_noise.ipynb #addb95cb

@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..capture import tensors_only
-from ..data import ForgetSplit, MagaError
+from ..checks import Checked, Count, Part
+from ..data import ForgetSplit
 from ..device import seeded, to_device
 from .contract import FitOnly, Source, method, needs_two, plain_fit
 from .dampening import mean_gradients
 from .labels import random_labels
 from .noise import NoiseBank, NoiseConfig, make_noise, noise_loss
 from .published import ADAM, FAN, FOSTER, FOSTER_ADAM, FOSTER_IMAGES, NO_VIT, SGD, TUNED, numbers_of, read_in
+from ..progress import preparing
 from ..training import Batch, Examples, FitConfig, Objective, Progress, cross_entropy, fit, shuffled_batches
 
 # %% auto #0
@@ -47,8 +49,8 @@ def amnesiac(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: t
     wrong = random_labels(split.forbidden_labels(), generator)
     targets = split.train.labels.clone()
     targets[split.forget_train] = wrong
-    everything = torch.arange(len(split.train), device=split.device)
-    return fit(model, Examples(split.train, everything, targets), config.fit, generator, progress=progress)
+    shown = split.shown_train
+    return fit(model, Examples(split.train, shown, targets[shown]), config.fit, generator, progress=progress)
 
 # %% ../../nbs/307_relabelling.ipynb #21bf12d2
 def saliency_mask(
@@ -64,18 +66,14 @@ def saliency_mask(
 
 
 @dataclass(frozen=True)
-class SalUnConfig:
+class SalUnConfig(Checked):
     "What SalUn needs besides model and split."
 
     fit: FitConfig
-    share: float = 0.5  # of the weights that may move: above 0, at most 1
-    mask_batch: int = 256  # of the gradient; its mean over batches is what counts
+    share: Part = 0.5  # of the weights that may move
+    mask_batch: Count = 256  # of the gradient; its mean over batches is what counts
     redraw: bool = False  # labels drawn anew every epoch, from all classes; otherwise once, from the allowed ones
     forget_first: bool = False  # an epoch's batches of forget images before those of retain images; otherwise mixed
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or self.mask_batch < 1:
-            raise MagaError(f"SalUn needs share above 0 and at most 1 and mask_batch ≥ 1, not {self.share} and {self.mask_batch}.")
 
 
 _SALUN = SalUnConfig(plain_fit(10, 256, "sgd", 0.013, 5e-4, pad=4, flip=True), redraw=True)
@@ -132,9 +130,11 @@ def salun(model: nn.Module, split: ForgetSplit, config: SalUnConfig, generator: 
         targets[forget] = random_labels(split.forbidden_labels(), generator)
 
     def batches(g: torch.Generator) -> list[Tensor]:
-        if config.redraw:
+        if config.redraw and split.earlier_train is None:
             targets[forget] = torch.randint(split.num_classes, (len(forget),), generator=g).to(targets.device)
-        kinds = (forget.cpu(), split.retain_train.cpu()) if config.forget_first else (torch.arange(len(targets)),)
+        elif config.redraw:
+            targets[forget] = random_labels(split.forbidden_labels(), g)
+        kinds = (forget.cpu(), split.retain_train.cpu()) if config.forget_first else (split.shown_train.cpu(),)
         return [rows[part] for rows in kinds for part in shuffled_batches(len(rows), size, g)]
 
     everything = torch.arange(len(split.train), device=split.device)
@@ -185,19 +185,15 @@ def impair_examples(
 
 # %% ../../nbs/307_relabelling.ipynb #8c8b88f1
 @dataclass(frozen=True)
-class UnsirConfig:
+class UnsirConfig(Checked):
     "What UNSIR needs besides model and split."
 
     noise: NoiseConfig  # the negative noise
     impair: FitConfig
     repair: FitConfig
-    repeats: int = 80  # showings of each noise image
-    retain_per_class: int = 500  # first retain images of every label
+    repeats: Count = 80  # showings of each noise image
+    retain_per_class: Count = 500  # first retain images of every label
     legacy: bool = False  # noise made in train mode, whose weight gradients enter the first impair step
-
-    def __post_init__(self) -> None:
-        if self.repeats < 1 or self.retain_per_class < 1:
-            raise MagaError(f"repeats and retain_per_class must be at least 1, not {self.repeats} and {self.retain_per_class}.")
 
 
 _UNSIR = UnsirConfig(NoiseConfig(32, 25, 0.1, 0.1), plain_fit(1, 32, "adam", 1e-4), plain_fit(1, 128, "adam", 1e-4))
@@ -244,10 +240,10 @@ def legacy_noise(
 ) -> tuple[nn.Module, NoiseBank, dict[str, Tensor]]:
     "Negative noise made in train mode: the network with batch norm's statistics after it, the bank, the weights' gradients summed over all steps."
     net, device = to_device(copy.deepcopy(model), split.device).train(), split.device
-    side, banks, last = split.train.size or split.train.images.shape[-1], [], []
+    sides, banks, last = split.train.sides, [], []
     with seeded(generator, device):
         for label in labels:
-            noise = torch.randn(config.size, 3, side, side, device=device).requires_grad_(True)
+            noise = torch.randn(config.size, 3, *sides, device=device).requires_grad_(True)
             adam, y = torch.optim.Adam([noise], lr=config.lr), torch.full((config.size,), label, device=device)
             seen = torch.zeros((), device=device)
             for _ in range(config.steps):
@@ -287,7 +283,7 @@ def unsir(model: nn.Module, split: ForgetSplit, config: UnsirConfig, generator: 
         model, noise, gradients = legacy_noise(model, split, labels, config.noise, generator)
         objective = carrying(gradients)
     else:
-        noise = make_noise(model, split.train, labels, -1, config.noise, generator)
+        noise = make_noise(model, split.train, labels, -1, config.noise, generator, preparing(progress, "negative noise"))
     retained = first_retained(split, config.retain_per_class)
     shown = impair_examples(split, noise, config.repeats, retained)
     impaired = fit(model, shown, config.impair, generator, objective=objective, progress=progress)

@@ -8,36 +8,41 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .retraining import MakeModel, fresh_model
+from ..checks import Checked, Count, Part, Share, check_value
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
+from ..measures.cost import FORWARD_ALONE
+from ..models import batch_norms, frozen_batch_norms
 from .maga_soft import Experts, soft_labels
-from ..training import PRETRAINING, Examples, FitConfig, Progress, fit
+from ..training import PRETRAINING, STATISTICS_IMAGES, Examples, FitConfig, Progress, fit
 from .contract import Source, method, sample_retained
 from .published import ASH, GOEL, TUNED, ours, read_in
 
 # %% auto #0
 __all__ = ['BUDGETS', 'SMALL_BUDGETS', 'VIT_BUDGET', 'DIGITS_BUDGET', 'VOTERS', 'FEW_VOTERS', 'RESTART_PRESETS', 'BUDGETED',
-           'OF_ASH', 'HALF_WAY', 'RESTART_SOURCES', 'EU_K_PRESETS', 'OF_GOEL', 'EU_K_SOURCES', 'NOT_PRESETS',
-           'OF_KHALIL', 'NOT_SOURCES', 'RANDOM_MASK_PRESETS', 'AFTER_CHALLENGE', 'RANDOM_MASK_SOURCES',
+           'OF_ASH', 'HALF_WAY', 'RESTART_SOURCES', 'Budgeted', 'EU_K_PRESETS', 'OF_GOEL', 'EU_K_SOURCES',
+           'NOT_PRESETS', 'OF_KHALIL', 'NOT_SOURCES', 'RANDOM_MASK_PRESETS', 'AFTER_CHALLENGE', 'RANDOM_MASK_SOURCES',
            'RecoveryConfig', 'StartConfig', 'fresh_weights', 'damaged', 'weight_layers', 'retained_examples',
-           'recovered', 'shrink_and_perturb', 'RestartConfig', 'restart', 'EUkConfig', 'last_parameters', 'eu_k',
-           'NotConfig', 'not_', 'MaskConfig', 'random_mask']
+           'recovered', 'shrink_and_perturb', 'RestartConfig', 'passes_of', 'within_budget', 'restart', 'EUkConfig',
+           'last_parameters', 'eu_k', 'NotConfig', 'not_', 'MaskConfig', 'random_mask']
 
 # %% ../../nbs/311_restart.ipynb #349e9d4a
 @dataclass(frozen=True)
-class RecoveryConfig:
+class RecoveryConfig(Checked):
     "How a damaged network is trained again."
 
     fit: FitConfig
-    retain_images: int | None = None  # drawn from the retain set once; None: all of it
+    retain_images: Count | None = None  # drawn from the retain set once; None: all of it
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.fit.freeze_batch_norm:
             raise MagaError("Damaged weights need new batch-norm statistics: leave freeze_batch_norm at False in fit.")
 
@@ -92,15 +97,16 @@ def damaged(
     split: ForgetSplit,
     change: Callable[[str, Tensor], Tensor],  # a parameter's name and value -> its new value
 ) -> nn.Module:
-    "A copy on the split's device with every moving parameter changed and batch norm's statistics reset."
+    "A copy on the split's device with every moving parameter changed and batch norm's statistics reset, those apart that the user froze."
     start = to_device(copy.deepcopy(model), split.device)
     with torch.no_grad():
         for name, p in start.named_parameters():
             if p.requires_grad:
                 p.copy_(change(name, p))
-    for module in start.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.reset_running_stats()
+    still = {id(m) for m in frozen_batch_norms(start)}
+    for module in batch_norms(start):
+        if id(module) not in still:
+            cast(Any, module).reset_running_stats()
     return start
 
 # %% ../../nbs/311_restart.ipynb #21de656b
@@ -162,14 +168,14 @@ def shrink_and_perturb(
 class RestartConfig(StartConfig):
     "What a restart needs besides model and split."
 
-    shrink: float = 0.6  # λ: 1 keeps the weights, 0 removes them
-    perturb: float = 0.1  # γ: share of a fresh initialisation; with 0 no factory is needed
+    shrink: Share = 0.6  # λ: 1 keeps the weights, 0 removes them
+    perturb: Share = 0.1  # γ: share of a fresh initialisation; with 0 no factory is needed
     experts: Experts | None = None  # give the targets of the forget images; None: these are not shown
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.shrink <= 1 or not 0 <= self.perturb <= 1 or self.shrink == self.perturb == 0:
-            raise MagaError(f"shrink and perturb must lie in [0, 1] and not both be 0, not {self.shrink} and {self.perturb}.")
+        if self.shrink == self.perturb == 0:
+            raise MagaError("shrink and perturb are both 0, and no weight would be left: set one of them above 0.")
 
 
 VOTERS = Experts(bank=10_000, power=0.75)  # the power from studies/search
@@ -198,6 +204,42 @@ OF_ASH = read_in(
 HALF_WAY = Source(words={"perturb": "ours: half-way to the pretrained weights, not tried at scale"})
 RESTART_SOURCES = dict.fromkeys(RESTART_PRESETS, (OF_ASH, *BUDGETED)) | {"paper_vit": (OF_ASH, HALF_WAY, *BUDGETED), "digits": TUNED}
 
+# %% ../../nbs/311_restart.ipynb #23e710f0
+Budgeted = TypeVar("Budgeted")
+
+
+def passes_of(config: Any, split: ForgetSplit) -> float:  # a configuration with fit and retain_images, with experts or without
+    "Image passes that it costs: training, batch norm's statistics after averaging, and what the experts look at."
+    kept, n, e = len(split.retain_train), len(split.forget_train), getattr(config, "experts", None)
+    rows = (kept if config.retain_images is None else min(config.retain_images, kept)) + (n if e is not None else 0)
+    looked = min(STATISTICS_IMAGES, rows) if config.fit.average else 0
+    if e is not None:
+        looked += n * e.n_views * (e.views > 0) + (n + min(e.bank or kept, kept)) * (e.neighbours > 0)
+    return config.fit.epochs * rows + FORWARD_ALONE * looked
+
+
+def within_budget(
+    config: Budgeted,  # a preset of restart, eu_k, not_, random_mask or maga_soft
+    share: float,  # of a retrain's passes, such as 0.05
+    split: ForgetSplit,
+    training: FitConfig,  # how your model was trained: its epochs count
+) -> Budgeted:
+    "The configuration with epochs and retained images for this budget; `MagaError` says what the least costs where that is more."
+    check_value("share", share, Part)
+    retrain, given = training.epochs * len(split.retain_train), cast(Any, config)
+    epochs = max(1, min(given.fit.epochs, int(share * training.epochs)))
+    fit = replace(given.fit, epochs=epochs)
+    low, high = 0, len(split.retain_train) + 1  # images that are affordable, and that are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        affordable = passes_of(replace(given, fit=fit, retain_images=middle), split) <= share * retrain
+        low, high = (middle, high) if affordable else (low, middle)
+    least = replace(given, fit=fit, retain_images=fit.batch_size)
+    if low < min(fit.batch_size, len(split.retain_train)):
+        cost = 100 * passes_of(least, split) / retrain
+        raise MagaError(f"A budget of {100 * share:g} % is too small: one batch of retained images costs {cost:.1f} % of a retrain ({retrain:,}).")
+    return replace(given, fit=fit, retain_images=low)
+
 # %% ../../nbs/311_restart.ipynb #c94d6880
 @method("restart", RESTART_PRESETS, source="Ash and Adams 2020, shrink and perturb, for unlearning", needs=("make_model",), sources=RESTART_SOURCES)
 def restart(model: nn.Module, split: ForgetSplit, config: RestartConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
@@ -212,12 +254,7 @@ def restart(model: nn.Module, split: ForgetSplit, config: RestartConfig, generat
 class EUkConfig(StartConfig):
     "What EU-k needs besides model and split."
 
-    k: int = 1  # how many of the last layers are reset and trained
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.k < 1:
-            raise MagaError(f"k is {self.k}; expected at least 1: the number of last layers that are reset.")
+    k: Count = 1  # how many of the last layers are reset and trained
 
 
 def last_parameters(
@@ -303,12 +340,7 @@ def not_(model: nn.Module, split: ForgetSplit, config: NotConfig, generator: tor
 class MaskConfig(StartConfig):
     "What a random mask needs besides model and split."
 
-    share: float = 0.5  # ρ: of the weights that are reset
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.share <= 1:
-            raise MagaError(f"share is {self.share}; expected above 0 and at most 1: the part of the weights that is reset.")
+    share: Part = 0.5  # ρ: of the weights that are reset
 
 
 RANDOM_MASK_PRESETS = {

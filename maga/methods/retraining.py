@@ -13,12 +13,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..checks import Checked
 from ..data import ForgetSplit, MagaError
 from ..device import seeded, to_device
 from ..measures.metrics import predict
 from .contract import FitOnly, Source, method, plain_fit
 from .published import FOSTER, FOSTER_IMAGES, SGD, numbers_of, ours, read_in
-from ..models import last_linear
+from ..models import Classifier, last_linear
 from ..training import PRETRAINING, Examples, FitConfig, Progress, fit
 
 # %% auto #0
@@ -56,7 +57,14 @@ def fresh_model(
     generator: torch.Generator,
 ) -> nn.Module:
     "The model as it was before training; `MagaError` where the factory gives the trained one or other classes."
-    fresh = reinitialised(model, generator) if make_model is None else make_model(generator)
+    if isinstance(make_model, nn.Module):
+        raise MagaError("make_model is a model; expected a function (generator) -> untrained model, such as ModelSpec.make.")
+    try:
+        fresh = reinitialised(model, generator) if make_model is None else make_model(generator)
+    except TypeError as e:
+        raise MagaError(f"make_model cannot be called with a generator ({e}); expected a function (generator) -> untrained model.") from e
+    if isinstance(model, Classifier) and not isinstance(fresh, Classifier):
+        fresh = Classifier(fresh, model.head)
     ours, theirs = list(model.parameters()), list(fresh.parameters())
     if len(ours) == len(theirs) and all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in zip(ours, theirs, strict=True)):
         raise MagaError("make_model gave the trained model itself; it must make a model as it was before training.")
@@ -67,7 +75,7 @@ def fresh_model(
 
 # %% ../../nbs/305_retraining.ipynb #7f55c28b
 @dataclass(frozen=True)
-class RetrainConfig:
+class RetrainConfig(Checked):
     "How the retrain is made and trained; both as the original was."
 
     make_model: MakeModel | None = None  # (generator) -> untrained model; None: modules are reset

@@ -152,8 +152,9 @@ template <class F> static IValue each(const IValue& v, F f) {  // the value with
   return v;
 }
 static std::string plain_name(const c10::OperatorHandle& op) { return op.schema().name().substr(6); }  // without aten::
+static const std::unordered_set<std::string> SCALARS = {"fill_", "masked_fill", "masked_fill_", "floor_divide", "floor_divide_"};  // not tagged as pointwise
 static bool takes_scalars(const c10::OperatorHandle& op, const std::string& name) {  // of the CPU, beside tensors of the GPU
-  if (op.hasTag(at::Tag::pointwise) || name == "fill_" || name == "masked_fill" || name == "masked_fill_") return true;
+  if (op.hasTag(at::Tag::pointwise) || SCALARS.count(name)) return true;
   if (name.back() != '_') return false;
   auto other = c10::Dispatcher::singleton().findSchema({"aten::" + name.substr(0, name.size() - 1), op.schema().overload_name()});
   return other && other->hasTag(at::Tag::pointwise);

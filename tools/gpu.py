@@ -1,0 +1,118 @@
+"""`make gpu`: all that needs a GPU, the most important first. The same command continues; `results/gpu.log` says what is left.
+
+Options that are not listed here go to `python -m maga.experiments`, for example `make gpu ARGS="--processes 4 --seeds 0,1,2"`.
+"""
+
+import argparse
+import importlib.util
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from maga import benchmark
+from maga.experiments import __main__ as command
+from maga.experiments.report import cells_of, experiment, open_session, specs_of, together
+from maga.experiments.runs import finished
+from maga.experiments.session import Session, resolve
+from maga.experiments.settings import Settings
+from maga.experiments.store import code_digest
+
+ROOT = Path(__file__).resolve().parent.parent
+FIRST = ("table1", "table6", "frontier")  # of the grid; the rest follows
+
+
+def run_tests(folder: Path) -> bool:
+    "The tests marked `cuda`; a machine without pytest goes on without them."
+    if importlib.util.find_spec("pytest") is None:
+        return True
+    return subprocess.run([sys.executable, "-m", "pytest", "-m", "cuda", "tests"], cwd=ROOT).returncode == 0
+
+
+def run_benchmark(folder: Path) -> bool:
+    return benchmark.main(["--device", "cuda", "--out", str(folder / "benchmark")]) == 0
+
+
+ONCE: dict[str, Callable[[Path], bool]] = {"tests": run_tests, "benchmark": run_benchmark}  # for each state of the code
+
+
+def rows_left(name: str, settings: Settings, session: Session) -> tuple[int, int]:
+    "How many rows of a table or figure are not there yet, and how many there are."
+    runs = {r.key: r for r in (resolve(session, s) for s in specs_of(cells_of(experiment(name), settings, session), settings, session))}
+    return sum(finished(session, r) is None for r in runs.values()), len(runs)
+
+
+def what_is_left(stages: Sequence[str], settings: Settings, folder: Path) -> list[str]:
+    "A sentence for each stage that is not finished."
+    session, said = open_session(settings), []
+    for name in stages:
+        if name in ONCE:
+            said += [] if is_done(name, folder) else [f"{name}: not passed yet"]
+        else:
+            left, whole = rows_left(name, settings, session)
+            said += [f"{name}: {left} of {whole} rows left"] if left else []
+    session.store.tidy()
+    return said
+
+
+def is_done(name: str, folder: Path) -> bool:
+    mark = folder / f"{name}.done"
+    return mark.exists() and mark.read_text() == code_digest()
+
+
+def run_stages(stages: Sequence[str], options: Sequence[str], folder: Path) -> bool:
+    "All stages in their order; False after the first that fails."
+    for name in stages:
+        if name not in ONCE:
+            if command.main([name, *options]) != 0:
+                return False
+        elif not is_done(name, folder):
+            if not ONCE[name](folder):
+                return False
+            (folder / f"{name}.done").write_text(code_digest())
+    return True
+
+
+def main(arguments: Sequence[str]) -> int:
+    "0 when nothing is left; 1 when something is, or where there is no GPU."
+    grid = [*FIRST, *(n for n in together() if n not in FIRST)]
+    p = argparse.ArgumentParser(prog="make gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--minutes", type=float, default=0.0, help="stop after so many, to be continued; 0: no limit")
+    p.add_argument("--stages", default=",".join([*ONCE, *grid]), help="which, in this order")
+    p.add_argument("--results", default="results/gpu", help="folder of the rows, tables and the log")
+    p.add_argument("--preset", default="paper")
+    a, more = p.parse_known_args(arguments)
+    if not torch.cuda.is_available():
+        print("There is no GPU on this machine, so nothing was run; `make gpu` is for one that has a GPU.", file=sys.stderr)
+        return 1
+    folder, stages = Path(a.results), a.stages.split(",")
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ["--preset", a.preset, "--device", "cuda", "--results", a.results, *more]
+    settings, start = command.given_settings(command.parser().parse_args(["all", *options])), time.monotonic()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 60 * a.minutes)
+    try:
+        passed = run_stages(stages, options, folder)
+    except KeyboardInterrupt:
+        passed = False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    left = what_is_left(stages, settings, folder)
+    lines = [f"{time.strftime('%Y-%m-%d %H:%M')}, {torch.cuda.get_device_name()}, {(time.monotonic() - start) / 60:.1f} minutes", *left]
+    lines += [] if left or not passed else ["nothing is left"]
+    with (folder / "gpu.log").open("a") as log:
+        print(*lines, sep="\n", file=log)
+    print(*lines, sep="\n")
+    return int(bool(left) or not passed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
