@@ -9,7 +9,7 @@ export MAGA_DATA ?= $(abspath $(DATA))
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: demo reproduce slurm test check notebooks pytest simcuda gpu install docs lab readme export refresh published clean
+.PHONY: demo reproduce slurm test check notebooks pytest browser simcuda gpu install docs lab readme export refresh published clean
 
 demo: $(READY)  ## the whole method on handwritten digits; results/demo
 	mkdir -p results/demo
@@ -35,6 +35,9 @@ notebooks: $(READY)  ## nbdev_test on every notebook outside of experiments
 
 pytest: $(READY)
 	OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
+
+browser: $(VENV)/.browser  ## notebooks opened and run in JupyterLab by a real browser; on Debian it is installed when missing, as root
+	OMP_NUM_THREADS=1 pytest -m browser tests/test_lab.py
 
 simcuda: $(READY)  ## the package on a pretended GPU: before releases, and when training or devices change; needs a C++ compiler
 	OMP_NUM_THREADS=1 python tools/simcuda/run.py $(ARGS)
@@ -73,6 +76,11 @@ $(READY): settings.ini setup.py
 
 $(VENV)/.docs: $(READY)
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+$(VENV)/.browser: $(READY)
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver; }
+	$(BIN)/python -m pip install --quiet --editable ".[browser]"
 	touch $@
 
 clean:

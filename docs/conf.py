@@ -29,6 +29,7 @@ myst_enable_extensions = ["dollarmath", "amsmath", "html_image"]
 myst_fence_as_directive = ["mermaid"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
+mermaid_fullscreen, mermaid_height = False, "auto"
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 apidoc_modules = [
