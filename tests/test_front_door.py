@@ -103,3 +103,9 @@ def test_default_folders_are_the_repositorys(monkeypatch, tmp_path):
         assert Settings(data_root="d", results="r").data_folder == Path("d") and Settings(results="r").results_folder == Path("r")
     monkeypatch.chdir(tmp_path)
     assert (Settings().data_folder, Settings().results_folder) == (tmp_path / "data", tmp_path / "results")
+
+
+@pytest.mark.parametrize("notebook", sorted((root / "nbs" / "experiments").rglob("*.ipynb")), ids=lambda p: p.stem)
+def test_no_experiments_default_folder_depends_on_where_it_is_opened(notebook):
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    assert not any("../" in "".join(c["source"]) for c in cells)
