@@ -36,8 +36,11 @@ def check_network(model: Any) -> None:
 def check_weights(model: Any) -> None:
     "`MagaError` where it is no network with finite weights."
     check_network(model)
-    for name, values in floats(model).items():
-        if not bool(values.isfinite().all()):
+    found = floats(model)
+    where = next(iter(found.values())).device if found else "cpu"
+    finite = torch.stack([v.isfinite().all().to(where) for v in found.values()]).tolist() if found else []  # one wait for all weights
+    for name, good in zip(found, finite, strict=True):
+        if not good:
             raise MagaError(f"The model's {name} is not finite: its training broke down; take an earlier checkpoint.")
 
 # %% ../nbs/011_adapter.ipynb #3a3ae3a3

@@ -66,7 +66,7 @@ class Relearning:
         return self.steps[-1] if self.back else math.inf
 
 # %% ../../nbs/106_attacks.ipynb #53404664
-LOOKS_AT_ONCE = {"cuda": 20}  # device -> how many looks are answered before they are read, for a look that is read waits for the device
+LOOKS_AT_ONCE = {"cuda": 40}  # device -> how many looks are answered before they are read, for a look that is read waits for the device
 
 
 class _Back(Exception):

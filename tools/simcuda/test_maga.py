@@ -81,7 +81,7 @@ def test_a_probe_waits_twice_an_evaluation():
     assert waits.total() <= 300 and (on_gpu.cpu().argmax(1) == probe_logits(features, labels, features[:50], 8).argmax(1)).all()
 
 
-def test_relearning_reads_twenty_looks_at_once():
+def test_relearning_reads_many_looks_at_once():
     split, model = small_split("class"), small_network(g())
     config = RelearnConfig(max_steps=90, every=1, forget_batch=8, retain_batch=8)
     model_there, split_there = small_network(g()).to(GPU), split.to(GPU)
