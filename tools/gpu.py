@@ -1,5 +1,6 @@
 """`make gpu`: all that needs a GPU, the most important first. The same command continues; `results/gpu.log` says what is left.
 
+A machine that takes small parcels gets data and checkpoints by `tools/pack.py`, in pieces of at most 60 MiB.
 Options that are not listed here go to `python -m maga.experiments`, for example `make gpu ARGS="--processes 4 --seeds 0,1,2"`.
 """
 
