@@ -18,7 +18,7 @@ from .device import to_device
 from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, logits_of
 
 # %% auto #0
-__all__ = ['floats', 'check_network', 'check_weights', 'check_model', 'prepared', 'handed_back']
+__all__ = ['floats', 'check_network', 'check_weights', 'check_pad', 'check_model', 'prepared', 'handed_back']
 
 # %% ../nbs/011_adapter.ipynb #26475ce8
 def floats(model: nn.Module) -> dict[str, Tensor]:
@@ -93,6 +93,16 @@ def _checked_answer(
     return logits
 
 # %% ../nbs/011_adapter.ipynb #602a1a35
+def check_pad(
+    pad: int,  # largest shift, in pixels
+    images: ImageSet,
+    what: str,  # is shifted: crops, views
+) -> None:
+    "`MagaError` where a shift could leave nothing of an image."
+    if pad >= min(images.images.shape[-2:]):
+        raise MagaError(f"pad is {pad}: {what} of images of {list(images.images.shape[-2:])} pixels would be black; take less than their side.")
+
+
 def check_model(
     model: nn.Module,  # not changed
     images: ImageSet,
@@ -107,8 +117,7 @@ def check_model(
     if not any(p.requires_grad for p in model.parameters()):
         raise MagaError("No parameter of the model can move (requires_grad is False for all): call model.requires_grad_(True), or for some of them.")
     _checked_answer(_asked(model, images)[0], min(2, len(images)), classes)
-    if pad >= min(images.images.shape[-2:]):
-        raise MagaError(f"pad is {pad}: crops of images of {list(images.images.shape[-2:])} pixels would be black; take less than their side.")
+    check_pad(pad, images, "crops")
     if averaged and 0 < (still := len(frozen_batch_norms(model))) < len(batch_norms(model)):
         raise MagaError(f"{still} batch norms are frozen, and average estimates the statistics of all: freeze all or none, or set average to 0.")
 

@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 from .data import MagaError, no_such
 
 # %% auto #0
-__all__ = ['PACKAGED', 'PATIENCE', 'Packaged', 'weights_at', 'file_revision', 'hub_answers', 'no_waiting']
+__all__ = ['PACKAGED', 'PATIENCE', 'Packaged', 'weights_at', 'file_hash', 'file_revision', 'hub_answers', 'no_waiting']
 
 # %% ../nbs/008_packaged.ipynb #c7cf2d2d
 @dataclass(frozen=True)
@@ -70,10 +70,15 @@ def weights_at(where: str) -> Path:  # a name in PACKAGED, or a file or folder
     return path
 
 
+def file_hash(path: str | Path) -> str:
+    "The SHA-256 of a file's content."
+    with Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def file_revision(path: str | Path) -> str:
     "The hash of a file's content: 16 hexadecimal digits. It says which weights a result was made with."
-    with Path(path).open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()[:16]
+    return file_hash(path)[:16]
 
 # %% ../nbs/008_packaged.ipynb #ade5e8a3
 PATIENCE = 5.0  # seconds

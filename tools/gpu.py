@@ -18,8 +18,8 @@ import torch
 from maga import benchmark
 from maga.experiments import __main__ as command
 from maga.experiments.report import cells_of, experiment, open_session, specs_of, together
-from maga.experiments.runs import finished
-from maga.experiments.session import Session, resolve
+from maga.experiments.runs import missing_of
+from maga.experiments.session import Session
 from maga.experiments.settings import Settings
 from maga.experiments.store import code_digest
 
@@ -43,8 +43,7 @@ ONCE: dict[str, Callable[[Path], bool]] = {"tests": run_tests, "benchmark": run_
 
 def rows_left(name: str, settings: Settings, session: Session) -> tuple[int, int]:
     "How many rows of a table or figure are not there yet, and how many there are."
-    runs = {r.key: r for r in (resolve(session, s) for s in specs_of(cells_of(experiment(name), settings, session), settings, session))}
-    return sum(finished(session, r) is None for r in runs.values()), len(runs)
+    return missing_of(specs_of(cells_of(experiment(name), settings, session), settings, session), session)
 
 
 def what_is_left(stages: Sequence[str], settings: Settings, folder: Path) -> list[str]:

@@ -32,8 +32,8 @@ from maga.experiments.report import (
     table_of,
     together,
 )
-from .runs import BatchBar, finished, run_batch
-from .session import Session, model_key, resolve, trained
+from .runs import BatchBar, missing_of, run_batch
+from .session import Session, model_key, trained
 from .settings import Cell, Settings, settings_of
 from .store import Store
 
@@ -125,8 +125,7 @@ def helpers(arguments: Sequence[str], n: int) -> Iterator[None]:
 def run_missing(cells: Sequence[Cell], settings: Settings, session: Session, a: argparse.Namespace, arguments: Sequence[str]) -> None:
     "Compute the selected rows that are missing: as a helper process, or with helper processes."
     specs = specs_of(cells, settings, session)
-    runs = {r.key: r for r in (resolve(session, s) for s in specs)}
-    missing = sum(finished(session, r) is None for r in runs.values())
+    missing, _ = missing_of(specs, session)
     processes = max(1, min(processes_of(a.processes, settings, session), missing))
     if session.device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))

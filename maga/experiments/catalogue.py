@@ -14,11 +14,11 @@ import torch
 
 from ..device import seeded_generator
 from .presets import BOTH, ON_ROCKET, Backbone
-from .report import EXPERIMENTS, Experiment, Found, paper_folder, pending, precision, register, scores_of_many, value_of
+from .report import EXPERIMENTS, Experiment, Found, case_of, paper_folder, pending, precision, register, scores_of_many, value_of
 from .runs import as_float16, kept_outputs
 from .session import Session, original_of, outputs_of, resolve, transition_of
 from .settings import Cell, Changes, Settings, cifar10_spec, make_cell
-from .store import ORIGINAL, RETRAIN, TRAINED, Spec
+from .store import ORIGINAL, TRAINED, Spec
 from ..judges.transition import TransitionMatrix
 from ..measures.contract import Score
 from ..methods.contract import METHODS, get_method
@@ -180,11 +180,10 @@ def labels_table(found: Found) -> pd.DataFrame:
 # %% ../../nbs/502_catalogue.ipynb #c6959d86
 def frontier_table(found: Found) -> pd.DataFrame:
     "One row per method, budget, class and seed; a cell without a run has one row, whose note is the command that fills it."
-    cases = list(zip(found.cells, found.rows, strict=True))
-    retrained = {(c.model, c.task, c.target): [r for r in some if not r.failed] for c, some in cases if c.method == RETRAIN}
     lines: list[dict[str, Any]] = []
-    for cell, some in cases:
-        scores = scores_of_many(found.session, [r for r in some if not r.failed], retrained[cell.model, cell.task, cell.target])
+    retrained = found.retrained
+    for cell, some in zip(found.cells, found.rows, strict=True):
+        scores = scores_of_many(found.session, [r for r in some if not r.failed], retrained[case_of(cell)])
         score = scores.get("ulira_auc", Score("ulira_auc"))
         of_all = {"ulira_auc": score.mean, "ulira_auc_ci95": score.ci95}
         about: dict[str, Any] = {"method": cell.method, "budget": cell.budget, "model": cell.model, "task": cell.task, "target": cell.target}

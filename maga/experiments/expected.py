@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from .report import Result, experiment, table_of, together, value_of
+from .report import Result, distinct, experiment, minutes_of, table_of, together, value_of
 from .session import Session
 from .settings import Settings
 
@@ -32,10 +32,9 @@ def costs(results: Sequence[Result]) -> pd.DataFrame:
     lines = []
     for result in results:
         rows = [r for some in result.rows for r in some if not r.failed]
-        times = [v for r in rows for part in ("unlearning", "evaluation") if not math.isnan(v := r.seconds.get(part, math.nan))]
         wanted = sum(len(c.specs(result.settings.all_seeds)) for c in result.cells)
-        made = {part: ", ".join(sorted({r.provenance.get(part, "unknown") for r in rows})) for part in ("device", "date")}
-        counted = {"runs": f"{len(rows)} of {wanted}", "minutes": sum(times) / 60}
+        made = {part: distinct(rows, part) for part in ("device", "date")}
+        counted = {"runs": f"{len(rows)} of {wanted}", "minutes": minutes_of(rows)}
         lines.append({"experiment": result.experiment.name, "command": result.settings.command(result.experiment.name)} | counted | made)
     return pd.DataFrame(lines).set_index("experiment")
 

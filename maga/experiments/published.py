@@ -5,7 +5,6 @@
 # %% ../../nbs/513_published.ipynb #51300003
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -22,10 +21,11 @@ from ..data import ImageSet, MagaError, write_whole
 from .session import COARSE, Session, resolve, transition_keys
 from .settings import Settings, cifar10_spec
 from .store import PUBLISHED_RESULTS, RETRAIN, Row, Spec, Store, experiments_folder
+from ..packaged import file_hash
 
 # %% auto #0
 __all__ = ['LISTS', 'ROWS', 'SCORES', 'ABOUT_FILES', 'line_of_row', 'row_of_line', 'save_labels', 'labels_only',
-           'published_folder', 'read_rows', 'retrain_file', 'file_hash', 'publish', 'read_about', 'check_published',
+           'published_folder', 'read_rows', 'request_name', 'retrain_file', 'publish', 'read_about', 'check_published',
            'check_file', 'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
 
 # %% ../../nbs/513_published.ipynb #51300006
@@ -104,10 +104,15 @@ def read_rows(folder: Path) -> dict[str, Row]:
     return {row.key: row for row in map(row_of_line, lines)}
 
 
+def request_name(data: str, task: str, target: str) -> str:
+    "How the names of files on a request begin."
+    return f"{data}-{task}-{target.replace(' ', '_')}-"
+
+
 def retrain_file(spec: Spec) -> str:
     "The name of the file with a retrain's logits."
     drawn = f"-draw{spec.draw}" if spec.draw else ""
-    return f"{spec.data}-{spec.task}-{spec.target.replace(' ', '_')}-{spec.backbone}-seed{spec.training_seed}{drawn}.safetensors"
+    return f"{request_name(spec.data, spec.task, spec.target)}{spec.backbone}-seed{spec.training_seed}{drawn}.safetensors"
 
 # %% ../../nbs/513_published.ipynb #51300025
 def _publish_retrain(session: Session, row: Row, folder: Path) -> None:
@@ -126,11 +131,6 @@ def _copy(source: Path, target: Path) -> None:
     if source.exists() and not target.exists():
         write_whole(target, lambda p: p.write_bytes(source.read_bytes()))
 
-
-def file_hash(path: Path) -> str:
-    "The SHA-256 of a file."
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
 # %% ../../nbs/513_published.ipynb #51300024
 def publish(
     session: Session,
@@ -141,13 +141,14 @@ def publish(
     "Add the session's rows to the published ones, with what tables need beside them. Says what is there."
     folder = published_folder() if folder is None else folder
     before = read_about(folder)
-    rows = read_rows(folder) | {row.key: row for row in session.store.rows() if not row.failed}
+    own = session.store.rows()
+    rows = read_rows(folder) | {row.key: row for row in own if not row.failed}
     frame = pd.DataFrame([line_of_row(rows[key]) for key in sorted(rows)])
     write_whole(folder / ROWS, lambda p: frame.to_parquet(p, index=False, compression="zstd"))
     for row in rows.values():
         if row.spec.method == RETRAIN:
             _publish_retrain(session, row, folder)
-    digests = before["data"] | {data: session.digest(data) for data in {row.spec.data for row in session.store.rows()}}
+    digests = before["data"] | {data: session.digest(data) for data in {row.spec.data for row in own}}
     for data in digests:
         name = COARSE.get(data, data)
         if not (folder / "labels" / f"{name}.safetensors").exists():
@@ -203,6 +204,11 @@ def restore(
     "Copy published rows, scores and outputs into a store, so that a batch goes on from them; returns how many rows there are."
     folder = published_folder() if folder is None else folder
     check_published(folder)
+    return _copy_into(store, folder, overwrite)
+
+
+def _copy_into(store: Store, folder: Path, overwrite: bool) -> int:
+    "Copy published files that were checked into a store; returns how many rows there are."
     rows = read_rows(folder)
     for key, row in rows.items():
         if overwrite or store.get(key) is None:
@@ -241,7 +247,7 @@ class PublishedSession(Session):
         if preset not in about["presets"]:
             raise MagaError(f"No row of the preset {preset} is published; take {' or '.join(about['presets'])}.")
         super().__init__(PublishedStore(results), "cpu")
-        restore(self.store, folder, overwrite=True)
+        _copy_into(self.store, folder, overwrite=True)
         self.digests: Mapping[str, str] = about["data"]
         self.labels = {p.stem: labels_only(p) for p in sorted((folder / "labels").glob("*.safetensors"))}
 
@@ -265,8 +271,7 @@ def published_retrains(
     "Logits of every published retrain of a request, by its file's name: `forget_train` [n_f, K] and `forget_test` [n, K], float32."
     folder = published_folder() if folder is None else folder
     about = read_about(folder)
-    prefix = f"retrains/{data}-{task}-{target.replace(' ', '_')}-"
-    names = [name for name in about["files"] if name.startswith(prefix)]
+    names = [name for name in about["files"] if name.startswith(f"retrains/{request_name(data, task, target)}")]
     if not names:
         there = sorted({"-".join(n.split("/")[1].split("-")[:3]) for n in about["files"] if n.startswith("retrains/")})
         raise MagaError(f"No retrain without {target} ({task}) of {data} is published; there are {', '.join(there)}.")

@@ -27,11 +27,11 @@ from ..measures.contract import METRICS, Evidence, Score, Subject, interval
 from ..measures.metrics import total_variation
 
 # %% auto #0
-__all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'bounds_noted', 'line_of',
-           'kept_subject', 'paired', 'kept_scores', 'plain', 'score_of', 'scores_of_many', 'case_of', 'floor_of',
-           'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result', 'register', 'experiment', 'together',
-           'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of', 'shared_trainings', 'table_of',
-           'said_code', 'open_session', 'precision', 'compute']
+__all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'minutes_of', 'distinct',
+           'bounds_noted', 'line_of', 'kept_subject', 'paired', 'kept_scores', 'plain', 'score_of', 'scores_of_many',
+           'case_of', 'floor_of', 'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result', 'register',
+           'experiment', 'together', 'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of',
+           'shared_trainings', 'table_of', 'said_code', 'open_session', 'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
 def paper_folder() -> Path | None:
@@ -55,6 +55,17 @@ BOUND_OF = {"relearn_ratio": "relearn_more_than"}  # metric -> what a row has in
 def value_of(row: Row, metric: str) -> float:
     "A metric of a row; `seconds` is the time of unlearning."
     return row.seconds.get("unlearning", float("nan")) if metric == "seconds" else row.metrics.get(metric, float("nan"))
+
+
+def minutes_of(rows: Sequence[Row]) -> float:
+    "Minutes that runs took to train or unlearn and to measure, as one process."
+    times = (r.seconds.get(part, math.nan) for r in rows for part in ("unlearning", "evaluation"))
+    return sum(t for t in times if not math.isnan(t)) / 60
+
+
+def distinct(rows: Sequence[Row], part: str) -> str:
+    "What the rows' provenance says of a part, each once: devices, dates, code."
+    return ", ".join(sorted({r.provenance.get(part, "unknown") for r in rows}))
 
 
 def bounds_noted(rows: Sequence[Row]) -> list[str]:
@@ -172,6 +183,11 @@ class Found:
     cells: Sequence[Cell]
     rows: Sequence[Sequence[Row]]  # of each cell: one per seed, where there is one
 
+    @property
+    def retrained(self) -> dict[tuple[str, ...], list[Row]]:
+        "The retrains of every case that were run."
+        return {case_of(c): [r for r in some if not r.failed] for c, some in zip(self.cells, self.rows, strict=True) if c.method == RETRAIN}
+
 
 def pending(found: Found, cell: Cell) -> str:
     "The note of a line without a run: the command that fills it."
@@ -181,11 +197,9 @@ def pending(found: Found, cell: Cell) -> str:
 
 def lines_table(found: Found) -> pd.DataFrame:
     "One line per cell: means over the seeds beside the paper's numbers, and the floor of the retrains of its case."
-    paper, cases = paper_numbers(found.experiment.paper), list(zip(found.cells, found.rows, strict=True))
-    retrained = {case_of(c): [r for r in some if not r.failed] for c, some in cases if c.method == RETRAIN}
-    floors = {case: floor_of(found.session, rows) for case, rows in retrained.items()}
-    lines = [line_of(c, some, paper, pending(found, c)) for c, some in cases]
-    floor = [floors[case_of(c)].mean if case_of(c) in floors else math.nan for c, _ in cases]
+    paper, floors = paper_numbers(found.experiment.paper), {case: floor_of(found.session, rows) for case, rows in found.retrained.items()}
+    lines = [line_of(c, some, paper, pending(found, c)) for c, some in zip(found.cells, found.rows, strict=True)]
+    floor = [floors[case_of(c)].mean if case_of(c) in floors else math.nan for c in found.cells]
     return pd.DataFrame(lines).assign(TV_floor=floor)
 
 

@@ -52,7 +52,8 @@ from ..training import RECIPES
 __all__ = ['COMPARISONS', 'NO_RETRAIN', 'BatchBar', 'package_versions', 'git_commit', 'device_name', 'provenance_of',
            'retrain_passes', 'filled', 'unlearn', 'looked_at_by', 'subject_of', 'evidence_of', 'all_measures',
            'as_float16', 'keep_outputs', 'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'row_of', 'run',
-           'by_other_code', 'kept', 'compared', 'BatchReport', 'finished', 'attempt', 'models_of', 'run_batch']
+           'by_other_code', 'kept', 'compared', 'BatchReport', 'finished', 'attempt', 'missing_of', 'models_of',
+           'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
 def package_versions() -> dict[str, str]:
@@ -334,6 +335,12 @@ def attempt(session: Session, resolved: Resolved) -> Row:
         return session.store.put(Row(resolved.key, resolved.spec, provenance=about, error=one_sentence(e)))
 
 # %% ../../nbs/504_runs.ipynb #af820e63
+def missing_of(specs: Sequence[Spec], session: Session) -> tuple[int, int]:
+    "How many different runs are not finished, and how many there are."
+    runs = {r.key: r for r in (resolve(session, s) for s in specs)}
+    return sum(finished(session, r) is None for r in runs.values()), len(runs)
+
+
 def models_of(resolved: Resolved) -> set[str]:
     "Keys of the models and the matrix that a run loads."
     needed = resolved.dependencies
@@ -370,14 +377,15 @@ def run_batch(
 
     gather()
     while waiting:
-        before = len(waiting)
+        before, taken = len(waiting), session.store.claims.taken()
         for key, resolved in list(waiting.items()):
-            if key in waiting and not models_of(resolved) & session.store.claims.taken():  # else: first what needs no waiting
+            if key in waiting and not models_of(resolved) & taken:  # else: first what needs no waiting
                 with session.store.claims.held(key) as mine:
                     if mine and finished(session, resolved, since) is None:
                         report(str(resolved.spec))
                         attempt(session, resolved)
                 gather()
+                taken = session.store.claims.taken()
         if len(waiting) == before:
             report()
             time.sleep(0.3)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .catalogue import chosen_labels
-from .report import BOUND_OF, Result, paper_numbers, scores_of_many
+from .report import BOUND_OF, Result, distinct, minutes_of, paper_numbers, scores_of_many
 from .runs import kept_outputs
 from .session import Session
 from .settings import Settings, cifar10_spec
@@ -64,16 +64,12 @@ def made_with(result: Result) -> str:
     rows = [r for some in result.rows for r in some]
     good = [r for r in rows if not r.failed]
     failed = len(rows) - len(good)
-
-    def distinct(part: str) -> str:
-        return ", ".join(sorted({r.provenance.get(part, "unknown") for r in good})) or "–"
-
+    device, day, torch_, code = (distinct(good, part) or "–" for part in ("device", "date", "torch", "code"))
     seeds = ", ".join(map(str, sorted({r.spec.training_seed for r in good}))) or "–"
     empty = sum(not some for some in result.rows)
     preset = result.settings.preset if result.settings.size.comparable else f"{result.settings.preset}, digits: nothing here is about the paper"
-    made = f"Preset {preset}. {len(good)} runs (training seeds {seeds}) on {distinct('device')}, {distinct('date')}"
-    times = [v for r in good for part in ("unlearning", "evaluation") if not math.isnan(v := r.seconds.get(part, math.nan))]
-    made += f", torch {distinct('torch')}, code {distinct('code')}; {sum(times) / 60:.0f} minutes of training, unlearning and measuring"
+    made = f"Preset {preset}. {len(good)} runs (training seeds {seeds}) on {device}, {day}"
+    made += f", torch {torch_}, code {code}; {minutes_of(good):.0f} minutes of training, unlearning and measuring"
     columns = set(paper_numbers(result.experiment.paper).model) - set(result.settings.size.columns)
     left = f" The paper's column {', '.join(columns)} is no part of this preset." if columns else ""
     return f"{made}; {failed} failed; {empty} of {len(result.cells)} lines were not run.{left}"

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..adapter import check_pad
 from ..checks import Amount, Checked, Count, Positive, Range, Share, Weight
 from ..data import ForgetSplit, MagaError, crop_and_flip, random_views
 from .labels import Reading, soft_targets
@@ -65,8 +66,7 @@ def view_probabilities(
 ) -> Tensor:
     "The model's softmax output on the forget set, averaged over augmented views: float32 [n_f, K], rows sum to 1."
     train, forget = split.train, split.forget_train
-    if pad >= min(train.images.shape[-2:]):
-        raise MagaError(f"pad is {pad}: views of images of {list(train.images.shape[-2:])} pixels would be black; take less than their side.")
+    check_pad(pad, train, "views")
     total = torch.zeros(len(forget), split.num_classes, device=split.device)
     for _ in range(n_views):
         views = random_views(len(forget), pad, generator, flip).to(split.device)
