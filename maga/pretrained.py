@@ -22,7 +22,8 @@ from .data import MagaError
 from .packaged import PACKAGED, weights_at
 
 # %% auto #0
-__all__ = ['PRETRAINED', 'INNER', 'Pretrained', 'timm_name', 'read_weights', 'timm_efficientnet', 'check_parameters', 'fill']
+__all__ = ['PRETRAINED', 'INNER', 'Pretrained', 'timm_name', 'unpickled', 'read_weights', 'timm_efficientnet', 'check_parameters',
+           'fill']
 
 # %% ../nbs/009_pretrained.ipynb #43a1c1c5
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def timm_name(arch: str) -> str:
 INNER = ("state_dict", "model", "model_state_dict")  # where training scripts keep the weights
 
 
-def _unpickled(path: Path) -> Any:
+def unpickled(path: Path) -> Any:
     "What torch finds in the file; `MagaError` if it holds code or cannot be read."
     try:
         with warnings.catch_warnings():
@@ -82,7 +83,7 @@ def read_weights(where: str | Path) -> dict[str, Tensor]:  # a name in PACKAGED,
         except (OSError, SafetensorError) as e:
             raise MagaError(f"{path} cannot be read ({e}): it is damaged, cut off or no safetensors file; fetch or save it again.") from e
     else:
-        found = _unpickled(path)
+        found = unpickled(path)
     for key in INNER:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
