@@ -20,7 +20,7 @@ from .checks import MagaError, write_whole
 from .data import ImageSet
 
 # %% auto #0
-__all__ = ['cache_folder', 'cached', 'purge_cache']
+__all__ = ['cache_folder', 'cached', 'caches_of', 'purge_cache']
 
 # %% ../nbs/012_cache.ipynb #d939657b
 def cache_folder() -> Path:
@@ -71,16 +71,21 @@ def _from_cache(path: Path) -> tuple[ImageSet, ImageSet]:
     return train, test
 
 # %% ../nbs/012_cache.ipynb #628936e1
+def caches_of(
+    source: str | Path | None = None,  # a folder whose decoded images are looked for; None: all
+) -> list[Path]:
+    "The files of the cache that hold decoded images of a folder."
+    root = None if source is None else Path(source).expanduser().resolve()
+    return [path for path in sorted(cache_folder().glob("*.safetensors")) if root is None or root in _origins(path)]
+
+
 def purge_cache(
     source: str | Path | None = None,  # a folder whose decoded images go; None: all that a cache holds
 ) -> list[Path]:
     "Delete decoded images, those of images that are deleted or changed among them; returns the files that are gone."
-    root = None if source is None else Path(source).expanduser().resolve()
-    gone = []
-    for path in sorted(cache_folder().glob("*.safetensors")):
-        if root is None or root in _origins(path):
-            path.unlink(missing_ok=True)
-            gone.append(path)
+    gone = caches_of(source)
+    for path in gone:
+        path.unlink(missing_ok=True)
     return gone
 
 
