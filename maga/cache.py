@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,8 +30,14 @@ def cache_folder() -> Path:
 
 # %% ../nbs/012_cache.ipynb #04fb3628
 def _tensors(images: ImageSet, part: str) -> dict[str, Tensor]:
-    coarse = {} if images.coarse_labels is None else {f"{part}.coarse_labels": images.coarse_labels}
-    return {f"{part}.images": images.images, f"{part}.labels": images.labels} | coarse
+    more = {} if images.coarse_labels is None else {f"{part}.coarse_labels": images.coarse_labels}
+    if images.files:
+        more[f"{part}.files"] = torch.frombuffer(bytearray("\0".join(images.files).encode(errors="surrogateescape")), dtype=torch.uint8)
+    return {f"{part}.images": images.images, f"{part}.labels": images.labels} | more
+
+
+def _names(joined: Tensor | None) -> tuple[str, ...]:
+    return () if joined is None else tuple(joined.numpy().tobytes().decode(errors="surrogateescape").split("\0"))
 
 
 def cached(
@@ -65,7 +72,15 @@ def _from_cache(path: Path) -> tuple[ImageSet, ImageSet]:
         about = json.loads(f.metadata()["about"])
     coarse, names = tuple(about["coarse_classes"]), tuple(about["classes"])
     train, test = (
-        ImageSet(tensors[f"{p}.images"], tensors[f"{p}.labels"], names, tensors.get(f"{p}.coarse_labels"), coarse, about["name"])
+        ImageSet(
+            tensors[f"{p}.images"],
+            tensors[f"{p}.labels"],
+            names,
+            tensors.get(f"{p}.coarse_labels"),
+            coarse,
+            about["name"],
+            files=_names(tensors.get(f"{p}.files")),
+        )
         for p in ("train", "test")
     )
     return train, test

@@ -21,10 +21,13 @@ from .checks import Amount, Checked, Count, MagaError, Part, Seed, Share, check_
 from .checks import did_you_mean as did_you_mean
 from .checks import no_such as no_such
 from .checks import write_whole as write_whole
+from .views import Views as Views
+from .views import crop_and_flip
+from .views import random_views as random_views
 
 # %% auto #0
-__all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'TASKS', 'show_images', 'check_normalisation', 'ImageSet', 'Views', 'random_views',
-           'crop_and_flip', 'ForgetSplit', 'class_id', 'forget_class', 'forget_subclass', 'forget_random']
+__all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'TASKS', 'show_images', 'check_normalisation', 'ImageSet', 'ForgetSplit', 'class_id',
+           'forget_class', 'forget_subclass', 'forget_random']
 
 # %% ../nbs/000_data.ipynb #5aefd6a9
 def show_images(
@@ -75,6 +78,7 @@ class ImageSet(Checked):
     mean: tuple[float, ...] = CIFAR_MEAN  # per channel, of pixels in [0, 1]
     std: tuple[float, ...] = CIFAR_STD
     size: Count | None = None  # side of the square that a model sees, in pixels; None: as stored
+    files: tuple[str, ...] = ()  # N paths relative to the data's folder, such as "train/rocket/0001.png"; (): rows have no names but their numbers
 
     def __post_init__(self) -> None:
         check_normalisation(self.mean, self.std)
@@ -87,6 +91,8 @@ class ImageSet(Checked):
             object.__setattr__(self, "images", self.images.expand(-1, 3, -1, -1).contiguous())
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
             raise MagaError(f"Images must be uint8 [N, 3, H, W], not {self.images.dtype} {list(self.images.shape)}.")
+        if self.files and len(self.files) != len(self.images):
+            raise MagaError(f"files are {len(self.files):,} names of {len(self.images):,} images; expected one for each, or none.")
         for labels, classes in ((self.labels, self.classes), (self.coarse_labels, self.coarse_classes)):
             if labels is None:
                 continue
@@ -134,7 +140,8 @@ class ImageSet(Checked):
         "The images with these indices, in this order."
         i = indices.to(self.device)
         coarse = None if self.coarse_labels is None else self.coarse_labels[i]
-        return replace(self, images=self.images[i], labels=self.labels[i], coarse_labels=coarse)
+        files = tuple(self.files[k] for k in indices.tolist()) if self.files else ()
+        return replace(self, images=self.images[i], labels=self.labels[i], coarse_labels=coarse, files=files)
 
     def coarse(self) -> ImageSet:
         "The same images with their superclasses as labels; `MagaError` if there are none."
@@ -170,47 +177,6 @@ class ImageSet(Checked):
         "Normalised images, float32 [B, 3, S, S]."
         pixels = self.images[indices] if views is None else crop_and_flip(self.images, indices, views)
         return self.normalise(pixels)
-
-# %% ../nbs/000_data.ipynb #b1f68320
-@dataclass(frozen=True, eq=False)
-class Views:
-    "Random views of n images: the shift of each, and whether it is mirrored."
-
-    shift: Tensor  # int64 [n, 2]: rows and columns, -pad … pad
-    flip: Tensor  # bool [n]
-
-    def __getitem__(self, rows: Any) -> Views:
-        return Views(self.shift[rows], self.flip[rows])
-
-    def to(self, device: torch.device) -> Views:
-        return Views(self.shift.to(device), self.flip.to(device))
-
-
-def random_views(
-    n: int,  # how many
-    pad: int,  # the largest shift in pixels; CIFAR: 4
-    generator: torch.Generator,  # on the CPU
-    flip: bool = True,  # False for digits: a mirrored 2 is not a 2
-) -> Views:
-    "A random shift and a random flip for each of n images."
-    shift = torch.randint(-pad, pad + 1, (n, 2), generator=generator)
-    flips = torch.rand(n, generator=generator) < 0.5
-    return Views(shift, flips & flip)
-
-
-def crop_and_flip(
-    images: Tensor,  # uint8 [N, 3, H, W]
-    indices: Tensor,  # int64 [B]
-    views: Views,  # of length B, on the same device
-) -> Tensor:
-    "The images read at shifted, mirrored positions, black outside: uint8 [B, 3, H, W] in channels-last memory."
-    h, w = images.shape[-2:]
-    rows = torch.arange(h, device=images.device) + views.shift[:, :1]
-    c = torch.arange(w, device=images.device)
-    columns = torch.where(views.flip[:, None], w - 1 - c, c) + views.shift[:, 1:]
-    inside = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]
-    picked = images[indices[:, None, None], :, rows.clamp(0, h - 1)[:, :, None], columns.clamp(0, w - 1)[:, None, :]]
-    return (picked * inside[..., None]).permute(0, 3, 1, 2)
 
 # %% ../nbs/000_data.ipynb #6d3404dd
 TASKS = ("class", "subclass", "random")  # what a deletion request names

@@ -5,12 +5,12 @@
 # %% ../nbs/002_sources.ipynb #f7209339
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from .cache import cache_folder as cache_folder
 from .cache import cached
-from .checks import Count, MagaError, check_value, did_you_mean, shown
+from .checks import Count, MagaError, check_value, did_you_mean
 from .data import ImageSet
+from .decoding import decode as decode
+from .decoding import decode_all
+from .decoding import eight_bits as eight_bits
 from .device import pick_device
 from .packaged import no_waiting
 
 # %% auto #0
-__all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'NAMES', 'TUNING', 'digits', 'eight_bits', 'decode', 'decode_all',
-           'from_parquet', 'from_torchvision', 'from_folder', 'from_hub', 'load', 'halved', 'put_aside']
+__all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'HELD_OUT', 'ASIDE', 'ASIDE_SEED', 'Samples', 'NAMES', 'TUNING',
+           'digits', 'from_parquet', 'from_torchvision', 'aside_files', 'from_folder', 'from_hub', 'load', 'halved',
+           'put_aside']
 
 # %% ../nbs/002_sources.ipynb #d975a449
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -49,49 +52,6 @@ def digits() -> tuple[ImageSet, ImageSet]:
     every = ImageSet(images, labels, DIGIT_NAMES, labels // 2, pairs, "digits", (0.305,) * 3, (0.376,) * 3)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=bunch.target, random_state=0)
     return every.subset(torch.from_numpy(np.sort(train))), every.subset(torch.from_numpy(np.sort(test)))
-
-# %% ../nbs/002_sources.ipynb #085168a1
-def eight_bits(image: Image.Image) -> Image.Image:
-    "The image with 8 bits a pixel: 16-bit grey (0 … 65,535) is scaled, not cut off at 255; `ValueError` for other numbers."
-    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
-        return image
-    pixels = np.asarray(image).astype(np.float64)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65_535:
-        raise ValueError(f"its pixels run from {pixels.min():g} to {pixels.max():g}; expected 8 or 16 bits")
-    return Image.fromarray((pixels / 257).round().astype(np.uint8))
-
-
-def decode(
-    data: bytes | str | Path,  # an encoded image (PNG, WebP, JPEG …) or its path
-    size: int | None = None,  # resize to a square of this side; None: unchanged
-) -> np.ndarray:
-    "One image as uint8 [H, W, 3]; `MagaError` if it cannot be read."
-    try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            rgb = eight_bits(image).convert("RGB")
-            return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC) if size else rgb)
-    except (OSError, SyntaxError, ValueError) as e:
-        where = f"image of {len(data)} bytes" if isinstance(data, bytes) else str(data)
-        raise MagaError(f"The {where} cannot be decoded ({e}); it is damaged or cut off: fetch it again.") from e
-
-
-def decode_all(
-    sources: Sequence[bytes | str | Path],  # encoded images or their paths
-    size: int | None = None,  # needed if the images differ in size
-) -> Tensor:
-    "All images as uint8 [N, 3, H, W]."
-    check_value("size", size, Count | None)
-    if not sources:
-        raise MagaError("There are no images: the folder or file is empty.")
-    for place, source in enumerate(sources):
-        if not isinstance(source, bytes | str | Path):
-            raise MagaError(f"Image {place} is {shown(source)}; expected the bytes of an image file, or its path.")
-    with ThreadPoolExecutor() as pool:
-        arrays = list(pool.map(lambda s: decode(s, size), sources))
-    shapes = {a.shape for a in arrays}
-    if len(shapes) > 1:
-        raise MagaError(f"The images have {len(shapes)} different sizes, for example {sorted(shapes)[:2]}; pass size=… to resize them to one.")
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 # %% ../nbs/002_sources.ipynb #fd16fc75
 def _features(schema: Any) -> dict[str, Any]:
@@ -205,34 +165,81 @@ def from_torchvision(
     return read(True), read(False)
 
 # %% ../nbs/002_sources.ipynb #94dc83fe
-def from_folder(
-    root: str | Path,  # holds train/<class>/* and test/<class>/*
-    size: int | None = None,  # resize to this side; needed if the images differ in size
-) -> tuple[ImageSet, ImageSet]:
-    "(train, test) from class folders; decoded once, then read from the cache."
+HELD_OUT = ("test", "val", "valid", "validation")  # folders that may hold the test images
+ASIDE, ASIDE_SEED = 0.2, 0  # of every class, where no folder does
+Samples = tuple[list[str], list[tuple[str, int]]]
+
+
+def _samples(root: Path, place: Path) -> Samples:
+    "The classes of a folder of class folders, and (path, label) of its images; hidden ones are left out."
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-    root = Path(root).expanduser()
-    found = {}
-    for part in ("train", "test"):
-        try:
-            classes = [c for c in find_classes(root / part)[0] if not c.startswith(".")]
-            ids = {c: k for k, c in enumerate(classes)}
-            samples = make_dataset(root / part, ids, (*IMG_EXTENSIONS, ".WEBP", ".JPG", ".JPEG", ".PNG"))
-            found[part] = (classes, [s for s in samples if not any(p.startswith(".") for p in Path(s[0]).relative_to(root).parts)])
-        except OSError as e:
-            raise MagaError(f"{root} is no folder of class folders ({e}); expected {part}/<class>/<image> in it.") from e
+    try:
+        classes = [c for c in find_classes(place)[0] if not c.startswith(".")]
+        samples = make_dataset(place, {c: k for k, c in enumerate(classes)}, IMG_EXTENSIONS)
+    except OSError as e:
+        raise MagaError(f"{root} is no folder of class folders ({e}); expected <class>/<image> in it, or train and test with class folders.") from e
+    return classes, [s for s in samples if not any(p.startswith(".") for p in Path(s[0]).relative_to(place).parts)]
+
+
+def aside_files(
+    samples: Sequence[tuple[str, int]],  # (path, label)
+    root: Path,  # that names are relative to
+) -> list[bool]:
+    "Which files are put aside: in every class those whose names have the smallest seeded hashes; one at least, where two are there."
+    aside, members = [False] * len(samples), defaultdict(list)
+    for place, (path, label) in enumerate(samples):
+        name = f"{ASIDE_SEED} {Path(path).relative_to(root).as_posix()}"
+        members[label].append((hashlib.sha256(name.encode(errors="surrogateescape")).digest(), place))
+    for drawn in members.values():
+        for _, place in sorted(drawn)[: min(max(1, round(ASIDE * len(drawn))), len(drawn) - 1)]:
+            aside[place] = True
+    return aside
+
+
+def _parts(root: Path) -> dict[str, Samples]:
+    "Samples of train and test: of the folders of these names, else a split of all that is there, which a warning tells."
+    there = [p for p in ("train", *HELD_OUT) if any(f.is_dir() for f in (root / p).glob("[!.]*"))]
+    if not there:
+        classes, samples = _samples(root, root)
+        aside = aside_files(samples, root)
+        if not any(aside):
+            raise MagaError(f"{root} holds one image a class, so none can be put aside for testing; expected two at least.")
+        warnings.warn(
+            f"{root} has no folders train and test: {sum(aside):,} of its {len(samples):,} images, {ASIDE:.0%} of every class "
+            f"(seed {ASIDE_SEED}), are put aside as the test set.",
+            stacklevel=4,
+        )
+        return {part: (classes, [s for s, out in zip(samples, aside, strict=True) if out == (part == "test")]) for part in ("train", "test")}
+    if len(there) < 2 or "train" not in there:
+        raise MagaError(
+            f"{root} is no folder of class folders: it has {' and '.join(there)} alone; expected train and test (or {', '.join(HELD_OUT[1:])}) "
+            f"with the same class folders. To put a fifth of the images aside for testing, pass {root / there[0]} itself."
+        )
+    found = {part: _samples(root, root / place) for part, place in (("train", "train"), ("test", there[1]))}
     if found["train"][0] != found["test"][0]:
         odd = sorted(set(found["train"][0]) ^ set(found["test"][0]))
         raise MagaError(f"train and test of {root} have different classes: {', '.join(odd)} are in one of them only.")
+    return found
+
+
+# %% ../nbs/002_sources.ipynb #1883dd7f
+def from_folder(
+    root: str | Path,  # holds train/<class>/* and test/<class>/*, or <class>/*
+    size: int | None = None,  # resize to this side; needed if the images differ in size
+) -> tuple[ImageSet, ImageSet]:
+    "(train, test) from class folders, with the paths of their files; decoded once, then read from the cache."
+    root = Path(root).expanduser()
+    found = _parts(root)
 
     def read(part: str) -> ImageSet:
         classes, samples = found[part]
         labels = torch.tensor([k for _, k in samples], dtype=torch.int64)
-        return ImageSet(decode_all([p for p, _ in samples], size), labels, tuple(classes), name=root.name)
+        names = tuple(Path(p).relative_to(root).as_posix() for p, _ in samples)
+        return ImageSet(decode_all([p for p, _ in samples], size), labels, tuple(classes), name=root.name, files=names)
 
     files = [Path(p) for part in found.values() for p, _ in part[1]]
-    return cached(files, lambda: (read("train"), read("test")), size)
+    return cached(files, lambda: (read("train"), read("test")), (size, str(root.resolve()), "named"))
 
 # %% ../nbs/002_sources.ipynb #b20b9b0d
 def from_hub(

@@ -1,0 +1,132 @@
+"""A user's own images: folders with and without a test part, the names of rows, and a request that lists files."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maga.data import ImageSet, MagaError
+from maga.sources import from_folder, load
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAGA_CACHE", str(tmp_path / "cache"))
+
+
+def paint(path: Path, seed: int, size: int = 6) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    "Two parts of three classes: 6 + 2 images a class."
+    place = tmp_path / "mine"
+    for c, name in enumerate(("cat", "dog", "rocket")):
+        for i in range(6):
+            paint(place / "train" / name / f"{i:04d}.png", 100 * c + i)
+        for i in range(2):
+            paint(place / "test" / name / f"{i:04d}.png", 1000 + 100 * c + i)
+    return place
+
+
+@pytest.fixture
+def loose(tmp_path):
+    "Three classes without parts: 10, 4 and 2 images."
+    place = tmp_path / "loose"
+    for c, (name, n) in enumerate((("cat", 10), ("dog", 4), ("rocket", 2))):
+        for i in range(n):
+            paint(place / name / f"{i}.png", 100 * c + i)
+    return place
+
+
+# Rows have names
+
+
+def test_rows_are_named_by_their_files(folder):
+    for train, test in (from_folder(folder), from_folder(folder)):  # decoded, and from the cache
+        assert train.files[:2] == ("train/cat/0000.png", "train/cat/0001.png") and test.files[-1] == "test/rocket/0001.png"
+        for images in (train, test):
+            for name, picture in zip(images.files, images.images, strict=True):
+                assert np.array_equal(np.asarray(Image.open(folder / name)), picture.permute(1, 2, 0).numpy())
+
+
+def test_names_stay_with_their_rows(folder):
+    train, _ = from_folder(folder)
+    rows = torch.tensor([7, 2, 11])
+    assert train.subset(rows).files == tuple(train.files[i] for i in rows)
+    assert train.to("cpu").files == train.resized(9).files == train.files
+    assert train.digest == ImageSet(train.images, train.labels, train.classes).digest, "names are no part of the digest"
+    with pytest.raises(MagaError, match="files are 1 names of 18 images"):
+        ImageSet(train.images, train.labels, train.classes, files=("a.png",))
+
+
+def test_names_that_are_no_utf8_are_kept(folder):
+    strange = folder / "train/cat" / b"caf\xe9.png".decode(errors="surrogateescape")
+    paint(strange, 5)
+    first, again = from_folder(folder)[0], from_folder(folder)[0]
+    assert strange.relative_to(folder).as_posix() in first.files and first.files == again.files
+
+
+# A folder of classes alone
+
+
+def test_a_folder_of_classes_is_split_aloud(loose):
+    with pytest.warns(UserWarning, match=r"4 of its 16 images, 20% of every class \(seed 0\), are put aside as the test set"):
+        train, test = from_folder(loose)
+    assert torch.bincount(train.labels).tolist() == [8, 3, 1] and torch.bincount(test.labels).tolist() == [2, 1, 1]
+    assert not set(train.files) & set(test.files)
+    assert set(train.files) | set(test.files) == {p.relative_to(loose).as_posix() for p in loose.rglob("*.png")}
+    with pytest.warns(UserWarning, match="put aside"):
+        assert [s.files for s in from_folder(loose)] == [train.files, test.files], "the second time too"
+
+
+def test_deleting_training_images_moves_none_of_them_to_the_test_set(loose):
+    for i in range(10, 60):
+        paint(loose / "cat" / f"{i}.png", i)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train, test = from_folder(loose)
+        for name in train.files[:20]:
+            (loose / name).unlink()
+        later = from_folder(loose)
+    assert set(later[1].files) <= set(test.files) and set(later[0].files) >= set(train.files[20:])
+
+
+def test_where_the_test_images_may_lie(folder, loose):
+    (folder / "test").rename(folder / "val")
+    assert from_folder(folder)[1].files[0] == "val/cat/0000.png"
+    shutil.rmtree(folder / "val")
+    with pytest.raises(MagaError, match="it has train alone; expected train and test"):
+        from_folder(folder)
+    shutil.copytree(loose / "dog", loose / "train")  # a class of trains
+    with pytest.warns(UserWarning, match="put aside"):
+        assert from_folder(loose)[0].classes == ("cat", "dog", "rocket", "train")
+    for name in ("cat", "dog", "rocket", "train"):
+        for file in sorted((loose / name).iterdir())[1:]:
+            file.unlink()
+    with pytest.raises(MagaError, match="one image a class"):
+        from_folder(loose)
+
+
+def test_hidden_files_are_left_out_and_endings_count_in_any_case(folder):
+    (folder / "train/cat/0000.png").rename(folder / "train/cat/0000.PnG")
+    paint(folder / "train/cat/.0009.png", 9)
+    paint(folder / "train/cat/.hidden/1.png", 9)
+    paint(folder / "train/.trash/1.png", 9)
+    (folder / "train/cat/notes.txt").write_text("no image")
+    train, _ = load(f"folder:{folder}", mean=(0.5,) * 3, std=(0.2,) * 3)
+    assert len(train) == 18 and train.files[0] == "train/cat/0000.PnG" and train.classes == ("cat", "dog", "rocket")
+
+
+def test_larger_sets_show_a_bar_and_small_ones_none(folder, monkeypatch, capsys):
+    from_folder(folder)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("maga.decoding.QUIET", 10)
+    from_folder(folder, size=5)
+    assert "decoding: 100%" in capsys.readouterr().err
