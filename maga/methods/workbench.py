@@ -29,7 +29,8 @@ from ..sources import digits
 from ..training import PRETRAINING, Examples, FitConfig, fit
 
 # %% auto #0
-__all__ = ['Bench', 'digits_bench', 'weight_distance', 'look', 'shuffled', 'descend', 'sgd', 'adam', 'label_loss', 'pairs', 'kl']
+__all__ = ['BRIEF', 'Bench', 'digits_bench', 'weight_distance', 'look', 'shuffled', 'descend', 'sgd', 'adam', 'label_loss',
+           'pairs', 'kl', 'kept_slowly', 'recover_slowly']
 
 # %% ../../nbs/301_workbench.ipynb #c30d7d4c
 @dataclass(frozen=True, eq=False)
@@ -223,3 +224,33 @@ def pairs(nf: int, nr: int, size: int, f: int, g: torch.Generator) -> list[tuple
 def kl(p: Tensor, logq: Tensor) -> Tensor:
     "Kullback–Leibler divergence of one distribution [K] from another, class by class."
     return sum((p[k] * (p[k].log() - logq[k]) for k in range(len(p)) if p[k] > 0), torch.zeros(()))
+
+# %% ../../nbs/301_workbench.ipynb #57e37357
+BRIEF = FitConfig(2, 16, lr=0.02, nesterov=False, schedule="constant", pad=0, flip=False)  # for re-statements of a damage and a recovery
+
+
+def kept_slowly(split: ForgetSplit, g: torch.Generator, kept: int | None = None) -> list[tuple[Tensor, Tensor]]:
+    "(image, label) of the retain set, or of some of it."
+    shown = [(look(split.train, [i])[0], split.train.labels[i]) for i in split.retain_train.tolist()]
+    return shown if kept is None else [shown[i] for i in torch.randperm(len(shown), generator=g)[:kept].tolist()]
+
+
+def recover_slowly(
+    net: nn.Module,  # damaged; changed
+    shown: list[tuple[Tensor, Tensor]],  # (image, label or distribution)
+    g: torch.Generator,
+    moves: Callable[[str], bool] = lambda name: True,  # which parameters are trained
+    loss: Callable[[nn.Module, Any, int], Tensor] | None = None,  # None: cross entropy
+) -> nn.Module:
+    "Reset batch norm's statistics, then train as BRIEF says."
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean, m.running_var, m.num_batches_tracked = torch.zeros(m.num_features), torch.ones(m.num_features), torch.tensor(0)
+
+    def optimizer(net: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for name, p in net.named_parameters() if moves(name)], 0.02, momentum=0.9, weight_decay=5e-4)
+
+    def usual(net: nn.Module, rows: list[int], epoch: int) -> Tensor:
+        return F.cross_entropy(net(torch.stack([shown[r][0] for r in rows])), torch.stack([shown[r][1] for r in rows]))
+
+    return descend(net, lambda _: shuffled(len(shown), 16, g), 2, optimizer, loss or usual, g)
