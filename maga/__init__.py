@@ -13,6 +13,7 @@ _MODULES = {
     "forget_class": "data",
     "forget_subclass": "data",
     "forget_random": "data",
+    "forget_files": "requests",
     "after": "requests",
     "MagaError": "checks",
     "ModelSpec": "models",

@@ -236,7 +236,7 @@ def from_folder(
         classes, samples = found[part]
         labels = torch.tensor([k for _, k in samples], dtype=torch.int64)
         names = tuple(Path(p).relative_to(root).as_posix() for p, _ in samples)
-        return ImageSet(decode_all([p for p, _ in samples], size), labels, tuple(classes), name=root.name, files=names)
+        return ImageSet(decode_all([p for p, _ in samples], size), labels, tuple(classes), name=Path(os.path.abspath(root)).name, files=names)
 
     files = [Path(p) for part in found.values() for p, _ in part[1]]
     return cached(files, lambda: (read("train"), read("test")), (size, str(root.resolve()), "named"))

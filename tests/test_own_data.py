@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from maga.data import ImageSet, MagaError
+from maga.requests import forget_files, twins_of
 from maga.sources import from_folder, load
 
 
@@ -130,3 +131,85 @@ def test_larger_sets_show_a_bar_and_small_ones_none(folder, monkeypatch, capsys)
     monkeypatch.setattr("maga.decoding.QUIET", 10)
     from_folder(folder, size=5)
     assert "decoding: 100%" in capsys.readouterr().err
+
+
+# A request lists files
+
+
+def test_listed_files_make_a_random_split(folder):
+    train, test = from_folder(folder)
+    wanted = ["train/rocket/0001.png", f"{folder}/train/cat/0005.png", "mine/train/dog/0000.png", "./train/dog/0003.png", 4, "cat/0002.png"]
+    split = forget_files(train, test, wanted)
+    assert [train.files[k] for k in split.forget_train] == [
+        "train/cat/0002.png",
+        "train/cat/0004.png",
+        "train/cat/0005.png",
+        "train/dog/0000.png",
+        "train/dog/0003.png",
+        "train/rocket/0001.png",
+    ]
+    assert split.task == "random" and len(split.forget_test) == 0 and split.forgotten == () and len(split.retain_train) == 12
+    same = forget_files(train, test, torch.tensor([13, 5, 6, 9, 4, 2]))
+    assert same.digest == split.digest
+    assert forget_files(train, test, "train/cat/0005.png").forget_train.tolist() == [5]
+
+
+@pytest.mark.parametrize(
+    "wanted, message",
+    [
+        ([], "the list is empty"),
+        ([" "], "An entry of the list is empty"),
+        (["train/rocket/0oo1.png"], r"There is no image 'train/rocket/0oo1.png' \(did you mean train/rocket/0001.png\?\)"),
+        (["0003.png"], "0003.png stands for 3 files, train/cat/0003.png, train/dog/0003.png, train/rocket/0003.png; give the longer name"),
+        (["rocket/0001.png"], "stands for 2 files, train/rocket/0001.png, test/rocket/0001.png"),
+        (["/elsewhere/train/rocket/0001.png"], "There is no image '/elsewhere/train/rocket/0001.png'"),
+        (["test/rocket/0001.png"], "is a test image: no model was trained on it"),
+        ([18], "There is no row 18: the 18 training images are numbered 0 to 17"),
+        ([-1], "of at least 0"),
+        ([True], "of at least 0"),
+        ([2.0], "An entry of the list is 2.0"),
+        ([None], "An entry of the list is None"),
+        (None, "expected a list of names"),
+        (range(18), "Everything would be forgotten"),
+    ],
+)
+def test_a_list_with_a_mistake_ends_in_one_sentence(folder, wanted, message):
+    shutil.rmtree(folder / "test/cat"), paint(folder / "test/cat/0000.png", 7)
+    with pytest.raises(MagaError, match=message) as caught:
+        forget_files(*from_folder(folder), wanted)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_without_names_are_numbers(digit_sets):
+    assert forget_files(*digit_sets, [3, 1]).forget_train.tolist() == [1, 3]
+    with pytest.raises(MagaError, match="images of digits have no names; give the numbers of rows, 0 to 1436"):
+        forget_files(*digit_sets, ["3.png"])
+
+
+def test_what_a_list_says_twice_counts_once_and_aloud(folder):
+    train, test = from_folder(folder)
+    with pytest.warns(UserWarning, match=r"more than once \(train/cat/0001.png\); they count once"):
+        split = forget_files(train, test, [1, "train/cat/0001.png", 2])
+    assert split.forget_train.tolist() == [1, 2]
+    with pytest.warns(UserWarning, match="No training image of cat is left: .* use forget_class"):
+        forget_files(train, test, range(6))
+
+
+def test_twins_are_named_and_forgotten_on_demand(folder):
+    twin, other = folder / "train/rocket/zzz.png", folder / "train/dog/0002.png"
+    for copy in (twin, other):  # under other labels, as other bytes of the same pixels
+        Image.open(folder / "train/cat/0001.png").save(copy, compress_level=0)
+    train, test = from_folder(folder)
+    with pytest.warns(UserWarning, match=r"the same pixels as listed ones: 2 \(train/dog/0002.png, train/rocket/zzz.png\)"):
+        split = forget_files(train, test, ["train/cat/0001.png"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        both = forget_files(train, test, ["train/cat/0001.png"], twins=True)
+        forget_files(train, test, [0])
+    assert split.forget_train.tolist() == [1] and [train.files[k] for k in both.forget_train] == [
+        "train/cat/0001.png",
+        "train/dog/0002.png",
+        "train/rocket/zzz.png",
+    ]
+    slow = [j for j in range(len(train)) if any(j != k and torch.equal(train.images[j], train.images[k]) for k in (1,))]
+    assert twins_of(train, torch.tensor([1])).tolist() == slow
