@@ -122,7 +122,7 @@ def opened(
     used = Classifier(network.model, head) if head else network.model
     return replace(network, model=to_device(used, place)), train, test, ledger
 
-# %% ../../nbs/705_command.ipynb #04196135
+# %% ../../nbs/705_command.ipynb #1ae4f521
 _FORGET = """Examples:
 
 \b
@@ -173,6 +173,7 @@ def forget_command(
     "Make a network forget, and write a folder with the weights, a report, the list of what still remembers, and a ledger."
     from dataclasses import replace
 
+    from maga.models import Classifier
     from maga.own.forgetting import Wanted, planned
     from maga.own.forgetting import forget as run
     from maga.own.ledger import in_force
@@ -193,10 +194,10 @@ def forget_command(
     entries = ledger.entries if ledger else ()
     split = in_force(wanted.split(train, test), entries)
     _tell(f"{split}")
-    plan = planned(network.model, split, method, preset, part, trained_epochs, changes, judge, seed, ProgressBar("learning rates"))
+    plan = planned(network.model, split, method, preset, part, trained_epochs, changes, judge, network.make, seed, ProgressBar("learning rates"))
     _tell(plan.why)
     result = run(network.model, split, plan, seed, ProgressBar(plan.method.name))
-    inner = result.model.model if head or (ledger and ledger.head) else result.model
+    inner = result.model.model if isinstance(result.model, Classifier) else result.model  # the network itself is written
     record = write_result(out, network, split, replace(result, model=inner), data, request, entries, head or (ledger.head if ledger else ""))
     for w in record["warnings"]:
         _tell(f"Note: {w}")
@@ -226,7 +227,7 @@ def purge_command(folder: Annotated[str, typer.Argument(help="Of a result.")]) -
     gone = purge(folder)
     print("\n".join(f"deleted: {p}" for p in gone) or "There was nothing of ours to delete.")
 
-# %% ../../nbs/705_command.ipynb #fe52168a
+# %% ../../nbs/705_command.ipynb #a41b8959
 def _listed(rows: Sequence[Mapping[str, str]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(list(rows), indent=1, ensure_ascii=False))
@@ -240,11 +241,11 @@ def methods_there_are() -> list[dict[str, str]]:
     "Name, first sentence, cost, tasks and source of every method."
     import inspect
 
-    import maga.methods  # noqa: F401
+    import maga.methods
     from maga.methods.contract import METHODS
 
     def cost(m: Any) -> str:
-        p = next((m.presets[n] for n in ("paper_resnet18", *m.presets) if n in m.presets))
+        p = next(m.presets[n] for n in ("paper_resnet18", *m.presets) if n in m.presets)
         epochs = getattr(getattr(p, "fit", None), "epochs", None)
         return "passes over the images, no training" if epochs is None else f"published settings: {epochs} epochs"
 
@@ -275,7 +276,7 @@ def metrics_there_are() -> list[dict[str, str]]:
 
     import maga.measures.attacks
     import maga.measures.evaluation
-    import maga.measures.residual  # noqa: F401
+    import maga.measures.residual
     from maga.measures.contract import METRICS
 
     return [

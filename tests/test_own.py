@@ -1,0 +1,337 @@
+"""The command `maga`, as somebody with a network, a folder of images and a list of what must go."""
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from typer.main import get_command
+
+from maga.checks import MagaError
+from maga.data import forget_class
+from maga.models import ModelSpec, save_checkpoint
+from maga.own import command
+from maga.own.ledger import Entry, in_force, open_result
+from maga.own.networks import in_model_order, open_network, write_weights
+from maga.requests import after
+from maga.sources import digits
+from maga.training import Examples, FitConfig, fit
+
+root = Path(__file__).resolve().parent.parent
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten())
+        self.out = nn.Linear(16 * 16, 10)
+
+    def forward(self, x):
+        return {"logits": self.out(self.body(x)), "more": x.mean()}
+
+def hungry(path, depth):
+    return Net()
+
+def broken():
+    raise RuntimeError("no such layer")
+
+def nothing():
+    return 3
+"""
+
+
+def as_folder(place, parts):
+    for part, images in parts.items():
+        for n in range(len(images)):
+            file = place / part / images.classes[int(images.labels[n])] / f"{n:04d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images.images[n].permute(1, 2, 0).numpy()).save(file)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    "A folder with photos, networks of four kinds that know them, and a list of 30 files."
+    place = tmp_path_factory.mktemp("desk")
+    (place / "cache").mkdir()
+    train, test = digits()
+    train, test = (s.__class__(s.images, s.labels, s.classes, name="photos", mean=(0.5,) * 3, std=(0.5,) * 3) for s in (train, test))
+    as_folder(place / "photos", {"train": train, "test": test})
+    (place / "net.py").write_text(NET)
+    names = sorted(str(p.relative_to(place / "photos")) for p in (place / "photos/train").rglob("*.png"))
+    (place / "gone.txt").write_text("\n".join(names[::47][:30]) + "\n")
+    g, brief = torch.Generator().manual_seed(0), FitConfig(6, 32, lr=0.1, pad=0, flip=False)
+    exec(NET, found := {})
+    net = fit(found["Net"](), Examples.of(in_model_order(train, sorted(train.classes))), brief, g)
+    torch.save({"model": {f"module.{k}": v for k, v in net.state_dict().items()}, "optimizer": {"m": torch.ones(2)}, "epoch": 6}, place / "net.pth")
+    spec = ModelSpec.of("resnet10", train)
+    save_checkpoint(place / "model.safetensors", fit(spec.make(g), Examples.of(train), brief, g), spec, date="2026-01-01")
+    return place
+
+
+@pytest.fixture
+def at(desk, monkeypatch):
+    "The desk as current folder; a function that runs a line: (exit code, standard output, standard error)."
+    monkeypatch.chdir(desk)
+    monkeypatch.setenv("MAGA_CACHE", str(desk / "cache"))
+
+    def run(line, capsys):
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            command.main()
+            sys.exit(0)
+        out = capsys.readouterr()
+        return end.value.code or 0, out.out, out.err
+
+    return run
+
+
+COMMANDS = get_command(command.app).commands
+
+
+def examples():
+    for name, c in COMMANDS.items():
+        shown = CliRunner().invoke(get_command(command.app), [name, "--help"]).output
+        found = re.findall(r"^\s+(maga .+)$", shown.split("Example")[-1], re.M)
+        yield name, [re.sub(r"\s+", " ", f) for f in found]
+
+
+def test_every_command_has_an_example():
+    assert set(COMMANDS) >= {"forget", "purge", "methods", "judges", "metrics", "reproduce", "judge", "bench"}
+    for name, found in examples():
+        assert found and all(f.startswith(f"maga {name}") for f in found), name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_run(name, at, desk, capsys):
+    "In the order in which a reader would try them; `bench --help` alone is no work."
+    lines = dict(examples())[name]
+    if name == "purge" and not (desk / "forgotten").exists():
+        lines = [dict(examples())["forget"][0], *lines]
+    for line in lines:
+        code, out, err = at(line, capsys)
+        assert code == 0 and out.strip(), (line, err)
+
+
+def test_a_class_goes_and_the_weights_load_where_they_came_from(at, desk, capsys):
+    "The user's own class reads the result; names, container and precision are those of the input; the optimiser's state is gone."
+    code, out, err = at("maga forget --model net.py:Net --weights net.pth --mean 0.5 --std 0.5 --data photos --forget three --out own --json", capsys)
+    assert code == 0, err
+    record = json.loads(out)
+    before, found = (torch.load(desk / p) for p in ("net.pth", "own/net.pth"))
+    assert list(found) == ["model", "epoch"] and list(found["model"]) == list(before["model"])
+    assert [v.dtype for v in found["model"].values()] == [v.dtype for v in before["model"].values()]
+    exec(NET, own := {})
+    net = own["Net"]()
+    net.load_state_dict({k.removeprefix("module."): v for k, v in found["model"].items()})
+    _, test = digits()
+    ordered = in_model_order(test, sorted(test.classes))
+    images = ordered.__class__(ordered.images, ordered.labels, ordered.classes, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with torch.no_grad():
+        right = net.eval()(images.batch(torch.arange(len(images))))["logits"].argmax(1) == images.labels
+    three = images.labels == sorted(test.classes).index("three")
+    a_r, a_f = (100 * right[m].double().mean().item() for m in (~three, three))
+    said = {n["name"]: n for n in record["numbers"]}
+    assert abs(said["A_r"]["after"] - a_r) < 1e-6 and abs(said["A_f"]["after"] - a_f) < 1e-6
+    assert a_f <= 5 and a_r >= said["A_r"]["before"] - 2, said
+    page = (desk / "own/report.html").read_text()
+    assert "undecided" in page and "<img" not in page and not re.search(r'(src|href)="http', page)
+    assert {p.name for p in (desk / "own").iterdir()} == {"net.pth", "report.html", "report.json", "model_card.md", "artefacts.csv", "ledger.json"}
+
+
+def test_thirty_files_go(at, desk, capsys):
+    "Named one a line; they are measured as training images, and the cache is in the list of what remembers them until it is purged."
+    code, out, err = at("maga forget --model model.safetensors --data photos --files gone.txt --out files --set fit.epochs=2 --set fit.lr=0.05", capsys)
+    assert code == 0, err
+    record = json.loads((desk / "files/report.json").read_text())
+    assert record["task"] == "random" and record["images"] == {"forgotten": 30, "retained": 1407, "forgotten test": 0}
+    with (desk / "files/artefacts.csv").open() as f:
+        listed = list(csv.DictReader(f))
+    cached = [Path(a["path"]) for a in listed if a["whose"] == "maga's" and a["holds"] == "pixels"]
+    assert cached and all(p.exists() for p in cached)
+    assert sum(int(a["what"].split()[0]) for a in listed if a["what"].endswith("forgotten images")) == 30
+    assert at("maga purge files", capsys)[0] == 0 and not any(p.exists() for p in cached)
+
+
+def test_a_second_request_starts_from_the_first(at, desk, capsys):
+    "Three goes, then eight from that folder: three stays gone, and its images are not shown; a third request remembers both."
+    for line in (
+        "maga forget --model model.safetensors --data photos --forget three --out one --set fit.lr=0.1",
+        "maga forget --model one --data photos --forget eight --out two --set fit.lr=0.1",
+    ):
+        assert at(line, capsys)[0] == 0
+    record = json.loads((desk / "two/report.json").read_text())
+    said = {n["name"]: n["after"] for n in record["numbers"]}
+    assert said["A_f"] <= 5 and said["A_earlier"] <= 5
+    network, ledger = open_result(desk / "two")
+    assert [e.classes for e in ledger.entries] == [("three",), ("eight",)]
+    assert load_file(desk / "two/model.safetensors").keys() == load_file(desk / "model.safetensors").keys()
+    train, test = digits()
+    split = in_force(forget_class(train, test, "six"), ledger.entries)
+    assert set(split.forgotten) == {3, 6, 8} and (train.labels[split.earlier_train] != 6).all()
+
+
+def test_the_ledger_is_after_with_images_that_are_gone():
+    "`in_force` gives what `after` gives where the images are still there."
+    train, test = digits()
+    first, second = forget_class(train, test, "three"), forget_class(train, test, "eight")
+    entry = Entry.of(first, "restart", "2026-01-01")
+    a, b = after(second, first), in_force(second, [entry])
+    assert a.forgotten == b.forgotten and torch.equal(a.earlier_train, b.earlier_train) and torch.equal(a.earlier_test, b.earlier_test)
+
+
+MOMENTS = {"trial": "maga.own.forgetting.tried_rates", "method": "maga.own.forgetting.counted_passes", "writing": "maga.own.report.card_of"}
+KILLED = """
+import importlib, os, signal, sys
+place, name = sys.argv.pop(1).rsplit(".", 1)
+def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)
+setattr(importlib.import_module(place), name, die)
+from maga.own.command import main
+main()
+"""
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_leaves_nothing_half_written(moment, at, desk, capsys):
+    line = f"maga forget --model model.safetensors --data photos --forget two --out killed_{moment} --set fit.epochs=1"
+    line += "" if moment == "trial" else " --set fit.lr=0.1"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "MAGA_CACHE": str(desk / "cache")}
+    done = subprocess.run([sys.executable, "-c", KILLED, MOMENTS[moment], *shlex.split(line)[1:]], cwd=desk, env=environment, capture_output=True)
+    assert done.returncode == -9, done.stderr
+    assert not (desk / f"killed_{moment}").exists()
+    assert len(list(desk.glob(f".killed_{moment}.*"))) == (moment == "writing")
+    assert at(line, capsys)[0] == 0
+    assert (desk / f"killed_{moment}/report.html").exists() and not list(desk.glob(f".killed_{moment}.*"))
+
+
+def test_timm_and_hugging_face(at, desk, capsys):
+    "A timm network's state dict, and a folder of Hugging Face's that was made from a config: both come back in their own form."
+    import timm
+    from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+
+    train, _ = digits()
+    ordered = in_model_order(train, sorted(train.classes))
+    data = ordered.__class__(ordered.images, ordered.labels, ordered.classes, mean=(0.5,) * 3, std=(0.5,) * 3)
+    g = torch.Generator().manual_seed(0)
+    net = fit(timm.create_model("test_resnet", num_classes=10), Examples.of(data), FitConfig(6, 32, lr=0.1, pad=0, flip=False), g)
+    torch.save(net.state_dict(), desk / "timm.pth")
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=8, patch_size=2,
+        id2label=dict(enumerate(reversed(ordered.classes))), label2id={c: k for k, c in enumerate(reversed(ordered.classes))},
+    )  # fmt: skip
+    turned = in_model_order(data, tuple(reversed(ordered.classes)))
+    own = FitConfig(15, 32, "adamw", lr=3e-3, weight_decay=0.01, pad=0, flip=False)
+    vit = fit(ViTForImageClassification(config), Examples.of(turned), own, g)
+    vit.save_pretrained(desk / "hf")
+    about = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (desk / "hf/preprocessor_config.json").write_text(json.dumps(about))
+    for line, out in (
+        ("--model timm:test_resnet --weights timm.pth --mean 0.5 --std 0.5", "with_timm"),
+        ("--model hf", "with_hf"),
+    ):
+        code, _, err = at(f"maga forget {line} --data photos --forget three --out {out}", capsys)
+        assert code == 0, err
+        numbers = {n["name"]: n for n in json.loads((desk / out / "report.json").read_text())["numbers"]}
+        assert numbers["A_r"]["before"] > 80, numbers  # the classes are in the model's order
+        assert numbers["A_f"]["after"] <= 5 and numbers["A_r"]["after"] >= numbers["A_r"]["before"] - 5, numbers
+    before, after_ = (torch.load(desk / p) for p in ("timm.pth", "with_timm/timm.pth"))
+    assert [(k, v.dtype, v.shape) for k, v in before.items()] == [(k, v.dtype, v.shape) for k, v in after_.items()]
+    again = AutoModelForImageClassification.from_pretrained(desk / "with_hf/model")
+    assert load_file(desk / "hf/model.safetensors").keys() == load_file(desk / "with_hf/model/model.safetensors").keys()
+    assert again.config.id2label == vit.config.id2label and (desk / "with_hf/model/preprocessor_config.json").exists()
+    config.save_pretrained(desk / "hollow")
+    from safetensors.torch import save_file
+
+    save_file({k: v.contiguous() for k, v in vit.state_dict().items() if "classifier" not in k}, desk / "hollow/model.safetensors", {"format": "pt"})
+    with pytest.raises(MagaError, match=r"2 parameters differ, first classifier"):
+        open_network(str(desk / "hollow"))
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_weights_are_written_back_as_they_were(kind, tmp_path):
+    "Unchanged weights give the same tensors, bit for bit, in each container and precision."
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    state = {k: v.double() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    old, new = tmp_path / f"old.{kind}", tmp_path / f"new.{kind}"
+    if kind == "pt":
+        torch.save(state, old)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(state, old, {"format": "pt", "accuracy": "71.0"})
+    write_weights(net, old, new)
+    found = torch.load(new) if kind == "pt" else load_file(new)
+    assert found.keys() == state.keys() and all(torch.equal(found[k], state[k]) and found[k].dtype == state[k].dtype for k in state)
+
+
+GOOD = "maga forget --model model.safetensors --data photos"
+MISTAKES = {
+    f"{GOOD} --out x": "Say what must go",
+    f"{GOOD} --forget three --random 3 --out x": "in one way",
+    f"{GOOD} --forget thre --out x": "the nearest names are three",
+    f"{GOOD} --forget zero,one,two,three,four,five,six,seven,eight,nine --out x": "Everything would be forgotten",
+    f"{GOOD} --forget three --method magga --out x": "did you mean maga",
+    f"{GOOD} --forget three --method maga --preset papr --out x": "no preset",
+    f"{GOOD} --forget three --budget 5% --out x": "how many epochs",
+    f"{GOOD} --forget three --budget much --out x": "such as 5%",
+    f"{GOOD} --forget three --budget 0.1% --trained-epochs 6 --out x": "too small",
+    f"{GOOD} --forget three --set fit.lr --out x": "NAME=VALUE",
+    f"{GOOD} --forget three --set fit.lrr=1 --out x": "no field 'lrr'",
+    f"{GOOD} --forget three --set fit.lr=-1 --out x": "expected a number above 0",
+    f"{GOOD} --forget three --judge featurs --method maga --out x": "did you mean features",
+    f"{GOOD} --forget three --mean 0.5,0.5 --std 0.5 --out x": "expected three numbers",
+    f"{GOOD} --forget three --mean a --std 0.5 --out x": "three numbers",
+    f"{GOOD} --forget three --device cudaa --out x": "no device",
+    f"{GOOD} --forget three --head fcc --out x": "no layer 'fcc'",
+    f"{GOOD} --forget three --classes a,b --out x": "does not know the class",
+    f"{GOOD} --forget three --out photos": "another result",
+    f"{GOOD} --files nowhere.txt --out x": "cannot be read",
+    f"{GOOD} --files model.safetensors --out x": "cannot be read",
+    f"{GOOD} --random 99999 --out x": "cannot be forgotten",
+    f"{GOOD} --subclass three --out x": "no coarse labels",
+    f"{GOOD} --forget three --weights net.pth --out x": "holds its own weights",
+    "maga forget --model model.safetensors --data nowhere --forget three --out x": "There is no folder",
+    "maga forget --model nowhere.safetensors --data photos --forget three --out x": "cannot be read",
+    "maga forget --model net.py --data photos --forget three --out x": "file of weights alone",
+    "maga forget --model photos --data photos --forget three --out x": "without config.json",
+    "maga forget --model net.py:Net --data photos --forget three --out x": "needs a file of weights",
+    "maga forget --model net.py:Net --weights net.pth --data photos --forget three --out x": "normalised",
+    "maga forget --model net.py:Nett --weights net.pth --data photos --forget three --out x": "cannot be imported",
+    "maga forget --model nett.py:Net --weights net.pth --data photos --forget three --out x": "no file nett.py",
+    "maga forget --model net.py:hungry --weights net.pth --data photos --forget three --out x": "needs path, depth",
+    "maga forget --model net.py:broken --weights net.pth --data photos --forget three --out x": "no such layer",
+    "maga forget --model net.py:nothing --weights net.pth --data photos --forget three --out x": "returns 3",
+    "maga forget --model timm:resnet10t --weights net.pth --mean 0.5 --std 0.5 --data photos --forget three --out x": "parameters differ",
+    "maga forget --model timm:resnet10tt --weights net.pth --data photos --forget three --out x": "nearest names",
+    "maga forget --model hf:nobody/nothing --data photos --forget three --out x": "cannot be opened",
+    "maga purge nowhere": "cannot be read",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_ends_in_one_sentence(line, at, desk, capsys):
+    code, _, err = at(line, capsys)
+    said = [s for s in err.strip().splitlines() if not s.startswith(("photos, ", "learning rates", "restart: "))]
+    assert code == 1 and MISTAKES[line] in said[-1] and "Traceback" not in err, err
+    assert not (desk / "x").exists() and not list(desk.glob(".x.*"))
+
+
+def test_a_wrong_line_ends_with_two(at, capsys):
+    assert at("maga forget --modle x", capsys)[0] == 2 and at("maga forgett", capsys)[0] == 2
+
+
+def test_an_original_that_is_at_chance_is_named(at, desk, capsys):
+    "A wrong normalisation is no error of any single step; the report says what to check."
+    at(f"{GOOD} --forget three --mean 0 --std 0.004 --classes nine,eight,seven,six,five,four,three,two,one,zero --out wrong --set fit.epochs=1", capsys)
+    assert any("near chance" in w for w in json.loads((desk / "wrong/report.json").read_text())["warnings"])
