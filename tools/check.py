@@ -17,8 +17,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-ORDER = ("ground", "measures", "judges", "methods", "experiments", "benchmark")  # an import goes from right to left
-FOLDERS = {0: "", 1: "measures", 2: "judges", 3: "methods", 5: "experiments", 6: ""}  # hundred -> folder of maga; 4: studies without a module
+ORDER = ("ground", "measures", "judges", "methods", "experiments", "benchmark", "own")  # an import goes from right to left
+FOLDERS = {0: "", 1: "measures", 2: "judges", 3: "methods", 5: "experiments", 6: "", 7: "own"}  # hundred -> folder of maga; 4: studies without a module
 MODULE_LINES, CELL_LINES, LINE_CHARACTERS = 400, 60, 150
 
 
