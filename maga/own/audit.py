@@ -90,21 +90,11 @@ class _Scored:
     def measure(self) -> AuditMeasure:
         return AUDIT_MEASURES[self.name]
 
-    def on_scale(self, x: float) -> float:
-        "A value on the scale on which retrains scatter evenly."
-        m = self.measure
-        x = min(x, m.most + m.step)
-        return math.log(max(x, m.step / 2, 1e-9)) if m.log else x
-
-    def back(self, x: float) -> float:
-        "A score as a value of the measure, within its bounds."
-        return min(max(math.exp(min(x, 700.0)) if self.measure.log else x, self.measure.bounds[0]), self.measure.bounds[1])
-
     @property
     def spread(self) -> Spread:
         "Of the retrains."
-        step = self.measure.step / (max(float(np.mean(self.retrains)), self.measure.step) if self.measure.log and self.measure.step else 1.0)
-        return Spread.of([self.on_scale(y) for y in self.retrains], self.images, step)
+        scores = [self.measure.on_scale(y) for y in self.retrains]
+        return Spread.of(scores, self.images, self.measure.rounding(float(np.mean(scores))))
 
 
 def _scored(name: str, original: Facts, unlearned: Facts, retrains: Sequence[Facts]) -> _Scored:
@@ -115,15 +105,16 @@ def _scored(name: str, original: Facts, unlearned: Facts, retrains: Sequence[Fac
     u, o = m.score(unlearned, groups), m.score(original, groups)
     whose = {"audited model": unlearned, "original": original, **{f"retrain {i + 1}": r for i, r in enumerate(retrains)}}
     why = next((f"{f.missing[name]} (of the {who})" for who, f in whose.items() if name in f.missing), "")
-    never = sum(map(math.isinf, y))
-    if not why and never:
-        why = f"in {never} of {n} retrains the class does not come back within {m.most:g} steps"
     if m.ratio and y:
         unit = math.exp(float(np.mean(np.log(np.maximum(y, 1e-9)))))
         u, o, y = u / unit, o / unit, [v / unit for v in y]
     return _Scored(name, u, o, tuple(y), unlearned.images.get(name, 0), why)
 
-# %% ../../nbs/701_audit.ipynb #d57143a2
+# %% ../../nbs/701_audit.ipynb #c554727c
+def _said(x: float) -> str:
+    return "∞" if math.isinf(x) else f"{x:.3g}"
+
+
 def _found(x: _Scored, level: float) -> Finding:
     "The verdict of one measure at the common level."
     m, n = x.measure, len(x.retrains)
@@ -131,22 +122,20 @@ def _found(x: _Scored, level: float) -> Finding:
         wanted = retrains_wanted()
         few = f"the spread of retrains needs {FEWEST} of them at least and {wanted} to begin with: train {wanted} on the retain set with other seeds"
         return Finding(x.name, UNDECIDED, f"Not measured: {x.why or few}.", x.value, x.original, x.retrains)
-    spread, u, o = x.spread, x.on_scale(x.value), x.on_scale(x.original)
-    p, (low, high) = spread.p(u), map(x.back, spread.limits(level))
+    spread, u, o = x.spread, m.on_scale(x.value), m.on_scale(x.original)
+    p, (low, high) = spread.p(u), map(m.back, spread.limits(level))
     found = Finding(x.name, CONSISTENT, "", x.value, x.original, x.retrains, low, high, p)
-    bounds = f"the retrains' bounds {low:.3g} to {high:.3g}"
+    bounds = f"the retrains' bounds {_said(low)} to {_said(high)}"
     if p <= level:
         side, means = ("above", m.above) if u > spread.mean else ("below", m.below)
-        return replace(found, verdict=DISTINGUISHABLE, says=f"{x.value:.3g} is {side} {bounds}: {means}.")
-    if math.isinf(x.value):
-        return replace(found, verdict=UNDECIDED, says=f"The class does not come back within {m.most:g} steps, and {bounds} reach beyond.")
+        return replace(found, verdict=DISTINGUISHABLE, says=f"{_said(x.value)} is {side} {bounds}: {means}.")
     if not _powerful(m, spread, o, level):
         needed = _needed(m, spread, o, level)
-        power = f"a loss of {LOSS:g} points would not be seen" if m.of == "use" else f"the original ({x.original:.3g}) is, too"
+        power = f"a loss of {LOSS:g} points would not be seen" if m.of == "use" else f"the original ({_said(x.original)}) is, too"
         takes = f"with about {needed} retrains it would tell" if needed else "a hundred retrains would not tell either"
-        return replace(found, verdict=UNDECIDED, says=f"{x.value:.3g} is within {bounds}, but {power}; {takes}.", needed=needed)
-    power = f"a loss of {LOSS:g} points would be seen" if m.of == "use" else f"the original ({x.original:.3g}) is not"
-    return replace(found, says=f"{x.value:.3g} is within {bounds}; {power}.")
+        return replace(found, verdict=UNDECIDED, says=f"{_said(x.value)} is within {bounds}, but {power}; {takes}.", needed=needed)
+    power = f"a loss of {LOSS:g} points would be seen" if m.of == "use" else f"the original ({_said(x.original)}) is not"
+    return replace(found, says=f"{_said(x.value)} is within {bounds}; {power}.")
 
 
 def _together(findings: Sequence[Finding], task: str, n: int) -> tuple[str, str]:
@@ -219,7 +208,7 @@ class Audit:
 
         def row(f: Finding) -> str:
             m = AUDIT_MEASURES[f.measure]
-            number = "–" if math.isnan(f.value) else f"{f.value:.3g} {m.unit}" if math.isfinite(f.value) else f"∞ {m.unit}"
+            number = "–" if math.isnan(f.value) else f"{_said(f.value)} {m.unit}"
             verdict = f'<span style="color:{colour[f.verdict]}">{f.verdict}</span>'
             return f"<tr>{cell}{m.title}</td>{cell}{number}</td>{cell}{_strip(f)}</td>{cell}{verdict}<br>{hypertext.escape(f.says)}</td></tr>"
 
@@ -242,17 +231,16 @@ def _strip(f: Finding, width: int = 180) -> str:
     if math.isnan(f.low):
         return ""
     m = AUDIT_MEASURES[f.measure]
-    scale = (lambda x: math.log(max(x, m.step / 2, 1e-9))) if m.log else float
-    known = [scale(v) for v in (f.low, f.high, f.value, f.original, *f.retrains) if math.isfinite(v)]
+    known = [m.on_scale(v) for v in (f.low, f.high, f.value, f.original, *f.retrains)]
     start, end = min(known), max(known)
 
     def at(x: float) -> float:
-        return width - 6 if math.isinf(x) else 6 + (width - 12) * (scale(x) - start) / ((end - start) or 1.0)
+        return 6 + (width - 12) * (m.on_scale(x) - start) / ((end - start) or 1.0)
 
     left, right = at(f.low), at(f.high)
     strokes = "".join(f'<line x1="{at(y):.1f}" x2="{at(y):.1f}" y1="4" y2="16" stroke="#555"/>' for y in f.retrains)
     return (
-        f'<svg width="{width}" height="20" role="img" aria-label="bounds {f.low:.3g} to {f.high:.3g}">'
+        f'<svg width="{width}" height="20" role="img" aria-label="bounds {_said(f.low)} to {_said(f.high)}">'
         f'<rect x="{left:.1f}" y="3" width="{max(right - left, 2):.1f}" height="14" fill="#ddd"/>{strokes}'
         f'<circle cx="{at(f.original):.1f}" cy="10" r="4" fill="none" stroke="#06c"/><circle cx="{at(f.value):.1f}" cy="10" r="4" fill="#c60"/></svg>'
     )
@@ -270,7 +258,7 @@ def judged(
     _check_alike(original, unlearned, retrains)
     names = [name for name, m in AUDIT_MEASURES.items() if original.task in m.tasks]
     scored = [_scored(name, original, unlearned, retrains) for name in names]
-    at = holm_level([x.spread.p(x.on_scale(x.value)) for x in scored if not x.why and len(retrains) >= FEWEST], level)
+    at = holm_level([x.spread.p(x.measure.on_scale(x.value)) for x in scored if not x.why and len(retrains) >= FEWEST], level)
     findings = tuple(_found(x, at) for x in scored)
     return Audit(*_together(findings, original.task, len(retrains)), findings, len(retrains), level)
 
@@ -327,17 +315,18 @@ def show_audits(
     figure, axes = plt.subplots(len(shown_ones), 1, figsize=(7, 0.7 + 0.5 * len(shown_ones)), dpi=110, squeeze=False, layout="constrained")
     for axis, name in zip(axes[:, 0], shown_ones, strict=True):
         m, own = AUDIT_MEASURES[name], some[name]
-        scored = _Scored(name, own.value, own.original, own.retrains, 0)
-        low, high = max((a[name] for a in audits.values()), key=lambda f: f.high - f.low).low, max(a[name].high for a in audits.values())
+        low, high = min(a[name].low for a in audits.values()), max(a[name].high for a in audits.values())
+        seen = [v for a in audits.values() for v in (a[name].value, *own.retrains) if math.isfinite(v)]
+        high = max(1.5 * max(seen), low) if math.isinf(high) else high
         axis.axvspan(low, high, color="0.87", label="one further retrain")
-        axis.plot([max(y, m.step / 2) for y in scored.retrains], [0] * len(scored.retrains), "|", color="0.4", markersize=11, label="a retrain")
+        axis.plot([max(y, m.step / 2) for y in own.retrains], [0] * len(own.retrains), "|", color="0.4", markersize=11, label="a retrain")
         for i, (model, a) in enumerate(audits.items()):
             value = a[name].value
             never = math.isinf(value)
-            x, place = (1, axis.get_yaxis_transform()) if never else (max(value, m.step / 2) if m.log else value, axis.transData)
+            x, place = (1, axis.get_yaxis_transform()) if never else (max(value, m.step / 2) if m.scale != "plain" else value, axis.transData)
             y = 0.7 - 1.4 * i / max(1, len(audits) - 1)
             axis.plot([x], [y], ">" if never else "o", color=f"C{i % 10}", mfc="none" if i > 9 else None, markersize=4, transform=place, clip_on=False, label=model)
-        axis.set(ylim=(-1, 1), yticks=[], **({"xscale": "log"} if m.log else {}))
+        axis.set(ylim=(-1, 1), yticks=[], **({"xscale": "log"} if m.scale != "plain" else {}))
         axis.tick_params(labelsize=7, which="both")
         axis.spines[["left", "right", "top"]].set_visible(False)
         axis.set_ylabel(f"{name}, {m.unit}", rotation=0, ha="right", va="center", fontsize=7)

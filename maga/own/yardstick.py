@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -160,15 +160,31 @@ class AuditMeasure:
     below: str
     of: str = "outputs"  # outputs, network: features or weights; use: what the model is still good for
     bounds: tuple[float, float] = (-math.inf, math.inf)
-    log: bool = False  # retrains scatter evenly on a logarithmic scale
+    scale: Literal["plain", "log", "speed"] = "plain"  # on which retrains scatter evenly: x, ln x, or −1/x
     ratio: bool = False  # shown over the retrains' mean
     step: float = 0.0  # values between two steps are not seen
-    most: float = math.inf  # values above are not seen, and are ∞
     tasks: tuple[str, ...] = ("class", "subclass", "random")
+
+    def on_scale(self, x: float) -> float:
+        "A value on the measure's scale; what is below half a step or a billionth is that."
+        if self.scale == "plain":
+            return x
+        x = max(x, self.step / 2, 1e-9)
+        return math.log(x) if self.scale == "log" else -1 / x
+
+    def back(self, score: float) -> float:
+        "A point of the scale as a value within the measure's bounds; ∞ where no speed is left."
+        if self.scale != "plain":
+            score = math.exp(min(score, 700.0)) if self.scale == "log" else -1 / score if score < 0 else math.inf
+        return min(max(score, self.bounds[0]), self.bounds[1])
+
+    def rounding(self, score: float) -> float:
+        "How wide a step is on the scale, at this point."
+        return self.step * (1.0 if self.scale == "plain" else math.exp(-score) if self.scale == "log" else score * score)
 
 
 _percent = partial(AuditMeasure, unit="%", bounds=(0, 100))
-_ratio = partial(AuditMeasure, unit="ratio", log=True, bounds=(0, math.inf))
+_ratio = partial(AuditMeasure, unit="ratio", scale="log", bounds=(0, math.inf))
 _FAR, _NEAR = "forgotten images get other answers than a retrain gives", "answers are nearer to the retrains' mean than a retrain's, as an average's are"
 AUDIT_MEASURES = {
     "A_r": _percent("accuracy on retained test images", _number("A_r"), above="more useful than a retrain", below="less useful than a retrain", of="use"),
@@ -203,9 +219,8 @@ AUDIT_MEASURES = {
         below="the class comes back sooner than where it was never learned: a trace of the images",
         of="network",
         bounds=(0, math.inf),
-        log=True,
+        scale="speed",
         step=float(RelearnConfig().every),
-        most=float(RelearnConfig().max_steps),
     ),
 }
 
