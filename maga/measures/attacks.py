@@ -20,9 +20,9 @@ from ..models import evaluating, features_and_logits, last_linear
 from ..training import Examples, FitConfig, fit
 
 # %% auto #0
-__all__ = ['LOOKS_AT_ONCE', 'RelearnConfig', 'Relearning', 'relearn', 'show_relearning', 'probe_logits', 'linear_probe',
-           'probe_recall', 'prototype_attack', 'quantised', 'probe_gap', 'relearn_steps', 'relearn_ratio',
-           'relearn_more_than']
+__all__ = ['LOOKS_AT_ONCE', 'RelearnConfig', 'Relearning', 'relearn', 'show_relearning', 'probe_logits', 'probe_answers',
+           'linear_probe', 'probe_recall', 'prototype_attack', 'quantised', 'probe_gap', 'relearn_steps',
+           'relearn_ratio', 'relearn_more_than']
 
 # %% ../../nbs/106_attacks.ipynb #3fdacb55
 @dataclass(frozen=True)
@@ -175,17 +175,25 @@ def probe_logits(
     return (tested - mean) / scale @ w[:-1] + w[-1]
 
 
-def linear_probe(
+def probe_answers(
     features: Outputs,  # penultimate features of all images, as Subject.features
     split: ForgetSplit,
-) -> float:
-    "Recall of forgotten test images by a linear probe on frozen features, in percent (0–100); ideal: the retrain's value."
+) -> tuple[Tensor, Tensor]:
+    "What a linear probe on frozen features says of the forgotten test images: logits float32 [n, K + 1] and the labels that are right, int64 [n]."
     if len(split.forget_test) == 0:
         raise MagaError("The probe is tested on test images of the forgotten class; in the random task there are none.")
     k, labels, wanted = split.num_classes, split.train.labels.clone(), split.test.labels[split.forget_test]
     if split.task == "subclass":
         labels[split.forget_train], wanted = k, torch.full_like(wanted, k)
-    return accuracy(probe_logits(features.train, labels, features.test[split.forget_test], k + 1), wanted)
+    return probe_logits(features.train, labels, features.test[split.forget_test], k + 1), wanted
+
+
+def linear_probe(
+    features: Outputs,  # penultimate features of all images, as Subject.features
+    split: ForgetSplit,
+) -> float:
+    "Recall of forgotten test images by a linear probe on frozen features, in percent (0–100); ideal: the retrain's value."
+    return accuracy(*probe_answers(features, split))
 
 
 def probe_recall(subject: Subject) -> float:

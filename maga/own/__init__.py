@@ -1,0 +1,1 @@
+"""Your own model and your own data: what forgets, and what audits."""

@@ -1,0 +1,262 @@
+"""The audit: closed forms of its bounds, calibration on made-up retrains, verdicts on real ones, and inputs that would make it wrong."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from maga.checks import MagaError
+from maga.data import forget_class, forget_random
+from maga.measures.evaluation import train_originals, train_retrains
+from maga.measures.membership import logit_margin
+from maga.measures.metrics import Outputs
+from maga.methods.contract import get_method
+from maga.models import small_network
+from maga.own.audit import CONSISTENT, DISTINGUISHABLE, UNDECIDED, audit, false_alarms, judged, retrains_wanted, share_interval, show_audits
+from maga.own.yardstick import AUDIT_MEASURES, Facts, Spread, facts_of, holm_level, widening
+from maga.sources import digits
+from maga.training import FitConfig
+
+CONFIG = FitConfig(8, 32, lr=0.05, pad=1, flip=False)
+
+
+def made(rng, n, task="class", **values):
+    "Facts of n models that differ by chance alone, around a common output."
+    common, found = rng.normal(size=(30, 5)), []
+    for i in range(n):
+        z = torch.tensor(common + 0.5 * rng.normal(size=5) + 0.3 * rng.normal(size=(30, 5)), dtype=torch.float32)
+        own = {"A_r": 97 + rng.normal() / 3, "A_f": 0.0, "MIA": 10 + 2 * rng.normal(), "margin": rng.normal(), "probe": rng.normal()}
+        own |= {"relearn": 3.0 * round(10 * math.exp(0.1 * rng.normal())), "recognised": 0.0} | values
+        margins = logit_margin(z, torch.zeros(30, dtype=torch.long)) + rng.normal()
+        found.append(Facts("", task, z, z[:20], margins, {k: float(v) for k, v in own.items()}, {"A_r": 400, "A_f": 40, "MIA": 30}, f"{i} {own}"))
+    return found
+
+
+KNOWS = {"A_f": 98.0, "MIA": 90.0, "margin": 12.0, "probe": 12.0, "relearn": 0.0, "recognised": 99.0}
+
+
+def an_original(rng, **values):
+    return made(rng, 1, **KNOWS | values)[0]
+
+
+# The bounds
+
+
+def test_a_prediction_interval_is_the_closed_form():
+    y = [3.0, 4.0, 6.0, 7.0, 10.0]
+    half = stats.t.ppf(1 - 0.01 / 2, 4) * np.std(y, ddof=1) * math.sqrt(1 + 1 / 5)
+    assert Spread.of(y).limits(0.01) == pytest.approx((6 - half, 6 + half))
+    assert Spread.of(y).p(6 + half) == pytest.approx(0.01)
+    assert Spread.of(y).p(6 - 2 * half) == pytest.approx(2 * stats.t.sf(2 * half / (np.std(y, ddof=1) * math.sqrt(1.2)), 4))
+    assert widening(1, 0.05) == math.inf
+
+
+def test_one_further_normal_value_is_outside_as_often_as_the_level_says():
+    rng = np.random.default_rng(0)
+    for n in (3, 5, 10):
+        outside = np.mean([Spread.of(y[:n]).p(y[n]) <= 0.05 for y in rng.normal(size=(1500, n + 1))])
+        low, high = stats.binom.ppf([0.0005, 0.9995], 1500, 0.05) / 1500
+        assert low <= outside <= high
+
+
+def test_a_share_has_the_room_that_counting_leaves():
+    spread = Spread.of([0.0] * 5, images=40)  # no hit in 200
+    room = stats.betabinom(40, 0.5, 200.5)
+    for k in range(41):
+        p = min(1, 2 * min(room.cdf(k), room.sf(k - 1)))
+        assert spread.p(2.5 * k) == pytest.approx(p if k else 1)
+        low, high = spread.limits(0.02)
+        assert (low <= 2.5 * k <= high) == (spread.p(2.5 * k) > 0.02)
+    assert spread.limits(0.01)[1] > Spread.of([0.0] * 50, images=40).limits(0.01)[1] > 0  # more retrains know more
+    assert Spread.of([5.0] * 4).limits(0.01) == (5, 5) and Spread.of([5.0] * 4).p(5.1) == 0  # no share: no room
+
+
+def test_shares_of_equal_chance_are_seldom_outside():
+    rng = np.random.default_rng(1)
+    for chance in (0.0, 0.01, 0.5, 0.99):
+        hits = rng.binomial(40, chance, size=(250, 6)) * 2.5
+        assert np.mean([Spread.of(h[:5], images=40).p(h[5]) <= 0.05 for h in hits]) <= 0.05
+
+
+def test_holm_never_rejects_less_than_bonferroni_and_never_more_than_single_tests():
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        p = (rng.random(rng.integers(1, 10)) ** 4).tolist()
+        level = holm_level(p, 0.05)
+        assert 0.05 / len(p) <= level <= 0.05
+        rejected, order = set(), np.argsort(p)
+        for i, j in enumerate(order):  # step by step
+            if p[j] > 0.05 / (len(p) - i):
+                break
+            rejected.add(int(j))
+        assert rejected == {i for i, x in enumerate(p) if x <= level}
+    assert holm_level([0.2, 0.6], 0.05) == 0.025 and math.isnan(holm_level([], 0.05))
+
+
+# All measures together
+
+
+@pytest.mark.parametrize("references", [4, 8])
+def test_at_most_one_genuine_retrain_in_twenty_is_an_alarm(references):
+    rng, rounds, alarms = np.random.default_rng(3), 60, 0
+    for _ in range(rounds):
+        one, *others = made(rng, references + 1)
+        alarms += judged(an_original(rng), one, others).verdict == DISTINGUISHABLE
+    assert alarms <= stats.binom.ppf(0.999, rounds, 0.05)
+
+
+def test_false_alarms_are_counted_one_retrain_at_a_time():
+    rng = np.random.default_rng(4)
+    models = made(rng, 9)
+    table = false_alarms(an_original(rng), models, 5)
+    assert table["retrain"].tolist() == list(range(9)) and set(table.references) == {5}
+    assert (false_alarms(an_original(np.random.default_rng(4)), models, 5).verdict == table.verdict).all()
+    spoilt = [*models[:8], replace(models[8], values=models[8].values | {"margin": 500.0})]
+    assert "margin" in false_alarms(an_original(rng), spoilt, 5)["told by"][8]
+    with pytest.raises(MagaError, match="references is 9"):
+        false_alarms(an_original(rng), models, 9)
+    assert share_interval(95, 100) == pytest.approx(tuple(stats.binomtest(95, 100).proportion_ci(method="exact")))
+
+
+def test_a_retrain_is_scored_against_as_many_as_the_model_is():
+    rng = np.random.default_rng(5)
+    one, *others = made(rng, 6)
+    a = judged(an_original(rng), one, others)
+    p = [f.train.double().softmax(1) for f in others]
+    tv = lambda x, y: 50 * float((x - y).abs().sum(1).mean())  # noqa: E731
+    without = [sum(p[:i] + p[i + 1 :]) / 4 for i in range(5)]
+    y, u = [tv(p[i], without[i]) for i in range(5)], np.mean([tv(one.train.double().softmax(1), q) for q in without])
+    unit = math.exp(np.mean(np.log(y)))
+    assert a["tv_train"].retrains == pytest.approx([v / unit for v in y]) and a["tv_train"].value == pytest.approx(u / unit)
+    phi = torch.stack([f.margins for f in others[1:]])  # the first retrain's margins against the other four
+    sd = math.sqrt(float((phi - phi.mean(0)).square().sum()) / (3 * phi.shape[1])) * math.sqrt(1 + 1 / 4)
+    assert a["lira"].retrains[0] == pytest.approx(float((((others[0].margins - phi.mean(0)) / sd) ** 2).mean().sqrt()))
+
+
+# Verdicts
+
+
+def test_without_enough_retrains_nothing_is_decided():
+    rng = np.random.default_rng(6)
+    original, one, *others = an_original(rng), *made(rng, 4)
+    for some in ([], others[:1], others[:2]):
+        a = judged(original, one, some)
+        assert a.verdict == UNDECIDED and {f.verdict for f in a.findings} == {UNDECIDED}
+        assert f"train {retrains_wanted()} networks" in a.says
+        assert widening(retrains_wanted(), 0.05 / len(AUDIT_MEASURES)) <= 6 < widening(retrains_wanted() - 1, 0.05 / len(AUDIT_MEASURES))
+    assert len(judged(original, one, others).findings) == len(AUDIT_MEASURES)
+
+
+def test_a_measure_without_power_says_how_many_retrains_it_takes():
+    rng = np.random.default_rng(7)
+    gold = made(rng, 5)
+    for i, r in enumerate(gold):
+        r.values["probe"] = float(i)  # mean 2, standard deviation 1.58
+    original = an_original(rng, probe=2 + 5 * 1.58)
+    (one,) = made(rng, 1, probe=2.0)
+    found = judged(original, one, gold)["probe"]
+    assert found.verdict == UNDECIDED and f"about {found.needed} retrains" in found.says
+    level = holm_level([f.p for f in judged(original, one, gold).findings], 0.05)
+    assert widening(found.needed, level) * np.std(range(5), ddof=1) < 5 * 1.58 <= widening(found.needed - 1, level) * np.std(range(5), ddof=1)
+    never = judged(an_original(rng, probe=3.0), one, gold)["probe"]
+    assert never.needed is None and "hundred retrains would not" in never.says
+
+
+def test_outputs_alone_are_not_consistent_and_a_class_that_never_returns_is_above():
+    rng = np.random.default_rng(8)
+    one, *gold = made(rng, 9)
+    original = an_original(rng)
+    assert judged(original, one, gold).verdict == CONSISTENT
+    blind = lambda f: replace(f, missing={"probe": "it needs the network", "relearn": "it needs the network"})  # noqa: E731
+    a = judged(blind(original), blind(one), [blind(r) for r in gold])
+    assert a.verdict == UNDECIDED and "last layer alone" in a.says
+    slow = replace(one, values=one.values | {"relearn": math.inf})
+    found = judged(original, slow, gold)["relearn"]
+    assert found.verdict == DISTINGUISHABLE and found.says.startswith("∞ is above")
+    gold[0].values["relearn"] = math.inf  # a retrain that is slow, too
+    assert math.isinf(judged(original, slow, gold)["relearn"].high)
+
+
+def test_scales_go_there_and_back():
+    for m in AUDIT_MEASURES.values():
+        for x in (5.0, 30.0, 99.0):
+            assert m.back(m.on_scale(x)) == pytest.approx(x)
+            assert m.on_scale(x) < m.on_scale(x + 1)
+            assert m.rounding(m.on_scale(x)) == pytest.approx(m.step * (m.on_scale(x + 1e-4) - m.on_scale(x)) / 1e-4, rel=1e-3)
+    speed = AUDIT_MEASURES["relearn"]
+    assert speed.on_scale(math.inf) == 0 and speed.back(0.0) == speed.back(0.1) == math.inf
+
+
+@pytest.fixture(scope="module")
+def real():
+    "Split, original, seven retrains and a fresh one on a part of the digits."
+    train, test = digits()
+    split = forget_class(train.subset(torch.arange(700)), test, "nine")
+    (original,) = train_originals(split, small_network, CONFIG, [0])
+    fresh, *retrains = train_retrains(split, small_network, CONFIG, range(8))
+    return split, original, retrains, fresh
+
+
+def test_verdicts_on_digits(real):
+    split, original, retrains, fresh = real
+    distil = get_method("head_distillation")
+    hidden = distil(original.model, split, distil.preset("digits"), torch.Generator().manual_seed(0))
+    gold = [facts_of(r, split) for r in retrains]
+    assert audit(original, fresh, split, gold, attacks=False).verdict != DISTINGUISHABLE
+    knowing = audit(original, original.model, split, gold)
+    assert {"A_f", "tv", "margin"} <= {f.measure for f in knowing.findings if f.verdict == DISTINGUISHABLE} and knowing.verdict == DISTINGUISHABLE
+    forged = audit(original, hidden, split, gold)
+    assert forged.verdict == DISTINGUISHABLE and forged["A_f"].verdict == CONSISTENT  # accuracy alone would not tell
+    outputs = audit(original.outputs, fresh.outputs, split, [r.outputs for r in retrains])
+    assert outputs.verdict == UNDECIDED and outputs["probe"].verdict == UNDECIDED
+    attacked = audit(original, fresh, split, retrains[:3], attacks=True)
+    assert attacked["relearn"].original == 0 < attacked["relearn"].value
+
+
+def test_an_audit_is_shown_in_four_ways(real, tmp_path):
+    split, original, retrains, fresh = real
+    a = audit(original, fresh, split, retrains)
+    made = json.loads(json.dumps(a.as_dict(), allow_nan=False))
+    assert made["verdict"] == a.verdict and len(made["findings"]) == len(a.to_frame()) == len(AUDIT_MEASURES)
+    assert all(f.measure in str(a) and f.says in str(a) for f in a.findings) and str(a).startswith(a.verdict.upper())
+    page = a.html()
+    assert page.count("<tr>") == page.count("</tr>") == 1 + len(AUDIT_MEASURES) and "http" not in page and "<script" not in page
+    assert all(word not in (page + str(a)).lower() for word in ("certif", "nan", "guarantee"))
+    assert len(show_audits({"fresh": a}).axes) == sum(not math.isnan(f.low) for f in a.findings)
+    kept = Facts.load(facts_of(fresh, split).save(tmp_path / "facts.safetensors"))
+    assert audit(original, kept, split, retrains).as_dict() == a.as_dict()
+
+
+# What would make an audit wrong
+
+
+def test_each_wrong_input_ends_in_one_sentence(real, tmp_path):
+    split, original, retrains, fresh = real
+    few = split.train.subset(torch.arange(400)), split.test
+    (tmp_path / "none.safetensors").write_bytes(b"none")
+    broken = Outputs(original.outputs.train, original.outputs.test.clone().fill_(math.nan))
+    for call, says in {
+        lambda: audit(original, fresh, split, [*retrains, retrains[0]]): "Retrains 1 and 8 give the same outputs",
+        lambda: audit(original, retrains[2], split, retrains): "gives the outputs of retrain 3",
+        lambda: audit(original, fresh, split, [*retrains[:2], original]): "Retrain 3 gives the outputs of the original",
+        lambda: audit(original, fresh, split, [*retrains[:2], *train_originals(split, small_network, CONFIG, [5])]): "Retrain 3 recognises",
+        lambda: audit(original, small_network(torch.Generator(), 7), split): r"gives \[2, 7\]; expected logits \[2, 10\]",
+        lambda: audit(original, "unlearned.safetensors", split): "The audited model is 'unlearned.safetensors'; expected",
+        lambda: audit(original, fresh, split, fresh): "expected a list of models",
+        lambda: audit(original, fresh, few): "split is .*; expected a ForgetSplit",
+        lambda: audit(original, fresh, forget_class(*few, "nine")): "made for another split",
+        lambda: audit(original, Outputs(fresh.outputs.train[:9], fresh.outputs.test), split): "the split has 700",
+        lambda: audit(original, broken, split): "not finite on test images",
+        lambda: audit(original, fresh, split, retrains, level=5.0): "level is 5.0; expected a number between 0 and 1",
+        lambda: judged(facts_of(original, split), facts_of(fresh, forget_random(*few, 20))): "made for another split",
+        lambda: audit(original, facts_of(fresh, split, target=50.0), split, attacks=True): "relearned up to",
+        lambda: Facts.load(tmp_path / "none.safetensors"): "holds no facts of an audit",
+        lambda: show_audits({"fresh": audit(original, fresh, split)}): "nothing to draw",
+    }.items():
+        with pytest.raises(MagaError, match=says) as e:
+            call()
+        assert "\n" not in str(e.value)
