@@ -19,7 +19,7 @@ from maga.methods.maga import MaGAConfig
 from maga.methods.noise import NoiseConfig
 from maga.methods.published import unexplained
 from maga.methods.relabelling import saliency_mask
-from maga.methods.restart import last_parameters
+from maga.methods.relatives import last_parameters
 from maga.methods.retraining import reinitialised
 from maga.methods.tuning import tune, tuning_split
 from maga.models import ModelSpec

@@ -11,6 +11,7 @@ from maga.capture import may_be_captured
 from maga.data import ForgetSplit, forget_class, forget_random, forget_subclass
 from maga.methods.contract import METHODS
 from maga.methods.noise import NoiseConfig
+from maga.methods.restart import Distil
 from maga.models import small_network
 from maga.sources import digits
 from maga.training import Examples, FitConfig, _Stepper, cross_entropy, fit
@@ -29,6 +30,8 @@ OPERATORS = {  # in a step of small_cnn, at most over the tasks
     "ssd": 107, "amnesiac": 86, "salun": 109, "unsir": 94, "bad_teacher": 94, "scrub": 118, "delete": 137, "trew": 118, "head_distillation": 46,
     "maga_soft": 118, "restart": 112, "eu_k": 78, "not_": 112, "random_mask": 112,
 }
+
+TAUGHT = 162  # the same of restart with a teacher
 
 
 class Wait(Exception):
@@ -100,6 +103,15 @@ def test_a_step_never_waits(name, task, counted):
     split = small_split(task)
     METHODS[name](maker("small_cnn", split.train)(generator()), split, small_config(name, task, split, epochs=1), generator(1))
     assert counted and max(counted) <= OPERATORS[name], f"{name}: {max(counted)} operators in a step, {OPERATORS[name]} so far"
+
+
+@pytest.mark.parametrize("task", ("class", "random"))
+def test_a_taught_step_never_waits(task, counted):
+    "The teacher's forward pass is in the step; it too asks and does not wait."
+    split = small_split(task)
+    config = replace(small_config("restart", task, split, epochs=1), head="fresh", distil=Distil())
+    METHODS["restart"](maker("small_cnn", split.train)(generator()), split, config, generator(1))
+    assert counted and max(counted) <= TAUGHT, f"{max(counted)} operators in a step, {TAUGHT} so far"
 
 
 def test_waits_are_seen(counted):

@@ -20,6 +20,7 @@ from maga.judges.tiny import SIDE, tiny_clip, tiny_encoder
 from maga.measures.attacks import RelearnConfig, probe_logits, relearn
 from maga.measures.metrics import Outputs, measure
 from maga.methods.contract import METHODS
+from maga.methods.restart import Distil
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint, small_network
 from maga.sources import digits
 from maga.training import Examples, FitConfig, fit
@@ -48,8 +49,12 @@ def _few_steps_pay(monkeypatch):
 @pytest.mark.parametrize(("name", "task"), PAIRS)
 def test_captured_steps_are_eager_ones(name, task):
     "And they are the CPU's within rounding; the caller's model and the usual stream stay as they were."
+    captured_and_eager(name, task)
+
+
+def captured_and_eager(name, task, **changes):
     split, method = small_split(task), METHODS[name]
-    make, config = maker("small_cnn", split.train), small_config(name, task, split)
+    make, config = maker("small_cnn", split.train), replace(small_config(name, task, split), **changes)
     model, usual = make(g()), torch.cuda.current_stream()
     there = make(g()).to(GPU)
     replays, failures = device.replays[0], len(device.failures)
@@ -57,6 +62,11 @@ def test_captured_steps_are_eager_ones(name, task):
     assert device.replays[0] > replays and len(device.failures) == failures
     eager = method(there, split.to(GPU), with_fits(config, capture=False), g(1))
     assert same(captured, eager) and same(model, there) and torch.cuda.current_stream() is usual
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_captured_step_with_a_teacher(task):
+    captured_and_eager("restart", task, head="fresh", distil=Distil())
 
 
 @pytest.mark.parametrize("task", TASKS)
