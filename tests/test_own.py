@@ -101,14 +101,14 @@ COMMANDS = get_command(command.app).commands
 
 
 def examples():
-    for name, c in COMMANDS.items():
+    for name, _c in COMMANDS.items():
         shown = CliRunner().invoke(get_command(command.app), [name, "--help"]).output
         found = re.findall(r"^\s+(maga .+)$", shown.split("Example")[-1], re.M)
         yield name, [re.sub(r"\s+", " ", f) for f in found]
 
 
 def test_every_command_has_an_example():
-    assert set(COMMANDS) >= {"forget", "purge", "methods", "judges", "metrics", "reproduce", "judge", "bench"}
+    assert set(COMMANDS) >= {"forget", "audit", "purge", "methods", "judges", "metrics", "reproduce", "judge", "bench"}
     for name, found in examples():
         assert found and all(f.startswith(f"maga {name}") for f in found), name
 
@@ -117,7 +117,7 @@ def test_every_command_has_an_example():
 def test_the_examples_run(name, at, desk, capsys):
     "In the order in which a reader would try them; `bench --help` alone is no work."
     lines = dict(examples())[name]
-    if name == "purge" and not (desk / "forgotten").exists():
+    if name in ("purge", "audit") and not (desk / "forgotten").exists():
         lines = [dict(examples())["forget"][0], *lines]
     for line in lines:
         code, out, err = at(line, capsys)
@@ -152,7 +152,7 @@ def test_a_class_goes_and_the_weights_load_where_they_came_from(at, desk, capsys
 
 def test_thirty_files_go(at, desk, capsys):
     "Named one a line; they are measured as training images, and the cache is in the list of what remembers them until it is purged."
-    code, out, err = at("maga forget --model model.safetensors --data photos --files gone.txt --out files --set fit.epochs=2 --set fit.lr=0.05", capsys)
+    code, _out, err = at("maga forget --model model.safetensors --data photos --files gone.txt --out files --set fit.epochs=2 --set fit.lr=0.05", capsys)
     assert code == 0, err
     record = json.loads((desk / "files/report.json").read_text())
     assert record["task"] == "random" and record["images"] == {"forgotten": 30, "retained": 1407, "forgotten test": 0}
@@ -174,7 +174,7 @@ def test_a_second_request_starts_from_the_first(at, desk, capsys):
     record = json.loads((desk / "two/report.json").read_text())
     said = {n["name"]: n["after"] for n in record["numbers"]}
     assert said["A_f"] <= 5 and said["A_earlier"] <= 5
-    network, ledger = open_result(desk / "two")
+    _network, ledger = open_result(desk / "two")
     assert [e.classes for e in ledger.entries] == [("three",), ("eight",)]
     assert load_file(desk / "two/model.safetensors").keys() == load_file(desk / "model.safetensors").keys()
     train, test = digits()
@@ -316,6 +316,10 @@ MISTAKES = {
     "maga forget --model timm:resnet10tt --weights net.pth --data photos --forget three --out x": "nearest names",
     "maga forget --model hf:nobody/nothing --data photos --forget three --out x": "cannot be opened",
     "maga purge nowhere": "cannot be read",
+    "maga audit --original model.safetensors --unlearned model.safetensors --data photos": "Say what must go",
+    "maga audit --original model.safetensors --unlearned nowhere --data photos --forget three": "does not exist",
+    "maga audit --original model.safetensors --unlearned model.safetensors --data photos --forget three --train-retrains 2": "--trained-epochs",
+    "maga audit --original model.safetensors --unlearned model.safetensors --data photos --forget three --level 2.0": "between 0 and 1",
 }
 
 
@@ -329,6 +333,19 @@ def test_a_mistake_ends_in_one_sentence(line, at, desk, capsys):
 
 def test_a_wrong_line_ends_with_two(at, capsys):
     assert at("maga forget --modle x", capsys)[0] == 2 and at("maga forgett", capsys)[0] == 2
+
+
+def test_an_audit_of_weights_of_a_users_own_network(at, desk, capsys):
+    "The original is distinguishable from three retrains that are trained here; they are kept, and a second run trains none."
+    line = "maga audit --model net.py:Net --original net.pth --unlearned net.pth --mean 0.5 --std 0.5 --data photos --forget three"
+    assert json.loads(at(f"{line} --json", capsys)[1])["verdict"] == "undecided"
+    line += " --train-retrains 4 --trained-epochs 3 --out audited_mine --json"
+    found = json.loads(at(line, capsys)[1])
+    assert found["verdict"] == "distinguishable" and found["retrains"] == 4
+    kept = {p: p.stat().st_mtime_ns for p in (desk / "audited_mine").glob("retrain_*")}
+    assert len(kept) == 4 and json.loads(at(line, capsys)[1]) == found
+    assert kept == {p: p.stat().st_mtime_ns for p in (desk / "audited_mine").glob("retrain_*")}
+    assert json.loads((desk / "audited_mine/audit.json").read_text()) == found and "<svg" in (desk / "audited_mine/audit.html").read_text()
 
 
 def test_an_original_that_is_at_chance_is_named(at, desk, capsys):

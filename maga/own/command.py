@@ -19,10 +19,10 @@ from ..checks import MagaError
 # %% auto #0
 __all__ = ['app', 'Model', 'Weights', 'Data', 'DataRoot', 'Classes', 'Size', 'Mean', 'Std', 'Head', 'Device', 'AsJson',
            'share_of', 'numbers_of', 'settings_given', 'lines_of', 'opened', 'forget_command', 'purge_command',
-           'methods_there_are', 'judges_there_are', 'metrics_there_are', 'methods_command', 'judges_command',
-           'metrics_command', 'reproduce_command', 'judge_command', 'bench_command', 'main']
+           'audit_command', 'methods_there_are', 'judges_there_are', 'metrics_there_are', 'methods_command',
+           'judges_command', 'metrics_command', 'reproduce_command', 'judge_command', 'bench_command', 'main']
 
-# %% ../../nbs/706_command.ipynb #7bed0a4d
+# %% ../../nbs/706_command.ipynb #3a849e31
 app = typer.Typer(
     name="maga", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help="Machine unlearning for image classifiers."
 )
@@ -60,6 +60,11 @@ def settings_given(texts: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             found[place.strip()] = value.strip()
     return found
+
+
+def _names(text: str) -> tuple[str, ...]:
+    "Names separated by commas."
+    return tuple(n.strip() for n in text.split(",") if n.strip())
 
 
 def lines_of(path: str) -> tuple[str, ...]:
@@ -122,7 +127,7 @@ def opened(
     used = Classifier(network.model, head) if head else network.model
     return replace(network, model=to_device(used, place)), train, test, ledger
 
-# %% ../../nbs/706_command.ipynb #1ae4f521
+# %% ../../nbs/706_command.ipynb #18c96847
 _FORGET = """Examples:
 
 \b
@@ -181,15 +186,14 @@ def forget_command(
     from maga.progress import ProgressBar
 
     given = {k: v for k, v in locals().items() if isinstance(v, str | int | float | list | None) and k not in ("out", "as_json", "device")}
-    wanted = Wanted(tuple(n.strip() for n in forget.split(",") if n.strip()), subclass, lines_of(files) if files else (), random, seed)
+    wanted = Wanted(_names(forget), subclass, lines_of(files) if files else (), random, seed)
     request = _request(given, wanted)
     if check_free(out, request):
         print(f"This very request is done: {out}/report.html")
         return
     part, changes = share_of(budget), settings_given(set_ or [])
-    named = tuple(n.strip() for n in classes.split(",") if n.strip())
     network, train, test, ledger = opened(
-        model, weights, data, data_root, device, named, size, numbers_of("mean", mean), numbers_of("std", std), head
+        model, weights, data, data_root, device, _names(classes), size, numbers_of("mean", mean), numbers_of("std", std), head
     )
     entries = ledger.entries if ledger else ()
     split = in_force(wanted.split(train, test), entries)
@@ -227,7 +231,71 @@ def purge_command(folder: Annotated[str, typer.Argument(help="Of a result.")]) -
     gone = purge(folder)
     print("\n".join(f"deleted: {p}" for p in gone) or "There was nothing of ours to delete.")
 
-# %% ../../nbs/706_command.ipynb #a41b8959
+# %% ../../nbs/706_command.ipynb #60f376e2
+_AUDIT = """Examples:
+
+\b
+  maga audit --original model.safetensors --unlearned forgotten --data photos --forget three
+  maga audit --original model.safetensors --unlearned forgotten --data photos --forget three --train-retrains 5 --trained-epochs 6 --out audited
+"""
+
+
+@app.command("audit", epilog=_AUDIT)
+def audit_command(
+    original: Annotated[str, typer.Option(help="The network before; its weights where --model names the network.")],
+    unlearned: Annotated[str, typer.Option(help="The network that is said to have forgotten, in the same form, or a result of maga forget.")],
+    data: Data,
+    model: Annotated[str, typer.Option(help="timm:NAME, file.py:NAME or package.module:NAME, where the others are files of its weights.")] = "",
+    retrain: Annotated[list[str] | None, typer.Option(help="A network trained without what must go; may be repeated.")] = None,
+    train_retrains: Annotated[int, typer.Option(help="Train so many here; kept in --out.", min=0)] = 0,
+    trained_epochs: Annotated[int | None, typer.Option(help="For how many epochs; needed for --train-retrains.", min=1)] = None,
+    forget: Annotated[str, typer.Option(help="Classes that had to go: names or numbers, separated by commas.")] = "",
+    subclass: Annotated[str, typer.Option(help="A fine class of a model that predicts superclasses.")] = "",
+    files: Annotated[str, typer.Option(help="A text file: an image or a row number a line.")] = "",
+    random: Annotated[int, typer.Option(help="So many random training images.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of --random.", min=0, max=2**32 - 1)] = 0,
+    attacks: Annotated[bool, typer.Option("--attacks", help="Also count the steps until the class is back: hundreds on every network.")] = False,
+    level: Annotated[float, typer.Option(help="Chance that a genuine retrain is called distinguishable, at most.")] = 0.05,
+    data_root: DataRoot = "data",
+    classes: Classes = "",
+    size: Size = None,
+    mean: Mean = "",
+    std: Std = "",
+    head: Head = "",
+    out: Annotated[str, typer.Option(help="A folder for audit.html, audit.json and the retrains trained here.")] = "",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    "Say of every measure whether the network is consistent with one that never saw the images, distinguishable, or undecided."
+    from maga.own.audit import audit
+    from maga.own.forgetting import Wanted, trained_retrains, usual_training
+    from maga.progress import ProgressBar
+
+    if train_retrains and (trained_epochs is None or not out):
+        raise MagaError("--train-retrains needs --trained-epochs, as many as the original was trained for, and --out, where they are kept.")
+    wanted = Wanted(_names(forget), subclass, lines_of(files) if files else (), random, seed)
+    given = (data, data_root, device, _names(classes), size, numbers_of("mean", mean), numbers_of("std", std), head)
+
+    def network(source: str) -> tuple[Any, Any, Any, Any]:
+        alone = not model or (Path(source).expanduser() / "ledger.json").is_file()
+        return opened(source if alone else model, "" if alone else source, *given)
+
+    first, train, test, _ = network(original)
+    split = wanted.split(train, test)
+    _tell(f"{split}")
+    retrains = [network(r)[0].model for r in retrain or []]
+    if train_retrains and trained_epochs is not None:
+        recipe = usual_training(first.model, split, trained_epochs)
+        retrains += trained_retrains(first.model, first.make, split, train_retrains, recipe, out, ProgressBar("retrain"))
+        _tell("The retrains were trained by our recipe, not by the one that made the original: differences may come from that.")
+    found = audit(first.model, network(unlearned)[0].model, split, retrains, attacks, level)
+    if out:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        (Path(out) / "audit.html").write_text(f'<!doctype html><meta charset="utf-8"><title>Audit</title>{found.html()}', encoding="utf-8")
+        (Path(out) / "audit.json").write_text(json.dumps(found.as_dict(), indent=1), encoding="utf-8")
+    print(json.dumps(found.as_dict(), indent=1) if as_json else found)
+
+# %% ../../nbs/706_command.ipynb #59d6434f
 def _listed(rows: Sequence[Mapping[str, str]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(list(rows), indent=1, ensure_ascii=False))
