@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .checks import MagaError, write_whole
 from .data import ImageSet
+from .mapped import metadata, read_tensors, room, write_in_parts
 
 # %% auto #0
-__all__ = ['cache_folder', 'cached', 'caches_of', 'purge_cache']
+__all__ = ['cache_folder', 'Undecoded', 'cached', 'caches_of', 'purge_cache']
 
 # %% ../nbs/012_cache.ipynb #d939657b
 def cache_folder() -> Path:
@@ -29,23 +31,72 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MAGA_CACHE", Path.home() / ".cache" / "maga")).expanduser()
 
 # %% ../nbs/012_cache.ipynb #04fb3628
-def _tensors(images: ImageSet, part: str) -> dict[str, Tensor]:
-    more = {} if images.coarse_labels is None else {f"{part}.coarse_labels": images.coarse_labels}
-    if images.files:
-        more[f"{part}.files"] = torch.frombuffer(bytearray("\0".join(images.files).encode(errors="surrogateescape")), dtype=torch.uint8)
-    return {f"{part}.images": images.images, f"{part}.labels": images.labels} | more
+@dataclass(frozen=True, eq=False)
+class Undecoded:
+    "An image set whose pixels are still to be decoded."
+
+    labels: Tensor  # int64 [N]
+    classes: tuple[str, ...]
+    parts: Callable[[], Iterator[Tensor]]  # decodes: uint8 [n, 3, H, W], N images in all
+    coarse_labels: Tensor | None = None  # int64 [N]
+    coarse_classes: tuple[str, ...] = ()
+    name: str = "images"
+    files: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, images: ImageSet) -> Undecoded:
+        "Images that are decoded already."
+        s = images
+        return cls(s.labels, s.classes, lambda: iter([s.images]), s.coarse_labels, s.coarse_classes, s.name, s.files)
+
+    def filled(self, images: Tensor) -> ImageSet:
+        "With these pixels; `MagaError` where labels and names do not fit."
+        return ImageSet(images, self.labels, self.classes, self.coarse_labels, self.coarse_classes, self.name, files=self.files)
+
+    def in_memory(self) -> ImageSet:
+        "Decoded into memory; `MagaError` where it has no room."
+        images, done = None, 0
+        for part in self.parts():
+            if images is None:
+                shape = (len(self.labels), *part.shape[1:])
+                if (size := math.prod(shape)) > room():
+                    what = f"{self.name} takes {size / 2**30:.1f} GB when decoded, more than is free"
+                    raise MagaError(f"{what}: name a folder with room for it as MAGA_CACHE, where it can stay in a file.")
+                images = torch.empty(shape, dtype=torch.uint8)
+            images[done : done + len(part)] = part
+            done += len(part)
+        return self.filled(torch.empty(0, 3, 1, 1, dtype=torch.uint8) if images is None else images)
 
 
-def _names(joined: Tensor | None) -> tuple[str, ...]:
-    return () if joined is None else tuple(joined.numpy().tobytes().decode(errors="surrogateescape").split("\0"))
+class _Stopped(Exception):
+    "What stopped the decoding, on its way past whatever handles failures of writing."
 
 
+def _watched(parts: Iterator[Tensor]) -> Iterator[Tensor]:
+    try:
+        yield from parts
+    except MagaError as e:
+        raise _Stopped from e
+
+
+def _write(path: Path, sets: Mapping[str, Undecoded], about: Mapping[str, str]) -> None:
+    "Decode into a file, part by part."
+    whole = {}
+    for part, s in sets.items():
+        whole[f"{part}.labels"] = s.labels
+        if s.coarse_labels is not None:
+            whole[f"{part}.coarse_labels"] = s.coarse_labels
+        if s.files:
+            whole[f"{part}.files"] = torch.frombuffer(bytearray("\0".join(s.files).encode(errors="surrogateescape")), dtype=torch.uint8)
+    write_in_parts(path, whole, {f"{part}.images": (len(s.labels), _watched(s.parts())) for part, s in sets.items()}, about)
+
+# %% ../nbs/012_cache.ipynb #ce3544f2
 def cached(
     files: Sequence[Path],  # the encoded files; their names, sizes and times make the key, and caches of an earlier state of their folders go
-    make: Callable[[], tuple[ImageSet, ImageSet]],  # decodes them
+    make: Callable[[], tuple[Undecoded, Undecoded]],  # what they hold
     extra: object = None,  # other things that the result depends on
 ) -> tuple[ImageSet, ImageSet]:
-    "(train, test) from the cache; if they are not there, they are made and stored. Works without a readable or writable cache."
+    "(train, test) from the cache; if they are not there, they are decoded into it. Works without a readable or writable cache."
     stamp = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     key = hashlib.sha256(json.dumps([stamp, repr(extra), 1]).encode()).hexdigest()[:24]
     path = cache_folder() / f"{key}.safetensors"
@@ -55,21 +106,29 @@ def cached(
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError):
             path.unlink(missing_ok=True)
     train, test = make()
-    about = {"classes": train.classes, "coarse_classes": train.coarse_classes, "name": train.name}
+    for s in (train, test):
+        s.filled(torch.zeros((), dtype=torch.uint8).expand(len(s.labels), 3, 1, 1))  # what does not fit is said before the work
+    names = {"classes": train.classes, "coarse_classes": train.coarse_classes, "name": train.name}
     folders, asked = json.dumps(sorted({str(f.resolve().parent) for f in files})), repr(extra)
-    tensors = _tensors(train, "train") | _tensors(test, "test")
+    about = {"about": json.dumps(names), "folders": folders, "asked": asked}
     try:
         _drop_stale(folders, asked)
-        write_whole(path, lambda p: save_file(tensors, p, {"about": json.dumps(about), "folders": folders, "asked": asked}))
+        write_whole(path, lambda p: _write(p, {"train": train, "test": test}, about))
+        return _from_cache(path)
+    except _Stopped as e:
+        raise e.__cause__ or e from None
     except MagaError as e:
         warnings.warn(f"The decoded data set is not kept: {e}", stacklevel=2)
-    return train, test
+    return train.in_memory(), test.in_memory()
+
+
+def _names(joined: Tensor | None) -> tuple[str, ...]:
+    return () if joined is None else tuple(joined.numpy().tobytes().decode(errors="surrogateescape").split("\0"))
 
 
 def _from_cache(path: Path) -> tuple[ImageSet, ImageSet]:
-    tensors = load_file(path)
-    with safe_open(path, "pt") as f:
-        about = json.loads(f.metadata()["about"])
+    tensors = read_tensors(path)
+    about = json.loads(metadata(path)["about"])
     coarse, names = tuple(about["coarse_classes"]), tuple(about["classes"])
     train, test = (
         ImageSet(
@@ -107,9 +166,8 @@ def purge_cache(
 def _origins(path: Path) -> list[Path]:
     "The folders that a cache's images were read from, and those above them; none where the file does not say."
     try:
-        with safe_open(path, "pt") as f:
-            folders = {Path(p) for p in json.loads((f.metadata() or {})["folders"])}
-    except (OSError, ValueError, KeyError, SafetensorError):
+        folders = {Path(p) for p in json.loads(metadata(path)["folders"])}
+    except (OSError, ValueError, KeyError):
         return []
     return [place for folder in folders for place in (folder, *folder.parents)]
 
@@ -118,9 +176,8 @@ def _drop_stale(folders: str, asked: str) -> None:
     "Delete caches that share a folder with these and were made in the same way: the images have changed since."
     for path in cache_folder().glob("*.safetensors"):
         try:
-            with safe_open(path, "pt") as f:
-                about = f.metadata() or {}
+            about = metadata(path)
             if about.get("asked") == asked and set(json.loads(about["folders"])) & set(json.loads(folders)):
                 path.unlink(missing_ok=True)
-        except (OSError, ValueError, KeyError, SafetensorError):
+        except (OSError, ValueError, KeyError):
             continue

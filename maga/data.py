@@ -21,6 +21,7 @@ from .checks import Amount, Checked, Count, MagaError, Part, Seed, Share, check_
 from .checks import did_you_mean as did_you_mean
 from .checks import no_such as no_such
 from .checks import write_whole as write_whole
+from .mapped import gathered, pieces, placed
 from .views import Views as Views
 from .views import crop_and_flip
 from .views import random_views as random_views
@@ -67,7 +68,7 @@ def check_normalisation(mean: Any, std: Any) -> None:
 # %% ../nbs/000_data.ipynb #5feb1e38
 @dataclass(frozen=True, eq=False)
 class ImageSet(Checked):
-    "Labelled images as tensors on one device, where batches are augmented, resized and normalised."
+    "Labelled images as tensors; batches are augmented, resized and normalised on the labels' device, where the images lie if it has room."
 
     images: Tensor  # uint8 [N, 3, H, W]
     labels: Tensor  # int64 [N], 0 … K-1: the labels in use
@@ -114,7 +115,7 @@ class ImageSet(Checked):
 
     @property
     def device(self) -> torch.device:
-        return self.images.device
+        return self.labels.device
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -127,21 +128,22 @@ class ImageSet(Checked):
         "A hash of pixels, labels and class names, the same on every device: 16 hexadecimal digits."
         h = hashlib.sha256(json.dumps([self.classes, self.coarse_classes]).encode())
         for t in (self.images, self.labels, self.coarse_labels):
-            if t is not None:
-                h.update(t.cpu().contiguous().numpy().tobytes())
+            for part in () if t is None else pieces(t):
+                h.update(part.cpu().contiguous().numpy().data)
         return h.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> ImageSet:
-        "The same images on another device."
+        "The same images on another device; pixels that it has no room for stay where they are, and `batch` moves what it shows."
         coarse = None if self.coarse_labels is None else self.coarse_labels.to(device)
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device), coarse_labels=coarse)
+        return replace(self, images=placed(self.images, device), labels=self.labels.to(device), coarse_labels=coarse)
 
     def subset(self, indices: Tensor) -> ImageSet:  # int64 [n]
         "The images with these indices, in this order."
         i = indices.to(self.device)
         coarse = None if self.coarse_labels is None else self.coarse_labels[i]
         files = tuple(self.files[k] for k in indices.tolist()) if self.files else ()
-        return replace(self, images=self.images[i], labels=self.labels[i], coarse_labels=coarse, files=files)
+        images = placed(gathered(self.images, i.to(self.images.device)), self.device)
+        return replace(self, images=images, labels=self.labels[i], coarse_labels=coarse, files=files)
 
     def coarse(self) -> ImageSet:
         "The same images with their superclasses as labels; `MagaError` if there are none."
@@ -169,14 +171,25 @@ class ImageSet(Checked):
             x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True).clamp_(0, 255)
         return x.mul_(scale).sub_(shift)
 
+    def pixels(
+        self,
+        indices: Tensor,  # int64 [B] on the same device
+        views: Views | None = None,  # B random crops and flips; None: the images unchanged
+    ) -> Tensor:
+        "Images as they are stored, uint8 [B, 3, H, W] on `device`, also where that has no room for all of them."
+        images = self.images
+        if images.device != self.device:
+            images = images[indices.to(images.device)].to(self.device)
+            indices = torch.arange(len(images), device=self.device)
+        return images[indices] if views is None else crop_and_flip(images, indices, views)
+
     def batch(
         self,
         indices: Tensor,  # int64 [B] on the same device
         views: Views | None = None,  # B random crops and flips; None: the images unchanged
     ) -> Tensor:
         "Normalised images, float32 [B, 3, S, S]."
-        pixels = self.images[indices] if views is None else crop_and_flip(self.images, indices, views)
-        return self.normalise(pixels)
+        return self.normalise(self.pixels(indices, views))
 
 # %% ../nbs/000_data.ipynb #6d3404dd
 TASKS = ("class", "subclass", "random")  # what a deletion request names

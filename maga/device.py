@@ -90,7 +90,7 @@ def has_bfloat16() -> bool:
 # %% ../nbs/001_device.ipynb #44b37687
 def pass_size(images: ImageSet) -> int:
     "How many images a pass without weight gradients takes: 1024 of 32 × 32 pixels on a GPU and 32 on a CPU; fewer if they are larger, at least 8."
-    side = images.size or images.images.shape[-1]
+    side = max(*images.sides, *images.images.shape[-2:])
     return max(8, (2**20 if images.device.type == "cuda" else 2**15) // side**2)
 
 # %% ../nbs/001_device.ipynb #1c0c0a02

@@ -43,7 +43,8 @@ def _row_of_name(name: str, images: ImageSet, rows: dict[str, int], tails: dict[
     if len(found) > 1:
         raise MagaError(f"{name} stands for {len(found)} files, {', '.join(found[:3])}{' …' * (len(found) > 3)}; give the longer name of one.")
     if not found:
-        raise MagaError(f"There is no image {name!r}{_near(name, list(rows))}; expected a path relative to the data's folder, such as {next(iter(rows))}.")
+        known = next(iter(rows))
+        raise MagaError(f"There is no image {name!r}{_near(name, list(rows))}; expected a path relative to the data's folder, such as {known}.")
     return rows[found[0]]
 
 
@@ -65,7 +66,7 @@ def _rows(train: ImageSet, test: ImageSet, wanted: Sequence[Any]) -> list[int]:
             found.append(int(entry))
             continue
         if not rows:
-            raise MagaError(f"The list names {text!r}, but the images of {train.name} have no names; give the numbers of rows, 0 to {len(train) - 1}.")
+            raise MagaError(f"The list names {text!r}, but images of {train.name} have no names; give the numbers of rows, 0 to {len(train) - 1}.")
         if not text:
             raise MagaError("An entry of the list is empty; expected the name of a file or the number of a row.")
         found.append(_row_of_name(text, train, rows, tails))
@@ -88,7 +89,7 @@ def same_images(
     "bool [N]: which images have the pixels of one of these."
     if images.images is others.images:
         return torch.zeros(len(images), dtype=torch.bool, device=images.device).index_fill(0, indices, True)
-    return _alike(images, others.images[indices])
+    return _alike(images, others.pixels(indices))
 
 
 def twins_of(
@@ -96,7 +97,7 @@ def twins_of(
     rows: Tensor,  # int64 [n]
 ) -> Tensor:
     "int64, sorted: the other rows that have the pixels of one of these."
-    found = _alike(images, images.images[rows])
+    found = _alike(images, images.pixels(rows))
     found[rows] = False
     return found.nonzero().flatten()
 

@@ -10,8 +10,10 @@ import json
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import cache_folder as cache_folder
-from .cache import cached
+from .cache import Undecoded, cached
 from .checks import Count, MagaError, check_value, did_you_mean
 from .data import ImageSet
+from .decoding import AT_ONCE, decoded
 from .decoding import decode as decode
-from .decoding import decode_all
+from .decoding import decode_all as decode_all
 from .decoding import eight_bits as eight_bits
 from .device import pick_device
 from .packaged import no_waiting
@@ -60,31 +63,42 @@ def _features(schema: Any) -> dict[str, Any]:
     return json.loads(meta)["info"]["features"] if meta else {}
 
 
-def _image_set(columns: dict[str, Any], features: dict[str, Any], name: str, size: int | None) -> ImageSet:
-    "An `ImageSet` from the first image column, the first label column, and a column of coarse labels if there is one."
+def _undecoded(
+    features: dict[str, Any],  # the hub's description of the columns
+    columns: Sequence[str],  # their names
+    labels: Callable[[str], list[Any]],  # all values of a column
+    pictures: Callable[[str], Iterable[Any]],  # the same of encoded images, one at a time
+    name: str,
+    size: int | None,
+) -> Undecoded:
+    "Images of the first image column, labels of the first label column, and of a column of coarse labels if there is one."
     kinds = {k: f.get("_type") for k, f in features.items() if isinstance(f, dict)}
-    pictures = [k for k, t in kinds.items() if t == "Image"]
-    labels = [k for k, t in kinds.items() if t == "ClassLabel"]
-    if not pictures or not labels:
+    images = [k for k, t in kinds.items() if t == "Image"]
+    named = [k for k, t in kinds.items() if t == "ClassLabel"]
+    if not images or not named:
         raise MagaError(f"{name} has the columns {list(columns)}, none described as an image and a class label: the hub's metadata is missing.")
-    fine = next((k for k in labels if "coarse" not in k), labels[0])
-    coarse = next((k for k in labels if "coarse" in k and k != fine), None)
+    fine = next((k for k in named if "coarse" not in k), named[0])
+    coarse = next((k for k in named if "coarse" in k and k != fine), None)
 
     def label_tensor(k: str) -> Tensor:
-        if None in columns[k]:
-            raise MagaError(f"Row {columns[k].index(None)} of {name} has no label ({k}); every image needs one.")
-        return torch.tensor(columns[k], dtype=torch.int64)
+        values = labels(k)
+        if None in values:
+            raise MagaError(f"Row {values.index(None)} of {name} has no label ({k}); every image needs one.")
+        return torch.tensor(values, dtype=torch.int64)
 
-    return ImageSet(
-        decode_all([c["bytes"] if isinstance(c, dict) else c for c in columns[pictures[0]]], size),
-        label_tensor(fine),
+    y = label_tensor(fine)
+    if not len(y):
+        raise MagaError(f"{name} has no images; expected one at least for training and for testing.")
+    return Undecoded(
+        y,
         tuple(features[fine]["names"]),
+        lambda: decoded((c["bytes"] if isinstance(c, dict) else c for c in pictures(images[0])), len(y), size),
         label_tensor(coarse) if coarse else None,
         tuple(features[coarse]["names"]) if coarse else (),
         name,
     )
 
-
+# %% ../nbs/002_sources.ipynb #8c6ede95
 def from_parquet(
     folder: str | Path,  # holds train-*.parquet and test-*.parquet
     size: int | None = None,  # resize to this side while decoding; None: as stored
@@ -93,20 +107,34 @@ def from_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    check_value("size", size, Count | None)
     folder = Path(folder).expanduser()
     parts = {p: sorted(folder.glob(f"{p}-*.parquet")) for p in ("train", "test")}
     if not all(parts.values()):
         raise MagaError(f"{folder} holds no train-*.parquet and test-*.parquet; expected a data set in the hub's layout.")
 
-    def read(part: str) -> ImageSet:
-        tables = []
+    @contextmanager
+    def opened(file: Path) -> Iterator[Any]:
+        try:
+            with pq.ParquetFile(file) as f:
+                yield f
+        except (pa.ArrowException, OSError) as e:
+            raise MagaError(f"{file} cannot be read ({e}); it is damaged or cut off: fetch it again.") from e
+
+    def values(part: str, column: str) -> Iterator[Any]:
         for file in parts[part]:
-            try:
-                tables.append(pq.read_table(file))
-            except (pa.ArrowException, OSError) as e:
-                raise MagaError(f"{file} cannot be read ({e}); it is damaged or cut off: fetch it again.") from e
-        table = pa.concat_tables(tables)
-        return _image_set(table.to_pydict(), _features(table.schema), folder.name, size)
+            with opened(file) as f:
+                for batch in f.iter_batches(AT_ONCE, columns=[column]):
+                    yield from batch.column(0).to_pylist()
+
+    def read(part: str) -> Undecoded:
+        schemas = []
+        for file in parts[part]:
+            with opened(file) as f:
+                schemas.append(f.schema_arrow)
+        return _undecoded(
+            _features(schemas[0]), schemas[0].names, lambda c: list(values(part, c)), lambda c: values(part, c), folder.name, size
+        )
 
     return cached(parts["train"] + parts["test"], lambda: (read("train"), read("test")), size)
 
@@ -229,14 +257,16 @@ def from_folder(
     size: int | None = None,  # resize to this side; needed if the images differ in size
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) from class folders, with the paths of their files; decoded once, then read from the cache."
+    check_value("size", size, Count | None)
     root = Path(root).expanduser()
     found = _parts(root)
 
-    def read(part: str) -> ImageSet:
+    def read(part: str) -> Undecoded:
         classes, samples = found[part]
         labels = torch.tensor([k for _, k in samples], dtype=torch.int64)
         names = tuple(Path(p).relative_to(root).as_posix() for p, _ in samples)
-        return ImageSet(decode_all([p for p, _ in samples], size), labels, tuple(classes), name=Path(os.path.abspath(root)).name, files=names)
+        pixels = partial(decoded, [p for p, _ in samples], len(samples), size)
+        return Undecoded(labels, tuple(classes), pixels, name=Path(os.path.abspath(root)).name, files=names)
 
     files = [Path(p) for part in found.values() for p, _ in part[1]]
     return cached(files, lambda: (read("train"), read("test")), (size, str(root.resolve()), "named"))
@@ -263,14 +293,19 @@ def from_hub(
     if "train" not in both or held_out is None:
         raise MagaError(f"{name} has the parts {list(both)}; expected train and test.")
 
-    def read(part: str) -> ImageSet:
+    def read(part: str) -> Undecoded:
         data = both[part]
         for column, feature in data.features.items():
             if isinstance(feature, HubImage):
                 data = data.cast_column(column, HubImage(decode=False))
-        return _image_set(data.to_dict(), data.features.to_dict(), name, size)
+        starts = range(0, len(data), AT_ONCE)
+        pictures = lambda c: (p for k in starts for p in data[k : k + AT_ONCE][c])  # noqa: E731
+        return _undecoded(data.features.to_dict(), data.column_names, lambda c: list(data[c]), pictures, name, size)
 
-    return read("train"), read(held_out)
+    files = [Path(f["filename"]) for part in ("train", held_out) for f in both[part].cache_files]
+    if not files:  # made in memory
+        return read("train").in_memory(), read(held_out).in_memory()
+    return cached(files, lambda: (read("train"), read(held_out)), (size, name, held_out))
 
 # %% ../nbs/002_sources.ipynb #9e631f11
 NAMES = ("digits", "cifar10", "cifar10_small", "cifar100", "cifar20")

@@ -191,7 +191,8 @@ class _Stepper:
         "The step for full batches: replayed on CUDA where that is asked for, allowed by the functions in it, and worth it for so many steps."
         e = self.examples
         allowed = may_be_captured(self.objective, self.after_step, None if e.perturbation is None else e.perturbation.apply)
-        wanted = self.config.capture and self.device.type == "cuda" and steps >= PAYS_FROM
+        there = e.images.images.device == self.device  # a graph cannot fetch images from the host
+        wanted = self.config.capture and self.device.type == "cuda" and steps >= PAYS_FROM and there
         return Replayed(self, self.device) if wanted and allowed else self
 
     def __call__(self, rows: Tensor, progress: Tensor, draw: Tensor | None, *views: Tensor) -> Tensor:

@@ -1,6 +1,10 @@
 """A user's own images: folders with and without a test part, the names of rows, and a request that lists files."""
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -9,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from maga.data import ImageSet, MagaError
+from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class
 from maga.requests import forget_files, twins_of
-from maga.sources import from_folder, load
+from maga.sources import from_folder, load, put_aside
 
 
 @pytest.fixture(autouse=True)
@@ -213,3 +217,90 @@ def test_twins_are_named_and_forgotten_on_demand(folder):
     ]
     slow = [j for j in range(len(train)) if any(j != k and torch.equal(train.images[j], train.images[k]) for k in (1,))]
     assert twins_of(train, torch.tensor([1])).tolist() == slow
+
+
+# Larger than memory
+
+
+BUDGET = 40_000_000  # bytes that the process may take beside what it has after its imports
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    "Four classes of small files that are 123 MB when they are decoded at 160 × 160."
+    place, rng = tmp_path_factory.mktemp("large"), np.random.default_rng(0)
+    for c, name in enumerate(("cat", "dog", "rocket", "sea")):
+        (place / "many" / name).mkdir(parents=True)
+        for i in range(400):
+            Image.fromarray(rng.integers(60 * c, 60 * c + 60, (6, 6, 3), dtype=np.uint8)).save(place / "many" / name / f"{i:04d}.bmp")
+    return place / "many"
+
+
+def limited(folder, cache, *more):
+    command = [sys.executable, str(Path(__file__).with_name("limited.py")), str(folder), str(BUDGET), *more]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MAGA_CACHE": str(cache), "MALLOC_ARENA_MAX": "1"})
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the limit and its measurement are Linux's")
+def test_images_three_times_as_large_as_memory_are_trained_on_and_forgotten(large, tmp_path, monkeypatch):
+    done = limited(large, tmp_path / "cache")
+    assert done.returncode == 0, done.stderr[-2000:]
+    size, by_class, by_list, aside = done.stdout.splitlines()
+    assert int(size.split()[0]) >= 3 * BUDGET
+    a_r, a_f = (float(re.search(rf"\b{name} ([\d.]+)", by_class)[1]) for name in ("A_r", "A_f"))
+    assert a_r > 80 and a_f <= 5, "a class is forgotten"
+    assert "A_r" in by_list
+    assert list(tmp_path.glob("cache/*")) == list(tmp_path.glob("cache/*.safetensors")), "nothing but the cache is left"
+    monkeypatch.setenv("MAGA_CACHE", str(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match="put aside"):
+        train, test = (s.resized(8) for s in from_folder(large, 160))
+    digests = [forget_class(train, test, 0), forget_files(train, test, list(train.files[5:9])), *put_aside(train)]
+    assert [s.digest for s in digests] == re.findall(r"\[(\w+)\]", by_class + by_list + aside), "bit for bit what memory would have held"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the limit and its measurement are Linux's")
+def test_the_limit_is_one(large, tmp_path):
+    done = limited(large, tmp_path / "cache", "blind")
+    assert done.returncode != 0 and re.search("allocate|memory|MemoryError", done.stderr), done.stderr[-2000:]
+
+
+def test_views_of_images_on_the_host_are_the_same_views(digit_sets):
+    images, rows = digit_sets[0], torch.tensor([5, 2, 2, 700])
+    views = Views(torch.tensor([[1, 0], [0, -1], [2, 2], [-1, 1]]), torch.tensor([True, False, True, False]))
+
+    class Elsewhere(ImageSet):
+        "Claims that its labels lie on another device than its images."
+
+        device = property(lambda self: torch.device("cpu", 0))
+
+    apart = Elsewhere(images.images, images.labels, images.classes)
+    assert apart.device != apart.images.device
+    assert torch.equal(apart.pixels(rows, views), crop_and_flip(images.images, rows, views))
+    assert torch.equal(apart.pixels(rows), images.images[rows])
+
+
+def test_a_subset_without_room_is_a_file_without_a_name(digit_sets, tmp_path, monkeypatch):
+    images, rows = digit_sets[0], torch.randperm(1437, generator=torch.Generator().manual_seed(0))[:1000]
+    whole = images.subset(rows)
+    monkeypatch.setattr("maga.mapped.room", lambda device="cpu": 1000.0)
+    (tmp_path / "cache").mkdir()
+    part = images.subset(rows)
+    assert part.digest == whole.digest and torch.equal(part.images, whole.images)
+    assert torch.equal(part.batch(torch.arange(9)), whole.batch(torch.arange(9)))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_set_that_fits_nowhere_ends_in_one_sentence(folder, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    with pytest.warns(UserWarning, match="is not kept"):
+        assert len(from_folder(folder)[0]) == 18, "without a cache, in memory"
+    monkeypatch.setattr("maga.cache.room", lambda device="cpu": 1000.0)
+    with pytest.warns(UserWarning, match="is not kept"), pytest.raises(MagaError, match="name a folder with room for it as MAGA_CACHE"):
+        from_folder(folder)
+
+
+def test_what_stops_the_decoding_leaves_no_file(folder, tmp_path):
+    (folder / "test/dog/0000.png").write_bytes(b"no image")
+    with pytest.raises(MagaError, match=r"0000\.png cannot be decoded"):
+        from_folder(folder)
+    assert not list((tmp_path / "cache").iterdir())

@@ -57,7 +57,7 @@ class CLIPJudge:
         out = []
         for part in torch.arange(len(queries)).split(64):
             with torch.no_grad():
-                logits = self.model(**self._inputs(queries.images[part.to(queries.device)])).logits_per_image.float().cpu()
+                logits = self.model(**self._inputs(queries.pixels(part.to(queries.device)))).logits_per_image.float().cpu()
             if logits.isnan().any():
                 raise MagaError(f"The logits of {self.name} are not numbers (NaN); load it in float32.")
             out.append(torch.sigmoid(logits) if self.sigmoid else logits.softmax(1))

@@ -145,7 +145,7 @@ class MMICLJudge(WordJudge):
         both = self._features([self.choice.hashes[i] for i in examples], self.exemplars.images[examples])
         text = mmicl_text(self.prompt, self.exemplars.classes[concept], len(both[0]))
         inputs = self.tokenizer([text], return_tensors="pt").to(self.model.device)
-        seen = self._features([self.hashes(queries)[i] for i in rows.tolist()], queries.images[rows.to(queries.device)])
+        seen = self._features([self.hashes(queries)[i] for i in rows.tolist()], queries.pixels(rows.to(queries.device)))
         features = torch.stack([f for one in seen for f in (*both, one)]).to(self.model.device)
         ids, mask = (inputs[key].expand(len(rows), -1) for key in ("input_ids", "attention_mask"))
         with torch.no_grad():

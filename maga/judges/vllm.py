@@ -53,7 +53,7 @@ class VLLMJudge(WordJudge):
         "(confidence [r], answer mass [r], which is not known)."
         text = self.parts.text(self.prompt, self.exemplars.classes[concept])
         examples = [self.pictures[pair.shown], self.pictures[pair.other]]
-        images = upsized(queries.images[rows.to(queries.device)], self.parts.size)
+        images = upsized(queries.pixels(rows.to(queries.device)), self.parts.size)
         requests = [{"prompt": text, "multi_modal_data": {"image": [*examples, query]}} for query in images]
         q = torch.empty(len(requests))
         for i, request in enumerate(self.engine.generate(requests, self.sampling, use_tqdm=False)):

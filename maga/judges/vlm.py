@@ -56,7 +56,7 @@ class VLMJudge(WordJudge):
     def answer(self, queries: ImageSet, concept: int, pair: ExamplePair, rows: Tensor) -> tuple[Tensor, Tensor]:
         "(confidence [r], answer mass [r])."
         label, examples = self.exemplars.classes[concept], (self.pictures[pair.shown], self.pictures[pair.other])
-        images = queries.images[rows.to(queries.device)]
+        images = queries.pixels(rows.to(queries.device))
         if self.shared is None:
             return self.naive.answers(label, examples, upsized(images, self.parts.size))
         names = [self.hashes(queries)[i] for i in rows.tolist()]

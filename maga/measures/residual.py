@@ -74,7 +74,7 @@ def perturbed(
     generator: torch.Generator,  # on the CPU
 ) -> Tensor:
     "Noisy copies as pixels in 0 … 255: float32 [k, n, 3, H, W], on the images' device."
-    pixels = images.images[rows].float()
+    pixels = images.pixels(rows).float()
     noise = torch.stack([torch.randn(pixels.shape, generator=generator) for _ in range(copies)]).to(pixels.device)
     return noise.mul_(255 * radius).add_(pixels).clamp_(0, 255)
 

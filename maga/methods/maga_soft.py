@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..adapter import check_pad
 from ..checks import Amount, Checked, Count, Positive, Range, Share, Weight
-from ..data import ForgetSplit, MagaError, crop_and_flip, random_views
+from ..data import ForgetSplit, MagaError, random_views
 from .labels import Reading, soft_targets
 from ..measures.metrics import predict
 from ..device import autocast
@@ -70,8 +70,8 @@ def view_probabilities(
     total = torch.zeros(len(forget), split.num_classes, device=split.device)
     for _ in range(n_views):
         views = random_views(len(forget), pad, generator, flip).to(split.device)
-        pixels = crop_and_flip(train.images, forget, views)
-        seen = replace(train, images=pixels, labels=train.labels[forget], coarse_labels=None, coarse_classes=())
+        pixels = train.pixels(forget, views)
+        seen = replace(train, images=pixels, labels=train.labels[forget], coarse_labels=None, coarse_classes=(), files=())
         total += predict(model, seen).softmax(1)
     return total / n_views
 

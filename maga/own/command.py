@@ -309,7 +309,6 @@ def methods_there_are() -> list[dict[str, str]]:
     "Name, first sentence, cost, tasks and source of every method."
     import inspect
 
-    import maga.methods
     from maga.methods.contract import METHODS
 
     def cost(m: Any) -> str:
@@ -342,9 +341,6 @@ def metrics_there_are() -> list[dict[str, str]]:
     "Name, first sentence, ideal value and what it needs."
     import inspect
 
-    import maga.measures.attacks
-    import maga.measures.evaluation
-    import maga.measures.residual
     from maga.measures.contract import METRICS
 
     return [

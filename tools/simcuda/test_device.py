@@ -1,6 +1,7 @@
 """Does the pretended GPU refuse what a GPU refuses, allow what it allows, and compute what the CPU computes? Mistakes are planted, and seen."""
 
 import copy
+from dataclasses import replace
 
 import device
 import numpy as np
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from maga.data import Views, forget_class
+from maga.measures.metrics import measure
 from maga.models import small_network
 from maga.sources import digits
 from maga.training import Examples, FitConfig, fit
@@ -144,6 +146,23 @@ def test_the_numbers_are_the_cpus(optimizer):
     ends = [fit(small_network(torch.Generator().manual_seed(0), norm=optimizer == "sgd"), Examples.of(s), config, torch.Generator()) for s in (train, train.to(GPU))]
     for p, q in zip(*(m.parameters() for m in ends), strict=True):
         assert q.is_cuda and torch.allclose(p, q.cpu(), atol=1e-5)
+
+
+def test_images_that_the_device_has_no_room_for_stay_on_the_host(monkeypatch):
+    train, test = (s.subset(torch.arange(n)) for s, n in zip(digits(), (200, 40), strict=True))
+    config = FitConfig(2, 20, lr=1e-2, pad=1, amp=False)
+    here = train.to(GPU)
+    monkeypatch.setattr("maga.mapped.has_room", lambda nbytes, device="cpu": False)
+    there = train.to(GPU)
+    assert there.images is train.images and there.labels.is_cuda and there.device == here.device and there.digest == here.digest
+    ends = [fit(small_network(torch.Generator().manual_seed(0)), Examples.of(s), config, torch.Generator()) for s in (here, there)]
+    for p, q in zip(*(m.parameters() for m in ends), strict=True):
+        assert q.is_cuda and torch.allclose(p, q, atol=1e-5)
+    split = forget_class(train, test, "three").to(GPU)
+    assert split.train.images is train.images
+    moved = replace(split, train=here, test=replace(split.test, images=split.test.images.to(GPU)))
+    assert measure(ends[1], split) == measure(ends[1], moved)
+    assert torch.equal(split.train.subset(split.forget_train).batch(torch.arange(3, device=GPU)), moved.train.batch(split.forget_train[:3]))
 
 
 # Mistakes in the package
