@@ -27,7 +27,8 @@ from maga.sources import digits
 from maga.training import Batch, Examples, FitConfig, fit
 
 NAMES = tuple(METHODS)
-RESTARTS = ("restart", "eu_k", "not_", "random_mask")
+RESTARTS = ("restart", "eu_k", "not_", "random_mask")  # damage of weights alone
+STUDENTS = ("undo",)  # learn of the original what is retained
 TASKS = ("class", "subclass", "random")
 
 
@@ -186,7 +187,7 @@ def scrambled(split: ForgetSplit, forget: bool) -> ForgetSplit:
     return replace(split, train=replace(split.train, images=images))
 
 
-@pytest.mark.parametrize("name", ("retrain", "retrain_head", "finetune", "l1_sparse", "unsir", *RESTARTS))
+@pytest.mark.parametrize("name", ("retrain", "retrain_head", "finetune", "l1_sparse", "unsir", *RESTARTS, *STUDENTS))
 @pytest.mark.parametrize("task", TASKS)
 def test_forget_images_are_never_seen(name, task):
     "Splits that overlap: a method of retain images alone gives the same weights whatever the forget images show."
@@ -435,7 +436,7 @@ def test_frozen_parameters_stay(average):
     make = maker("resnet10", split.train)
     model = make(torch.Generator().manual_seed(0))
     model.conv1.requires_grad_(False)
-    for name in ("restart", "random_mask"):
+    for name in ("restart", "random_mask", "undo", "directional_damage"):
         config = short(name, make)
         after = run(name, model, split, replace(config, fit=replace(config.fit, average=average)))
         assert torch.equal(after["conv1.weight"], model.conv1.weight) and not torch.equal(after["fc.weight"], model.fc.weight)

@@ -3,7 +3,7 @@
 import warnings
 from importlib.metadata import entry_points
 
-from maga.methods import maga, retraining, finetuning, relabelling, dampening, distillation, maga_soft, restart, relatives, tuning
+from maga.methods import maga, retraining, finetuning, relabelling, dampening, distillation, maga_soft, restart, relatives, features, tuning
 
 tuning.add_tuned()
 for plugin in entry_points(group="maga.methods"):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['FOSTER', 'KURMANJI', 'JIA', 'FAN', 'ZHOU', 'ASH', 'GOEL', 'FILES', 'TUNED', 'CONSTANT', 'SGD', 'ADAM', 'FOSTER_SGD',
-           'FOSTER_ADAM', 'FOSTER_IMAGES', 'NO_VIT', 'FILLED_OR_FREE', 'read_in', 'ours', 'numbers_of',
+__all__ = ['FOSTER', 'KURMANJI', 'JIA', 'FAN', 'ZHOU', 'ASH', 'GOEL', 'LEE', 'FILES', 'TUNED', 'CONSTANT', 'SGD', 'ADAM',
+           'FOSTER_SGD', 'FOSTER_ADAM', 'FOSTER_IMAGES', 'NO_VIT', 'FILLED_OR_FREE', 'read_in', 'ours', 'numbers_of',
            'without_effect', 'settings_of', 'Line', 'lines_of', 'unexplained', 'source_table']
 
 # %% ../../nbs/313_published.ipynb #84c7e5d1
@@ -28,6 +28,7 @@ FAN = "OPTML-Group/Unlearn-Saliency"  # SalUn
 ZHOU = "shaaaaron/DELETE"  # DELETE
 ASH = "JordanAsh/warm_start"  # shrink and perturb
 GOEL = "shash42/Evaluating-Inexact-Unlearning"  # EU-k
+LEE = "AddieFoote/distillation-robustify-unlearning"  # UNDO
 FILES = {  # repository -> file -> the commit at which it was read
     FOSTER: {
         "forget_full_class_strategies.py": "77161ccaa655e78d2f6612253594b772e15427f5",
@@ -70,6 +71,7 @@ FILES = {  # repository -> file -> the commit at which it was read
     },
     ASH: {"run.py": "12485d96d789d519f508a8606b9ac92e074381d5"},
     GOEL: {"scripts/unlearn.sh": "e315401512b436c76576530dc73bc99f56793e87"},
+    LEE: {"run_partial_distill_language.py": "e7aba538602e45078341d4fb90984e362866e2cd"},
 }
 
 # %% ../../nbs/313_published.ipynb #1f93b2ce
