@@ -21,7 +21,7 @@ setup(
     author=cfg["author"],
     keywords=cfg["keywords"].split(", "),
     packages=find_packages(include=["maga", "maga.*"]),
-    package_data={"maga": ["py.typed", "methods/tuned.json"]},
+    package_data={"maga": ["py.typed", "methods/tuned.json", "experiments/paper/*.csv"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

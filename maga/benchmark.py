@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import writable_folder
 from .data import ForgetSplit, ImageSet, MagaError, forget_class
 from .device import clocked, has_bfloat16, in_turns, pick_device
 from .judges.contract import FeatureJudge, draw_exemplars
@@ -381,10 +382,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", help="also write comparisons.csv, stages.csv and methods.csv into this folder")
     args = parser.parse_args(arguments)
     try:
+        folder = writable_folder(args.out) if args.out else None
         comparisons, stages, methods = run_benchmark(pick_device(args.device), args.data_root, args.quick)
-        if args.out:
-            folder = Path(args.out)
-            folder.mkdir(parents=True, exist_ok=True)
+        if folder:
             pd.DataFrame([asdict(c) | {"ratio": c.ratio} for c in comparisons]).to_csv(folder / "comparisons.csv", index=False)
             stages.to_csv(folder / "stages.csv", index=False)
             methods.to_csv(folder / "methods.csv", index=False)

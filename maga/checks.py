@@ -23,7 +23,7 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'did_you_mean', 'no_such',
            'Range', 'expected', 'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor',
-           'write_whole']
+           'write_whole', 'writable_folder']
 
 # %% ../nbs/010_checks.ipynb #ef7e3e03
 class MagaError(ValueError):
@@ -194,3 +194,15 @@ def write_whole(
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return path
+
+
+def writable_folder(path: str | Path) -> Path:
+    "The folder, made if it is not there; `MagaError` where nothing can be written into it. Asked before work whose results go there."
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise MagaError(f"{folder} is no folder to write into ({e.strerror or e}); name another one.") from e
+    return folder

@@ -62,6 +62,9 @@ def decoded(
     left, done = iter(sources), 0
     with ThreadPoolExecutor() as pool:
         while some := list(islice(left, AT_ONCE)):
+            for place, source in enumerate(some, done):
+                if not isinstance(source, bytes | str | Path):
+                    raise MagaError(f"Image {place} is {shown(source)}; expected the bytes of an image file, or its path.")
             arrays = list(pool.map(lambda s: decode(s, size), some))
             shapes |= {a.shape for a in arrays}
             if len(shapes) > 1:
@@ -80,7 +83,4 @@ def decode_all(
     check_value("size", size, Count | None)
     if not sources:
         raise MagaError("There are no images: the folder or file is empty.")
-    for place, source in enumerate(sources):
-        if not isinstance(source, bytes | str | Path):
-            raise MagaError(f"Image {place} is {shown(source)}; expected the bytes of an image file, or its path.")
     return torch.cat(list(decoded(sources, len(sources), size)))

@@ -107,7 +107,7 @@ def write_in_parts(
         f.seek(0)
         f.write(free.to_bytes(8, "little") + text.ljust(free))
 
-
+# %% ../nbs/017_mapped.ipynb #c0a34c59
 def _header(path: Path) -> tuple[int, dict[str, Any]]:
     "Where the bytes of a safetensors file begin, and what its header says; `ValueError` where it has none."
     with open(path, "rb") as f:

@@ -7,13 +7,17 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class
+from maga.experiments.report import paper_folder, paper_numbers
+from maga.measures.attacks import quantised
 from maga.requests import forget_files, twins_of
 from maga.sources import from_folder, load, put_aside
 
@@ -304,3 +308,65 @@ def test_what_stops_the_decoding_leaves_no_file(folder, tmp_path):
     with pytest.raises(MagaError, match=r"0000\.png cannot be decoded"):
         from_folder(folder)
     assert not list((tmp_path / "cache").iterdir())
+
+
+# Said before the work
+
+
+def test_a_results_folder_that_cannot_be_is_said_before_any_work(tmp_path, monkeypatch, capsys):
+    from maga.experiments import __main__ as command
+
+    monkeypatch.setattr(command, "run_missing", lambda *a: pytest.fail("work began"))
+    (tmp_path / "file").write_text("")
+    for place in ("/proc/maga", str(tmp_path / "file")):
+        assert command.main(["table1", "--preset", "smoke", "--results", place]) == 1
+        said = capsys.readouterr().err.strip()
+        assert said.startswith(f"{place} is no folder to write into") and "\n" not in said
+
+
+def test_the_benchmarks_folder_is_checked_before_any_work(tmp_path, monkeypatch, capsys):
+    from maga import benchmark
+
+    monkeypatch.setattr(benchmark, "run_benchmark", lambda *a: pytest.fail("work began"))
+    (tmp_path / "file").write_text("")
+    assert benchmark.main(["--out", str(tmp_path / "file")]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.endswith("name another one.") and "\n" not in said
+
+
+@pytest.mark.parametrize("bits", ("int8", 8.0, True, 1, 17, None))
+def test_weights_are_rounded_to_whole_bits(bits, original):
+    with pytest.raises(MagaError, match="rounded to 2 to 16 bits, not"):
+        quantised(original, bits)
+
+
+def test_the_papers_numbers_are_in_the_package():
+    from importlib.resources import files
+
+    import maga
+
+    folder = files("maga.experiments") / "paper"
+    assert sorted(f.name for f in folder.iterdir()) == [f"table{k}.csv" for k in range(1, 9)]
+    assert paper_folder() == Path(maga.__file__).parent / "experiments" / "paper" and len(paper_numbers(1)) > 0
+    root = Path(maga.__file__).parent.parent
+    assert not list((root / "nbs").glob("experiments/paper/*.csv")), "one copy"
+    assert '"experiments/paper/*.csv"' in (root / "setup.py").read_text()
+
+
+def test_a_command_that_fills_a_line_can_be_copied(capsys):
+    from maga.experiments.__main__ import print_result
+
+    command = "python -m maga.experiments table1 --preset smoke --backbone resnet10 --target three --methods bad_teacher --results elsewhere"
+    table = pd.DataFrame({"method": ["maga", "bad_teacher"], "A_r": [98.0, None], "note": ["", f"not run: {command}"]})
+    size = SimpleNamespace(comparable=True)
+    print_result(SimpleNamespace(table=table, settings=SimpleNamespace(size=size), experiment=SimpleNamespace(name="t", title="T"), path="p"))
+    assert command in (line.strip() for line in capsys.readouterr().out.splitlines())
+
+
+def test_rows_that_were_restored_without_outputs_are_named(monkeypatch, tmp_path):
+    from maga.experiments import opinions
+
+    monkeypatch.setattr(opinions, "kept_outputs", lambda session, key: None)
+    row = SimpleNamespace(key="k", spec=SimpleNamespace(method="maga", target="rocket", unlearning_seed=0))
+    with pytest.raises(MagaError, match=r"outputs of a run \(maga, rocket, seed 0\) are not in .*restored without them: run it in another folder"):
+        opinions.said_by(SimpleNamespace(store=SimpleNamespace(folder=tmp_path)), row, torch.arange(3))

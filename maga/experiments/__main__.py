@@ -147,7 +147,8 @@ SHOWN = [
 def print_result(result: Result) -> None:
     "Print the lines that were run, how many were not, and the path of the table."
     table = result.table
-    pending = table.note.fillna("").str.startswith("not run") if "note" in table else table.index != table.index
+    notes = table.note.fillna("") if "note" in table else table.index.to_series().astype(str)
+    pending = notes.str.startswith("not run")
     table = table[~pending]
     shown = [c for c in SHOWN if result.settings.size.comparable or not c.endswith("_paper")]
     columns = [c for c in shown if c in table and not (table[c].isna() | (table[c] == "")).all()]
@@ -156,7 +157,8 @@ def print_result(result: Result) -> None:
     if len(table):
         print(table[columns or list(table)].head(60).to_string(index=False, max_colwidth=44, float_format=lambda v: f"{v:.2f}", na_rep=""))
     if pending.any():
-        print(f"{pending.sum()} of {len(pending)} lines were not run; the column note of the file has the command that fills each.")
+        print(f"{pending.sum()} of {len(pending)} lines were not run; the column note of the file has the command that fills each, such as")
+        print(f"    {notes[pending].iloc[0].removeprefix('not run: ')}")
     print(f"-> {result.path}")
 
 # %% ../../nbs/508_command.ipynb #50800032

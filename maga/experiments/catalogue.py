@@ -120,11 +120,7 @@ PLACES = {  # the paper's name of a setting -> the field of MaGA's configuration
 
 def settings_table(found: Found) -> pd.DataFrame:
     "Table 5: the paper's settings beside those of the presets."
-    folder, lines = paper_folder(), []
-    if folder is None:
-        theirs = pd.DataFrame({"parameter": [*PLACES, "tau", "alpha", "exemplars"], "resnet18": float("nan"), "vit": float("nan")})
-    else:
-        theirs = pd.read_csv(folder / "table5.csv")
+    theirs, lines = pd.read_csv(paper_folder() / "table5.csv"), []
     for model in found.settings.size.columns:
         preset = found.settings.network(model).preset_of("maga")
         for name, value in zip(theirs.parameter, theirs[model], strict=True):

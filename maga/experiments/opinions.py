@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..checks import MagaError
 from .report import Experiment, Found, register
 from .runs import kept_outputs
 from .session import COARSE, Session, config_of, original_of, outputs_of, retrain_of, trained, transition_of
@@ -151,7 +152,9 @@ def judge_cells(settings: Settings) -> list[Cell]:
 def said_by(session: Session, row: Row, split_rows: Tensor) -> tuple[Tensor, Tensor]:
     "Probabilities on forgotten test and training images: [n, K] each."
     outputs = kept_outputs(session, row.key)
-    assert outputs is not None  # written with the row
+    if outputs is None:
+        run, folder = f"{row.spec.method}, {row.spec.target}, seed {row.spec.unlearning_seed}", session.store.folder
+        raise MagaError(f"The outputs of a run ({run}) are not in {folder}, whose rows were restored without them: run it in another folder.")
     return outputs["test"][split_rows].softmax(1), outputs["forget_train"].softmax(1)
 
 

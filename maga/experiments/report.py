@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,14 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ..checks import writable_folder
 from ..data import MagaError, no_such, write_whole
 from .presets import BACKBONES
 from .published import PublishedSession, published_folder
 from .runs import BatchReport, by_other_code, compared, kept, remembered_outputs, run_batch
 from .session import Given, Session, Training, content_digest, original_of, resolve, retrain_of, trained
 from .settings import Cell, Settings
-from .store import RETRAIN, Row, Spec, Store, experiments_folder, key_of
+from .store import RETRAIN, Row, Spec, Store, key_of
 from ..measures.contract import METRICS, Evidence, Score, Subject, interval
 from ..measures.metrics import total_variation
 
@@ -34,18 +36,16 @@ __all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers'
            'shared_trainings', 'table_of', 'said_code', 'open_session', 'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
-def paper_folder() -> Path | None:
-    "The folder with the paper's numbers; `None` where there is no clone."
-    folder = experiments_folder()
-    return folder and folder / "paper"
+def paper_folder() -> Path:
+    "The folder with the paper's numbers, a part of the package."
+    return Path(next(iter(sys.modules["maga"].__path__))) / "experiments" / "paper"
 
 
 def paper_numbers(table: int | None) -> pd.DataFrame:
     "The cells of one of the paper's tables: table, model, task, target, metric, method, value."
-    folder = paper_folder()
-    if table is None or folder is None:
+    if table is None:
         return pd.DataFrame(columns=["table", "model", "task", "target", "metric", "method", "value"])
-    return pd.read_csv(folder / f"table{table}.csv")
+    return pd.read_csv(paper_folder() / f"table{table}.csv")
 
 # %% ../../nbs/505_report.ipynb #a23584b9
 COLUMNS = ("A_r", "A_f", "MIA", "TV", "seconds")
@@ -352,7 +352,7 @@ def open_session(settings: Settings) -> Session:
         torch.set_num_threads(settings.size.threads)
     if settings.published:
         return PublishedSession(published_folder(), settings.results_folder, settings.preset)
-    session = Session(Store(settings.results_folder), settings.device, settings.data_folder)
+    session = Session(Store(writable_folder(settings.results_folder)), settings.device, settings.data_folder)
     session.files(settings.judge)
     if settings.original:
         content_digest(settings.original)

@@ -287,7 +287,7 @@ def experiments_folder() -> Path | None:
     "The folder with the experiments' notebooks, in the package's clone or at or below the working folder; `None` if there is none."
     clone = Path(next(iter(sys.modules["maga"].__path__))).parent / "nbs" / "experiments"
     tried = [clone, Path("nbs/experiments"), Path("experiments"), Path()]
-    return next((p for p in tried if (p / "paper" / "table1.csv").exists()), None)
+    return next((p for p in tried if (p / "paper" / "table1.ipynb").exists()), None)
 
 
 def in_repository(name: str) -> Path:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..data import MagaError, write_whole
 from .catalogue import REFERENCES, budgets_of, tuned_of
-from .report import Experiment, Found, Result, lines_table, paper_folder, register, value_of
+from .report import Experiment, Found, Result, lines_table, register, value_of
 from .runs import kept_outputs
 from .session import Session, config_of
 from .settings import Cell, Changes, Settings, make_cell
-from .store import TRAINED, Spec
+from .store import TRAINED, Spec, experiments_folder
 from ..methods.contract import METHODS, get_method
 from ..training import RECIPES
 
@@ -189,8 +189,8 @@ register(*STUDIES)
 # %% ../../nbs/509_studies.ipynb #a0956365
 def _kept_file(name: str) -> Path:
     "The file of a kept table; `MagaError` where it is missing."
-    paper = paper_folder()
-    path = Path("kept" if paper is None else paper.parent / "studies" / "kept") / f"{name}.csv"
+    clone = experiments_folder()
+    path = Path("kept" if clone is None else clone / "studies" / "kept") / f"{name}.csv"
     if not path.exists():
         raise MagaError(f"There is no kept table {path}; kept tables are in nbs/experiments/studies/kept of the clone.")
     return path

@@ -9,10 +9,12 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import Range, fits, shown
 from ..data import ForgetSplit, MagaError
 from .contract import A_CLASS, A_RETRAIN, AN_ORIGINAL, Evidence, Subject, mean_over, model_metric
 from .metrics import Outputs, accuracy, predict, share_right
@@ -236,8 +238,8 @@ def quantised(
     bits: int,  # 8, 4 …: 2 to 16
 ) -> nn.Module:
     "The model with all layers' weights rounded to nearest, symmetric per output channel, without biases and norms. Ideal: the class stays gone."
-    if not 2 <= bits <= 16:
-        raise MagaError(f"Weights can be rounded to 2 to 16 bits, not {bits}; 8 and 4 are usual.")
+    if not fits(bits, Annotated[int, Range(2, 16)]):
+        raise MagaError(f"Weights can be rounded to 2 to 16 bits, not {shown(bits)}; 8 and 4 are usual.")
     rounded = copy.deepcopy(model).eval()
     for w in rounded.parameters():
         if w.ndim >= 2 and w.shape[0] > 1:  # tables and kernels; position embeddings and class tokens have one row
