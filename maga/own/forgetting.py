@@ -113,7 +113,7 @@ def trial_split(
     first = torch.arange(len(split.forget_train), device=split.device)
     return replace(split, train=train, test=test, forget_train=first, forget_test=none, earlier_train=None, earlier_test=None)
 
-# %% ../../nbs/701_forgetting.ipynb #6d3d5553
+# %% ../../nbs/701_forgetting.ipynb #505dace7
 RATES = {"sgd": (0.02, 0.05, 0.1, 0.2), "adamw": (1e-4, 3e-4, 1e-3, 3e-3)}  # tried for a network of the user's
 SHARE_OF_STEPS = 10  # the running average of the weights spans a tenth of the steps
 
@@ -165,8 +165,9 @@ class Plan:
     why: str  # one or two sentences
     trials: Mapping[float, float] = field(default_factory=dict)  # learning rate -> accuracy on images put aside, in percent
     passes: float = 0.0  # image passes of the trials
+    trained: int | None = None  # epochs that the model was trained for, where they were given
 
-# %% ../../nbs/701_forgetting.ipynb #d42ae835
+# %% ../../nbs/701_forgetting.ipynb #4907cadc
 def tried_rates(
     model: nn.Module,
     split: ForgetSplit,
@@ -175,7 +176,8 @@ def tried_rates(
     progress: Progress | None = None,
 ) -> tuple[dict[float, float], float]:
     "(rate -> accuracy on retained training images that are put aside, in percent; image passes): one epoch with each rate. A rate that fails has 0."
-    small, found = trial_split(split, generator), dict[float, float]()
+    most = min(10_000, max(2_000, len(split.retain_train) // 3))
+    small, found = trial_split(split, generator, most), dict[float, float]()
     with counted_passes(split.device) as passes:
         for rate in RATES[config.fit.optimizer]:
             brief = replace(config, fit=replace(config.fit, epochs=1, lr=rate, average=0.0), retain_images=None)
@@ -186,7 +188,7 @@ def tried_rates(
                 found[rate] = 0.0
         return found, float(passes)
 
-# %% ../../nbs/701_forgetting.ipynb #7e2e9464
+# %% ../../nbs/701_forgetting.ipynb #b008fe1e
 def transition_of(
     judge: str,  # a judge's name, or a file that holds T
     model: nn.Module,  # for the judge `features`
@@ -243,7 +245,7 @@ def planned(
         config = with_change(config, "fit.lr", max(trials, key=trials.__getitem__))
     if "transition" in chosen.needed(config):
         config = replace(config, transition=transition_of(judge, model, split, g))
-    return Plan(chosen, config, why, trials, passes)
+    return Plan(chosen, config, why, trials, passes, trained)
 
 # %% ../../nbs/701_forgetting.ipynb #6d3dff8d
 @dataclass(frozen=True, eq=False)

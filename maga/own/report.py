@@ -36,7 +36,7 @@ from ..packaged import file_revision
 __all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'warnings_of', 'settings_of', 'record', 'page_of', 'card_of',
            'check_free', 'write_result']
 
-# %% ../../nbs/703_report.ipynb #75801ad5
+# %% ../../nbs/703_report.ipynb #8c133a78
 MEANINGS = {
     "A_r": "accuracy on test images that stay; a retrain's is near the original's",
     "A_f": "accuracy on images that had to go; for a whole class a retrain has 0, for single images it has the accuracy of unseen ones",
@@ -63,6 +63,8 @@ def warnings_of(result: Forgotten, split: ForgetSplit) -> list[str]:
         found.append(f"Accuracy on what stays fell by {before.A_r - after.A_r:.1f} points: give more epochs (--set fit.epochs=…), or another rate.")
     if split.task == "class" and after.A_f > 5:
         found.append(f"{after.A_f:.1f} % of the forgotten test images still get their old label; a retrain would have 0: take another method.")
+    if result.plan.trained and (share := (result.passes + result.plan.passes) / (result.plan.trained * len(split.retain_train))) >= 0.5:
+        found.append(f"This cost {100 * share:.0f} % of a retrain: retrain instead, or give a budget (--budget 10%).")
     if split.task != "class":
         found.append("For single images and sub-classes accuracy says little: compare with retrains (maga audit).")
     return found
@@ -143,7 +145,7 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowra
 <code>maga audit --original … --unlearned … --train-retrains 5</code> trains five and compares.</p>{% endif %}
 """
 
-# %% ../../nbs/703_report.ipynb #cfc74360
+# %% ../../nbs/703_report.ipynb #caf2d730
 HOW = """<h2>How</h2>
 <p>{{ r.why }} Source: {{ r.source }}.</p>
 <div class="scroll"><table><tr><th>setting</th><th>value</th></tr>
@@ -153,7 +155,8 @@ HOW = """<h2>How</h2>
 <td>{% for k, v in r["rates tried"].items() %}{{ k }}: {{ v }}{{ ", " if not loop.last }}{% endfor %}</td></tr>{% endif %}</table></div>
 <h2>Cost</h2>
 <p>{{ "{:,}".format(r.cost["image passes"]) }} image passes, and {{ "{:,}".format(r.cost["passes of the trials"]) }} of trials: as much as
-{{ r.cost["epochs over what stays"] }} epochs of training on what stays; {{ r.cost.seconds }} s for the method.</p>
+{{ r.cost["epochs over what stays"] }} epochs of training on what stays; {{ r.cost.seconds }} s for the method.
+A retrain takes as many epochs as the original was trained for.</p>
 <h2>What still remembers</h2>
 <div class="scroll"><table><tr><th>file</th><th>what it is</th><th>holds</th><th>whose</th><th>what to do</th></tr>
 {% for a in artefacts %}<tr><td><code>{{ a.path }}</code></td><td>{{ a.what }}</td><td>{{ a.holds }}</td><td>{{ a.whose }}</td>
