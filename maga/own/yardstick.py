@@ -29,7 +29,8 @@ from ..measures.membership import logit_margin
 from ..measures.metrics import Outputs, accuracy, fitting_outputs, total_variation
 
 # %% auto #0
-__all__ = ['Model', 'References', 'AUDIT_MEASURES', 'Facts', 'facts_of', 'AuditMeasure', 'widening', 'Spread', 'holm_level']
+__all__ = ['PROBE_PENALTY', 'Model', 'References', 'AUDIT_MEASURES', 'FREEDOM', 'Facts', 'facts_of', 'AuditMeasure', 'widening',
+           'Spread', 'holm_level']
 
 # %% ../../nbs/700_yardstick.ipynb #9c4daa39
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,8 @@ class Facts:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
             raise MagaError(f"{path} holds no facts of an audit ({type(e).__name__}: {e}); make them anew with facts_of.") from e
 
-# %% ../../nbs/700_yardstick.ipynb #25e48197
+# %% ../../nbs/700_yardstick.ipynb #e2c1301a
+PROBE_PENALTY = 1e-2  # λ of the probe; the smaller one of its recall lets every class be separated widely
 Model = nn.Module | Outputs | Subject | Facts  # a network, its logits, a network on its split, or what was looked at before
 
 
@@ -115,7 +117,7 @@ def _subject(model: nn.Module | Outputs | Subject, split: ForgetSplit, role: str
 
 
 def _probe_margin(subject: Subject) -> float:
-    return subject.once("probe margin", lambda s: logit_margin(*probe_answers(s.features, s.split)).mean().item())
+    return subject.once("probe margin", lambda s: logit_margin(*probe_answers(s.features, s.split, PROBE_PENALTY)).mean().item())
 
 # %% ../../nbs/700_yardstick.ipynb #74e9a337
 References = Sequence[Sequence[Facts]]  # groups of retrains that a model is scored against; the score is the groups' mean
@@ -224,15 +226,18 @@ AUDIT_MEASURES = {
     ),
 }
 
-# %% ../../nbs/700_yardstick.ipynb #ba5a70b2
+# %% ../../nbs/700_yardstick.ipynb #b12f6208
+FREEDOM = 5  # degrees of freedom at most: tails of scores are not trusted to be a normal's
+
+
 def widening(
     n: int,  # retrains
     level: float,  # chance to be outside, both sides together
 ) -> float:
-    "Half width of the prediction interval for one further value, in standard deviations of n values; ∞ for fewer than two."
+    "Half width of the bounds for one further value, in standard deviations of n values; ∞ for fewer than two."
     from scipy.stats import t
 
-    return float(t.ppf(1 - level / 2, n - 1)) * math.sqrt(1 + 1 / n) if n > 1 else math.inf
+    return float(t.ppf(1 - level / 2, min(n - 1, FREEDOM))) * math.sqrt(1 + 1 / n) if n > 1 else math.inf
 
 
 @dataclass(frozen=True)
@@ -261,7 +266,7 @@ class Spread:
         from scipy.stats import t
 
         away, unit = abs(score - self.mean), self.sd * math.sqrt(1 + 1 / self.n)
-        p = 2 * float(t.sf(away / unit, self.n - 1)) if unit > 0 else float(away <= 1e-12)
+        p = 2 * float(t.sf(away / unit, min(self.n - 1, FREEDOM))) if unit > 0 else float(away <= 1e-12)
         if self.images:
             k = round(score / 100 * self.images)
             p = max(p, min(1.0, 2 * float(min(self.counted().cdf(k), self.counted().sf(k - 1)))))
