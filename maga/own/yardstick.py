@@ -80,7 +80,7 @@ def facts_of(
         if model.split != split.digest:
             raise MagaError(f"The {role} was looked at on another split: look at it anew with facts_of(model, split).")
         if not math.isnan(target) and model.target != target and "relearn" not in model.missing:
-            raise MagaError(f"The {role} was not relearned up to {target:g} %, but {model.target:g} %: look at it anew with facts_of(…, {target:g}).")
+            raise MagaError(f"The {role} was not relearned up to {target:g} %, but {model.target:g} %: use facts_of(…, {target:g}).")
         return model
     subject, network = _subject(model, split, role)
     out, f = subject.outputs, split.forget_train
@@ -184,15 +184,21 @@ class AuditMeasure:
         "How wide a step is on the scale, at this point."
         return self.step * (1.0 if self.scale == "plain" else math.exp(-score) if self.scale == "log" else score * score)
 
-
+# %% ../../nbs/700_yardstick.ipynb #a7d1t0me
 _percent = partial(AuditMeasure, unit="%", bounds=(0, 100))
 _ratio = partial(AuditMeasure, unit="ratio", scale="log", bounds=(0, math.inf))
-_FAR, _NEAR = "forgotten images get other answers than a retrain gives", "answers are nearer to the retrains' mean than a retrain's, as an average's are"
+_FAR = "forgotten images get other answers than a retrain gives"
+_NEAR = "answers are nearer to the retrains' mean than a retrain's, as an average's are"
 AUDIT_MEASURES = {
-    "A_r": _percent("accuracy on retained test images", _number("A_r"), above="more useful than a retrain", below="less useful than a retrain", of="use"),
-    "A_f": _percent("accuracy on forgotten images", _number("A_f"), above="it recognises what it should not know", below="it avoids the right answer"),
+    "A_r": _percent(
+        "accuracy on retained test images", _number("A_r"), above="more useful than a retrain", below="less useful than a retrain", of="use"
+    ),
+    "A_f": _percent("accuracy on forgotten images", _number("A_f"), above="it recognises what it never learned", below="it avoids the right answer"),
     "MIA": _percent(
-        "forgotten images called members by entropy", _number("MIA"), above="it is as sure as of images it saw", below="it is less sure than of unseen images"
+        "forgotten images called members by entropy",
+        _number("MIA"),
+        above="it is as sure as of images it saw",
+        below="it is less sure than of unseen images",
     ),
     "tv": _ratio("distance on forgotten test images", _distance("tested"), above=_FAR, below=_NEAR, ratio=True, tasks=("class", "subclass")),
     "tv_train": _ratio("distance on forgotten training images", _distance("train"), above=_FAR, below=_NEAR, ratio=True),
@@ -278,7 +284,7 @@ class Spread:
         low, high = self.mean - half, self.mean + half
         if self.images:
             counts = self.counted().ppf([level / 2, 1 - level / 2]) * 100 / self.images
-            low, high = min(low, counts[0]), max(high, counts[1])
+            low, high = min(low, float(counts[0])), max(high, float(counts[1]))
         return low, high
 
 # %% ../../nbs/700_yardstick.ipynb #9a9939f9
