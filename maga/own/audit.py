@@ -218,7 +218,7 @@ class Audit:
             f"<tr>{heads}</tr>"
             f"{''.join(map(row, self.findings))}</table>"
             f"<p>Compared with {self.retrains} networks that were trained without the images. Band: where one further such network lies; strokes: "
-            "these networks; dot: the audited model; ring: the original. Bounds hold for all measures at once: a network that never saw the images is "
+            "these networks; dot: the audited model; ring: the original. Bounds hold for all measures at once: a network that never saw them is "
             f"called distinguishable in at most {100 * self.level:g} % of audits, as far as its scores are about normal. Consistent means: not told "
             "apart by these measures.</p></section>"
         )
