@@ -180,6 +180,7 @@ def probe_logits(
 def probe_answers(
     features: Outputs,  # penultimate features of all images, as Subject.features
     split: ForgetSplit,
+    penalty: float = 1e-3,  # λ of the probe
 ) -> tuple[Tensor, Tensor]:
     "What a linear probe on frozen features says of the forgotten test images: logits float32 [n, K + 1] and the labels that are right, int64 [n]."
     if len(split.forget_test) == 0:
@@ -187,7 +188,7 @@ def probe_answers(
     k, labels, wanted = split.num_classes, split.train.labels.clone(), split.test.labels[split.forget_test]
     if split.task == "subclass":
         labels[split.forget_train], wanted = k, torch.full_like(wanted, k)
-    return probe_logits(features.train, labels, features.test[split.forget_test], k + 1), wanted
+    return probe_logits(features.train, labels, features.test[split.forget_test], k + 1, penalty), wanted
 
 
 def linear_probe(

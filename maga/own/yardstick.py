@@ -29,7 +29,8 @@ from ..measures.membership import logit_margin
 from ..measures.metrics import Outputs, accuracy, fitting_outputs, total_variation
 
 # %% auto #0
-__all__ = ['Model', 'References', 'AUDIT_MEASURES', 'Facts', 'facts_of', 'AuditMeasure', 'widening', 'Spread', 'holm_level']
+__all__ = ['PROBE_PENALTY', 'Model', 'References', 'AUDIT_MEASURES', 'FREEDOM', 'Facts', 'facts_of', 'AuditMeasure', 'widening',
+           'Spread', 'holm_level']
 
 # %% ../../nbs/704_yardstick.ipynb #9c4daa39
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,8 @@ class Facts:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
             raise MagaError(f"{path} holds no facts of an audit ({type(e).__name__}: {e}); make them anew with facts_of.") from e
 
-# %% ../../nbs/704_yardstick.ipynb #25e48197
+# %% ../../nbs/704_yardstick.ipynb #e2c1301a
+PROBE_PENALTY = 1e-2  # λ of the probe; the smaller one of its recall lets every class be separated widely
 Model = nn.Module | Outputs | Subject | Facts  # a network, its logits, a network on its split, or what was looked at before
 
 
@@ -78,7 +80,7 @@ def facts_of(
         if model.split != split.digest:
             raise MagaError(f"The {role} was looked at on another split: look at it anew with facts_of(model, split).")
         if not math.isnan(target) and model.target != target and "relearn" not in model.missing:
-            raise MagaError(f"The {role} was not relearned up to {target:g} %, but {model.target:g} %: look at it anew with facts_of(…, {target:g}).")
+            raise MagaError(f"The {role} was not relearned up to {target:g} %, but {model.target:g} %: use facts_of(…, {target:g}).")
         return model
     subject, network = _subject(model, split, role)
     out, f = subject.outputs, split.forget_train
@@ -115,7 +117,7 @@ def _subject(model: nn.Module | Outputs | Subject, split: ForgetSplit, role: str
 
 
 def _probe_margin(subject: Subject) -> float:
-    return subject.once("probe margin", lambda s: logit_margin(*probe_answers(s.features, s.split)).mean().item())
+    return subject.once("probe margin", lambda s: logit_margin(*probe_answers(s.features, s.split, PROBE_PENALTY)).mean().item())
 
 # %% ../../nbs/704_yardstick.ipynb #74e9a337
 References = Sequence[Sequence[Facts]]  # groups of retrains that a model is scored against; the score is the groups' mean
@@ -182,15 +184,21 @@ class AuditMeasure:
         "How wide a step is on the scale, at this point."
         return self.step * (1.0 if self.scale == "plain" else math.exp(-score) if self.scale == "log" else score * score)
 
-
+# %% ../../nbs/704_yardstick.ipynb #a7d1t0me
 _percent = partial(AuditMeasure, unit="%", bounds=(0, 100))
 _ratio = partial(AuditMeasure, unit="ratio", scale="log", bounds=(0, math.inf))
-_FAR, _NEAR = "forgotten images get other answers than a retrain gives", "answers are nearer to the retrains' mean than a retrain's, as an average's are"
+_FAR = "forgotten images get other answers than a retrain gives"
+_NEAR = "answers are nearer to the retrains' mean than a retrain's, as an average's are"
 AUDIT_MEASURES = {
-    "A_r": _percent("accuracy on retained test images", _number("A_r"), above="more useful than a retrain", below="less useful than a retrain", of="use"),
-    "A_f": _percent("accuracy on forgotten images", _number("A_f"), above="it recognises what it should not know", below="it avoids the right answer"),
+    "A_r": _percent(
+        "accuracy on retained test images", _number("A_r"), above="more useful than a retrain", below="less useful than a retrain", of="use"
+    ),
+    "A_f": _percent("accuracy on forgotten images", _number("A_f"), above="it recognises what it never learned", below="it avoids the right answer"),
     "MIA": _percent(
-        "forgotten images called members by entropy", _number("MIA"), above="it is as sure as of images it saw", below="it is less sure than of unseen images"
+        "forgotten images called members by entropy",
+        _number("MIA"),
+        above="it is as sure as of images it saw",
+        below="it is less sure than of unseen images",
     ),
     "tv": _ratio("distance on forgotten test images", _distance("tested"), above=_FAR, below=_NEAR, ratio=True, tasks=("class", "subclass")),
     "tv_train": _ratio("distance on forgotten training images", _distance("train"), above=_FAR, below=_NEAR, ratio=True),
@@ -224,15 +232,18 @@ AUDIT_MEASURES = {
     ),
 }
 
-# %% ../../nbs/704_yardstick.ipynb #ba5a70b2
+# %% ../../nbs/704_yardstick.ipynb #b12f6208
+FREEDOM = 5  # degrees of freedom at most: tails of scores are not trusted to be a normal's
+
+
 def widening(
     n: int,  # retrains
     level: float,  # chance to be outside, both sides together
 ) -> float:
-    "Half width of the prediction interval for one further value, in standard deviations of n values; ∞ for fewer than two."
+    "Half width of the bounds for one further value, in standard deviations of n values; ∞ for fewer than two."
     from scipy.stats import t
 
-    return float(t.ppf(1 - level / 2, n - 1)) * math.sqrt(1 + 1 / n) if n > 1 else math.inf
+    return float(t.ppf(1 - level / 2, min(n - 1, FREEDOM))) * math.sqrt(1 + 1 / n) if n > 1 else math.inf
 
 
 @dataclass(frozen=True)
@@ -261,7 +272,7 @@ class Spread:
         from scipy.stats import t
 
         away, unit = abs(score - self.mean), self.sd * math.sqrt(1 + 1 / self.n)
-        p = 2 * float(t.sf(away / unit, self.n - 1)) if unit > 0 else float(away <= 1e-12)
+        p = 2 * float(t.sf(away / unit, min(self.n - 1, FREEDOM))) if unit > 0 else float(away <= 1e-12)
         if self.images:
             k = round(score / 100 * self.images)
             p = max(p, min(1.0, 2 * float(min(self.counted().cdf(k), self.counted().sf(k - 1)))))
@@ -273,7 +284,7 @@ class Spread:
         low, high = self.mean - half, self.mean + half
         if self.images:
             counts = self.counted().ppf([level / 2, 1 - level / 2]) * 100 / self.images
-            low, high = min(low, counts[0]), max(high, counts[1])
+            low, high = min(low, float(counts[0])), max(high, float(counts[1]))
         return low, high
 
 # %% ../../nbs/704_yardstick.ipynb #9a9939f9
