@@ -113,7 +113,7 @@ def trial_split(
     first = torch.arange(len(split.forget_train), device=split.device)
     return replace(split, train=train, test=test, forget_train=first, forget_test=none, earlier_train=None, earlier_test=None)
 
-# %% ../../nbs/701_forgetting.ipynb #505dace7
+# %% ../../nbs/701_forgetting.ipynb #a26d3c5e
 RATES = {"sgd": (0.02, 0.05, 0.1, 0.2), "adamw": (1e-4, 3e-4, 1e-3, 3e-3)}  # tried for a network of the user's
 SHARE_OF_STEPS = 10  # the running average of the weights spans a tenth of the steps
 
@@ -151,7 +151,7 @@ def usual_restart(
     epochs: int | None = None,  # see `usual_training`
 ) -> RestartConfig:
     "A restart for a network and data that no preset was made for; its rate is the second of those that are tried."
-    plain = RestartConfig(usual_training(model, split, epochs))
+    plain: RestartConfig = get_method("restart").config_type(usual_training(model, split, epochs))  # of the method that is registered
     renewed = split.task == "class" and linear_head(model, split)
     return replace(plain, shrink=0.8, head="fresh", distil=Distil()) if renewed else plain
 
