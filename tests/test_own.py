@@ -150,6 +150,15 @@ def test_a_class_goes_and_the_weights_load_where_they_came_from(at, desk, capsys
     assert {p.name for p in (desk / "own").iterdir()} == {"net.pth", "report.html", "report.json", "model_card.md", "artefacts.csv", "ledger.json"}
 
 
+def test_weights_that_changed_are_another_request(at, desk, capsys):
+    "The same line with new weights under the old name is refused, not answered with the old result."
+    line = "maga forget --model again.safetensors --data photos --forget one --out again --set fit.epochs=1 --set fit.lr=0.1"
+    (desk / "again.safetensors").write_bytes((desk / "model.safetensors").read_bytes())
+    assert at(line, capsys)[0] == 0 and "is done" in at(line, capsys)[1]
+    os.utime(desk / "again.safetensors", ns=(1, 1))
+    assert at(line, capsys)[0] == 1
+
+
 def test_thirty_files_go(at, desk, capsys):
     "Named one a line; they are measured as training images, and the cache is in the list of what remembers them until it is purged."
     code, _out, err = at("maga forget --model model.safetensors --data photos --files gone.txt --out files --set fit.epochs=2 --set fit.lr=0.05", capsys)

@@ -208,10 +208,13 @@ def forget_command(
         print(f"{n['name']:10s} {n['before']:6.1f} → {n['after']:6.1f} %   {n['meaning']}")
     print(f"Weights, report and the list of what still remembers: {out}")
 
-# %% ../../nbs/707_command.ipynb #c6d715dc
+# %% ../../nbs/707_command.ipynb #de3b50ff
 def _request(given: Mapping[str, Any], wanted: Any) -> str:
-    "A hash of what was asked for, 16 hexadecimal digits."
-    return hashlib.sha256(json.dumps([given, str(wanted), wanted.files], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    "A hash of what was asked for and of the weights' files as they are now, 16 hexadecimal digits."
+    places = [Path(given[k]).expanduser() for k in ("model", "weights") if given[k]]
+    files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
+    stamp = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(json.dumps([given, stamp, str(wanted), wanted.files], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _tell(text: str) -> None:
