@@ -74,7 +74,7 @@ def desk(tmp_path_factory):
     exec(NET, found := {})
     net = fit(found["Net"](), Examples.of(in_model_order(train, sorted(train.classes))), brief, g)
     torch.save({"model": {f"module.{k}": v for k, v in net.state_dict().items()}, "optimizer": {"m": torch.ones(2)}, "epoch": 6}, place / "net.pth")
-    spec = ModelSpec.of("resnet10", train)
+    spec = ModelSpec.of("small_cnn", train)
     save_checkpoint(place / "model.safetensors", fit(spec.make(g), Examples.of(train), brief, g), spec, date="2026-01-01")
     return place
 

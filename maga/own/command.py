@@ -230,12 +230,12 @@ def purge_command(folder: Annotated[str, typer.Argument(help="Of a result.")]) -
     gone = purge(folder)
     print("\n".join(f"deleted: {p}" for p in gone) or "There was nothing of ours to delete.")
 
-# %% ../../nbs/707_command.ipynb #112c71d6
+# %% ../../nbs/707_command.ipynb #5bebaae6
 _AUDIT = """Examples:
 
 \b
   maga audit --original model.safetensors --unlearned forgotten --data photos --forget three
-  maga audit --original model.safetensors --unlearned forgotten --data photos --forget three --train-retrains 5 --trained-epochs 6 --out audited
+  maga audit --original model.safetensors --unlearned forgotten --data photos --forget three --train-retrains 4 --trained-epochs 6 --out audited
 """
 
 # %% ../../nbs/707_command.ipynb #f33dfa8a

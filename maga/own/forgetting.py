@@ -188,7 +188,7 @@ def tried_rates(
                 found[rate] = 0.0
         return found, float(passes)
 
-# %% ../../nbs/701_forgetting.ipynb #b008fe1e
+# %% ../../nbs/701_forgetting.ipynb #6e951c6c
 def transition_of(
     judge: str,  # a judge's name, or a file that holds T
     model: nn.Module,  # for the judge `features`
@@ -223,7 +223,7 @@ def planned(
     own = chosen.name == "restart" and not preset
     if own:
         config: Any = usual_restart(model, split)
-        why = "restart: the nearest to a retrain for at most an eighth of its cost, where that was measured (a whole class)"
+        why = "restart: among the nearest to a retrain for at most an eighth of its cost, where that was measured (a whole class)"
         why += "." if split.task == "class" else "; for this kind of request it was not."
     else:
         usual = "paper_resnet18" if batch_norms(model) or "paper_vit" not in chosen.presets else "paper_vit"
