@@ -47,6 +47,7 @@ CHAPTERS = {
     "Studies on digits": "nbs/4*",
     "Experiments": "nbs/5*",
     "Benchmark": "nbs/6*",
+    "Your own model": "nbs/7*",
     "The paper": "nbs/experiments/paper/*",
     "Our studies": "nbs/experiments/studies/*",
 }
