@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from .checks import Amount, MagaError, check_value, did_you_mean, shown
 from .data import ForgetSplit, ImageSet, class_id
 
 # %% auto #0
-__all__ = ['same_images', 'twins_of', 'forget_files', 'after']
+__all__ = ['same_images', 'twins_of', 'forget_files', 'remembering', 'after']
 
 # %% ../nbs/013_requests.ipynb #4dfa586f
 def _tails(path: str) -> Iterator[str]:
@@ -145,6 +145,24 @@ def forget_files(
     return split
 
 # %% ../nbs/013_requests.ipynb #1b9dd36e
+def remembering(
+    split: ForgetSplit,  # what to forget now
+    gone: Iterable[int],  # labels that earlier requests forgot as a whole
+    before: Callable[[str], Tensor],  # "train" or "test" -> which of its images they forgot one by one, bool [N]
+) -> ForgetSplit:
+    "The request with these labels forbidden, and with these images and all of these labels left out of what is shown."
+    labels = sorted({*split.forgotten, *gone})
+
+    def left(part: str, now: Tensor) -> Tensor:
+        images = getattr(split, part)
+        found = before(part) | torch.isin(images.labels, torch.tensor(labels, device=images.device, dtype=torch.int64))
+        found[now] = False
+        return found.nonzero().flatten()
+
+    left_out = left("train", split.forget_train), left("test", split.forget_test)
+    return replace(split, forgotten=tuple(labels), earlier_train=left_out[0], earlier_test=left_out[1])
+
+
 def after(
     split: ForgetSplit,  # what to forget now
     *earlier: ForgetSplit,  # what was forgotten before, in these or in other files
@@ -153,17 +171,15 @@ def after(
     for request in (split, *earlier):
         check_value("A request", request, ForgetSplit)
     classes = split.train.classes
-    gone = sorted({*split.forgotten, *(class_id(classes, e.train.classes[k]) for e in earlier for k in e.forgotten)})
+    gone = {class_id(classes, e.train.classes[k]) for e in earlier for k in e.forgotten}
 
-    def before(part: str, now: Tensor) -> Tensor:
+    def before(part: str) -> Tensor:
         images = getattr(split, part)
-        found = torch.isin(images.labels, torch.tensor(gone, device=images.device, dtype=torch.int64))
+        found = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         for e in earlier:
             for indices in (getattr(e, f"forget_{part}"), getattr(e, f"earlier_{part}")):
                 if indices is not None and len(indices) and (e.task != "class" or indices is e.earlier_train or indices is e.earlier_test):
                     found |= same_images(images, getattr(e, part), indices)
-        found[now] = False
-        return found.nonzero().flatten()
+        return found
 
-    left = before("train", split.forget_train), before("test", split.forget_test)
-    return replace(split, forgotten=tuple(gone), earlier_train=left[0], earlier_test=left[1])
+    return remembering(split, gone, before)

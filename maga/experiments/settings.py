@@ -19,9 +19,9 @@ from .store import PUBLISHED_RESULTS, TRAINED, Spec, in_repository
 from ..methods.contract import METHODS, get_method, with_change
 
 # %% auto #0
-__all__ = ['NAMES', 'SWITCH', 'SEEDS', 'CHANGES', 'Changes', 'names_of', 'seeds_of', 'changes_of', 'switch_of', 'TextForm',
-           'setting', 'checked_change', 'Settings', 'settings_of', 'settings_in', 'parameter_cell', 'parameters_differ',
-           'Cell', 'shortened', 'make_cell', 'cifar10_spec']
+__all__ = ['NAMES', 'SWITCH', 'SEEDS', 'CHANGES', 'Changes', 'names_of', 'seeds_of', 'value_of', 'changes_of', 'switch_of',
+           'TextForm', 'setting', 'checked_change', 'Settings', 'settings_of', 'settings_in', 'parameter_cell',
+           'parameters_differ', 'Cell', 'shortened', 'make_cell', 'cifar10_spec']
 
 # %% ../../nbs/501_settings.ipynb #5632eb34
 def names_of(text: str) -> tuple[str, ...]:
@@ -40,6 +40,14 @@ def seeds_of(text: str | int) -> tuple[int, ...]:
     return seeds
 
 
+def value_of(text: str) -> Any:
+    "A number, a truth value or a list as JSON writes it; anything else is a text."
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.strip()
+
+
 def changes_of(text: str) -> tuple[tuple[str, str, Any], ...]:
     "The changes in a text such as `maga.noise.size=32,ssd.alpha=5`: (method, field, value) each; `MagaError` if they are none."
     found: list[tuple[str, str, Any]] = []
@@ -48,10 +56,7 @@ def changes_of(text: str) -> tuple[tuple[str, str, Any], ...]:
         name, _, place = left.strip().partition(".")
         if not (name and place and value):
             raise MagaError(f"A change is METHOD.FIELD=VALUE, such as maga.noise.size=32, not {part!r}.")
-        try:
-            found.append((name, place, json.loads(value)))
-        except ValueError:
-            found.append((name, place, value.strip()))
+        found.append((name, place, value_of(value)))
     return tuple(found)
 
 

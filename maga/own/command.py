@@ -17,12 +17,12 @@ import typer
 from ..checks import MagaError
 
 # %% auto #0
-__all__ = ['app', 'Model', 'Weights', 'Data', 'DataRoot', 'Classes', 'Size', 'Mean', 'Std', 'Head', 'Device', 'AsJson',
-           'share_of', 'numbers_of', 'settings_given', 'lines_of', 'opened', 'forget_command', 'purge_command',
-           'audit_command', 'methods_command', 'judges_command', 'metrics_command', 'reproduce_command',
-           'judge_command', 'bench_command', 'main']
+__all__ = ['app', 'Model', 'Weights', 'Data', 'DataRoot', 'Classes', 'Size', 'Mean', 'Std', 'Head', 'Forget', 'Subclass', 'Files',
+           'Random', 'Device', 'AsJson', 'share_of', 'numbers_of', 'settings_given', 'lines_of', 'opened',
+           'forget_command', 'purge_command', 'audit_command', 'methods_command', 'judges_command', 'metrics_command',
+           'reproduce_command', 'judge_command', 'bench_command', 'main']
 
-# %% ../../nbs/707_command.ipynb #3a849e31
+# %% ../../nbs/707_command.ipynb #edd51c11
 app = typer.Typer(
     name="maga", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help="Machine unlearning for image classifiers."
 )
@@ -50,21 +50,15 @@ def numbers_of(name: str, text: str) -> tuple[float, ...] | None:
 
 def settings_given(texts: Sequence[str]) -> dict[str, Any]:
     "`fit.lr=0.01` as {'fit.lr': 0.01}; `MagaError` where there is no equals sign."
+    from maga.experiments.settings import value_of
+
     found = {}
     for text in texts:
         place, mark, value = text.partition("=")
         if not (place.strip() and mark and value.strip()):
             raise MagaError(f"A setting is NAME=VALUE, such as fit.lr=0.01, not {text!r}.")
-        try:
-            found[place.strip()] = json.loads(value)
-        except ValueError:
-            found[place.strip()] = value.strip()
+        found[place.strip()] = value_of(value)
     return found
-
-
-def _names(text: str) -> tuple[str, ...]:
-    "Names separated by commas."
-    return tuple(n.strip() for n in text.split(",") if n.strip())
 
 
 def lines_of(path: str) -> tuple[str, ...]:
@@ -75,7 +69,7 @@ def lines_of(path: str) -> tuple[str, ...]:
         raise MagaError(f"The list {path} cannot be read ({e}); expected a text file with an image or a row number a line.") from e
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
-# %% ../../nbs/707_command.ipynb #163fab33
+# %% ../../nbs/707_command.ipynb #b6c0b976
 def opened(
     model: str,  # as `open_network` takes it, or the folder of an earlier result
     weights: str,
@@ -87,6 +81,7 @@ def opened(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     head: str = "",
+    held: tuple[Any, Any] | None = None,  # train and test where they are loaded already
 ) -> tuple[Any, Any, Any, Any]:
     "(network, train, test, ledger): what the network is, the images as it sees them, and the ledger where the model is an earlier result, else None."
     from dataclasses import replace
@@ -115,7 +110,7 @@ def opened(
     elif not (model.startswith("timm:") or weights):
         network = open_network(model, weights)
     try:
-        pair = images(size)
+        pair = held or images(size)
     except MagaError as e:
         side = size or (network.size if network is not None else None)
         if "different sizes" not in str(e) or side is None:
@@ -127,7 +122,7 @@ def opened(
     used = Classifier(network.model, head) if head else network.model
     return replace(network, model=to_device(used, place)), train, test, ledger
 
-# %% ../../nbs/707_command.ipynb #cc37d5ad
+# %% ../../nbs/707_command.ipynb #43a74bed
 _FORGET = """Examples:
 
 \b
@@ -145,20 +140,24 @@ Size = Annotated[int | None, typer.Option(help="Side of the images that the mode
 Mean = Annotated[str, typer.Option(help="Of your training's normalisation, for pixels from 0 to 1: one number or three.")]
 Std = Annotated[str, typer.Option(help="The standard deviations of the same.")]
 Head = Annotated[str, typer.Option(help="The layer that makes the logits, where it cannot be found.")]
+Forget = Annotated[str, typer.Option(help="Classes that must go: names or numbers, separated by commas.")]
+Subclass = Annotated[str, typer.Option(help="A fine class of a model that predicts superclasses.")]
+Files = Annotated[str, typer.Option(help="A text file: an image or a row number a line.")]
+Random = Annotated[int, typer.Option(help="So many random training images, for experiments.", min=0)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
 
-# %% ../../nbs/707_command.ipynb #ad5a5a71
+# %% ../../nbs/707_command.ipynb #a5e3e162
 @app.command("forget", epilog=_FORGET)
 def forget_command(
     model: Model,
     data: Data,
     out: Annotated[str, typer.Option(help="The folder of the result; it must not exist.")],
     weights: Weights = "",
-    forget: Annotated[str, typer.Option(help="Classes that must go: names or numbers, separated by commas.")] = "",
-    subclass: Annotated[str, typer.Option(help="A fine class of a model that predicts superclasses.")] = "",
-    files: Annotated[str, typer.Option(help="A text file: an image or a row number a line.")] = "",
-    random: Annotated[int, typer.Option(help="So many random training images, for experiments.", min=0)] = 0,
+    forget: Forget = "",
+    subclass: Subclass = "",
+    files: Files = "",
+    random: Random = 0,
     method: Annotated[str, typer.Option(help="auto, or one of maga methods.")] = "auto",
     preset: Annotated[str, typer.Option(help="Of that method; empty: chosen for the network.")] = "",
     budget: Annotated[str, typer.Option(help="Share of a retrain's cost, such as 5%; needs --trained-epochs.")] = "",
@@ -176,6 +175,7 @@ def forget_command(
     as_json: AsJson = False,
 ) -> None:
     "Make a network forget, and write a folder with the weights, a report, the list of what still remembers, and a ledger."
+    from maga.experiments.settings import names_of
     from maga.own.forgetting import Wanted, planned
     from maga.own.forgetting import forget as run
     from maga.own.ledger import in_force
@@ -183,14 +183,14 @@ def forget_command(
     from maga.progress import ProgressBar
 
     given = {k: v for k, v in locals().items() if isinstance(v, str | int | float | list | None) and k not in ("out", "as_json", "device")}
-    wanted = Wanted(_names(forget), subclass, lines_of(files) if files else (), random, seed)
+    wanted = Wanted(names_of(forget), subclass, lines_of(files) if files else (), random, seed)
     request = _request(given, wanted)
     if check_free(out, request):
         print(f"This very request is done: {out}/report.html")
         return
     part, changes = share_of(budget), settings_given(set_ or [])
     network, train, test, ledger = opened(
-        model, weights, data, data_root, device, _names(classes), size, numbers_of("mean", mean), numbers_of("std", std), head
+        model, weights, data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head
     )
     entries = ledger.entries if ledger else ()
     split = in_force(wanted.split(train, test), entries)
@@ -238,7 +238,7 @@ _AUDIT = """Examples:
   maga audit --original model.safetensors --unlearned forgotten --data photos --forget three --train-retrains 4 --trained-epochs 6 --out audited
 """
 
-# %% ../../nbs/707_command.ipynb #f33dfa8a
+# %% ../../nbs/707_command.ipynb #f73fbb33
 @app.command("audit", epilog=_AUDIT)
 def audit_command(
     original: Annotated[str, typer.Option(help="The network before; its weights where --model names the network.")],
@@ -248,10 +248,10 @@ def audit_command(
     retrain: Annotated[list[str] | None, typer.Option(help="A network trained without what must go; may be repeated.")] = None,
     train_retrains: Annotated[int, typer.Option(help="Train so many here; kept in --out.", min=0)] = 0,
     trained_epochs: Annotated[int | None, typer.Option(help="For how many epochs; needed for --train-retrains.", min=1)] = None,
-    forget: Annotated[str, typer.Option(help="Classes that had to go: names or numbers, separated by commas.")] = "",
-    subclass: Annotated[str, typer.Option(help="A fine class of a model that predicts superclasses.")] = "",
-    files: Annotated[str, typer.Option(help="A text file: an image or a row number a line.")] = "",
-    random: Annotated[int, typer.Option(help="So many random training images.", min=0)] = 0,
+    forget: Forget = "",
+    subclass: Subclass = "",
+    files: Files = "",
+    random: Random = 0,
     seed: Annotated[int, typer.Option(help="Of --random.", min=0, max=2**32 - 1)] = 0,
     attacks: Annotated[bool, typer.Option("--attacks", help="Also count the steps until the class is back: hundreds on every network.")] = False,
     level: Annotated[float, typer.Option(help="Chance that a genuine retrain is called distinguishable, at most.")] = 0.05,
@@ -266,28 +266,29 @@ def audit_command(
     as_json: AsJson = False,
 ) -> None:
     "Say of every measure whether the network is consistent with one that never saw the images, distinguishable, or undecided."
+    from maga.experiments.settings import names_of
     from maga.own.audit import audit
     from maga.own.forgetting import Wanted, trained_retrains, usual_training
     from maga.progress import ProgressBar
 
     if train_retrains and (trained_epochs is None or not out):
         raise MagaError("--train-retrains needs --trained-epochs, as many as the original was trained for, and --out, where they are kept.")
-    wanted = Wanted(_names(forget), subclass, lines_of(files) if files else (), random, seed)
-    given = (data, data_root, device, _names(classes), size, numbers_of("mean", mean), numbers_of("std", std), head)
+    wanted = Wanted(names_of(forget), subclass, lines_of(files) if files else (), random, seed)
+    given = (data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head)
 
-    def network(source: str) -> tuple[Any, Any, Any, Any]:
+    def network(source: str, *held: Any) -> tuple[Any, Any, Any, Any]:
         alone = not model or (Path(source).expanduser() / "ledger.json").is_file()
-        return opened(source if alone else model, "" if alone else source, *given)
+        return opened(source if alone else model, "" if alone else source, *given, held=held or None)
 
     first, train, test, _ = network(original)
     split = wanted.split(train, test)
     _tell(f"{split}")
-    retrains = [network(r)[0].model for r in retrain or []]
+    retrains = [network(r, train, test)[0].model for r in retrain or []]
     if train_retrains and trained_epochs is not None:
         recipe = usual_training(first.model, split, trained_epochs)
         retrains += trained_retrains(first.model, first.make, split, train_retrains, recipe, out, ProgressBar("retrain"))
         _tell("The retrains were trained by our recipe, not by the one that made the original: differences may come from that.")
-    found = audit(first.model, network(unlearned)[0].model, split, retrains, attacks, level)
+    found = audit(first.model, network(unlearned, train, test)[0].model, split, retrains, attacks, level)
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / "audit.html").write_text(f'<!doctype html><meta charset="utf-8"><title>Audit</title>{found.html()}', encoding="utf-8")
