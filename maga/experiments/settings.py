@@ -66,7 +66,7 @@ def switch_of(value: bool | str) -> bool:
         raise MagaError(f"bfloat16 is True or False, not {value!r}.")
     return str(value) == "True"
 
-
+# %% ../../nbs/501_settings.ipynb #df0d8d7f
 @dataclass(frozen=True)
 class TextForm:
     "How a setting is read from text, and written as text."
