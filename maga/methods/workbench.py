@@ -9,7 +9,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -33,6 +33,12 @@ __all__ = ['BRIEF', 'Bench', 'digits_bench', 'weight_distance', 'look', 'shuffle
            'pairs', 'kl', 'kept_slowly', 'recover_slowly']
 
 # %% ../../nbs/301_workbench.ipynb #c30d7d4c
+@lru_cache(maxsize=64)
+def _trained(make: MakeModel, images: ImageSet, rows: tuple[int, ...] | None, config: FitConfig, seed: int) -> nn.Module:
+    g = torch.Generator().manual_seed(seed)
+    return fit(make(g), Examples.of(images, None if rows is None else torch.tensor(rows)), config, g)
+
+
 @dataclass(frozen=True, eq=False)
 class Bench:
     "A deletion request, an original and retrains: what a method is tried on."
@@ -49,9 +55,9 @@ class Bench:
         indices: Tensor | None = None,  # int64 [n] rows of the training images; None: all
         config: FitConfig | None = None,  # None: the original's
     ) -> nn.Module:
-        "A network trained from scratch."
-        g = torch.Generator().manual_seed(seed)
-        return fit(self.make(g), Examples.of(self.split.train, indices), config or self.fit, g)
+        "A network trained from scratch: a copy of the one that this process has trained."
+        rows = None if indices is None else tuple(indices.tolist())
+        return copy.deepcopy(_trained(self.make, self.split.train, rows, config or self.fit, seed))
 
     @cached_property
     def original(self) -> nn.Module:
@@ -139,10 +145,15 @@ class Bench:
             assert torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-3), name
 
 # %% ../../nbs/301_workbench.ipynb #b7e5d1aa
+@cache
+def _three() -> tuple[ForgetSplit, MakeModel]:
+    train, test = digits()
+    return forget_class(train, test, "three"), ModelSpec.of("resnet10", train).make
+
+
 def digits_bench() -> Bench:
     "The request of the notebooks: a small residual network forgets the three."
-    train, test = digits()
-    return Bench(forget_class(train, test, "three"), ModelSpec.of("resnet10", train).make)
+    return Bench(*_three())
 
 
 def weight_distance(a: nn.Module, b: nn.Module) -> float:
