@@ -25,10 +25,10 @@ from ..methods.contract import METHODS, get_method
 from ..methods.labels import label_choices, label_entropy
 
 # %% auto #0
-__all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'TUNED', 'PLACES', 'FINE_CLASSES',
-           'FINE_PARTS', 'TABLES', 'FIGURES', 'crossed', 'sweep', 'slow_sweep', 'sensitivity_cells', 'beyond_cells',
-           'budgets_of', 'tuned_of', 'frontier_cells', 'settings_table', 'birds', 'birds_transition',
-           'transition_table', 'chosen_labels', 'labels_table', 'frontier_table']
+__all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'TUNED', 'PLACES', 'ULIRA',
+           'FINE_CLASSES', 'FINE_PARTS', 'TABLES', 'FIGURES', 'crossed', 'sweep', 'slow_sweep', 'sensitivity_cells',
+           'beyond_cells', 'budgets_of', 'tuned_of', 'frontier_cells', 'settings_table', 'birds', 'birds_transition',
+           'transition_table', 'chosen_labels', 'labels_table', 'shown_method', 'frontier_table']
 
 # %% ../../nbs/502_catalogue.ipynb #3022286f
 COMPARED = (*TRAINED, "finetune", "unsir", "amnesiac", "ssd", "maga")
@@ -174,15 +174,25 @@ def labels_table(found: Found) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 # %% ../../nbs/502_catalogue.ipynb #c6959d86
+ULIRA = ("ulira_auc", "ulira_auc_centred", "ulira_auc_retained_margin", "ulira_auc_retained_entropy")  # its forms: raw, means removed, renormalised
+
+
+def shown_method(cell: Cell) -> str:
+    "The method's name, and `fresh head` where the last layer of this budget starts anew and that of another budget does not."
+    presets = METHODS[cell.method].presets if cell.method in METHODS else {}
+    heads = {name: getattr(config, "head", None) for name, config in presets.items() if name.endswith("%")}
+    return f"{cell.method}, fresh head" if heads.get(cell.spec.preset) == "fresh" and len({*heads.values()}) > 1 else cell.method
+
+
 def frontier_table(found: Found) -> pd.DataFrame:
     "One row per method, budget, class and seed; a cell without a run has one row, whose note is the command that fills it."
     lines: list[dict[str, Any]] = []
     retrained = found.retrained
     for cell, some in zip(found.cells, found.rows, strict=True):
         scores = scores_of_many(found.session, [r for r in some if not r.failed], retrained[case_of(cell)])
-        score = scores.get("ulira_auc", Score("ulira_auc"))
-        of_all = {"ulira_auc": score.mean, "ulira_auc_ci95": score.ci95}
-        about: dict[str, Any] = {"method": cell.method, "budget": cell.budget, "model": cell.model, "task": cell.task, "target": cell.target}
+        said = {name: scores.get(name, Score(name)) for name in ULIRA}
+        of_all = {n: s.mean for n, s in said.items()} | {f"{n}_ci95": s.ci95 for n, s in said.items()}
+        about: dict[str, Any] = {"method": shown_method(cell), "budget": cell.budget, "model": cell.model, "task": cell.task, "target": cell.target}
         names = ("cost", "seconds", "A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "relearn_ratio", "relearn_more_than", "probe_gap")
         lines += [about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | of_all | {"note": r.error} for r in some]
         if not some:
