@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ..data import ImageSet, MagaError
 from .contract import Answers, Block, ask_all, checked_concepts, labels_alone, warn_if_ignored
-from .prompt import AnswerWords, PromptLength, answer_words, read_answers, readable
+from .prompt import AnswerWords, PromptLength, answer_words, cache_name, read_answers, readable
 from .weights import Source
 from .words import in_halves
 
@@ -64,7 +63,7 @@ def text_answers(
 ) -> tuple[Tensor, Tensor]:
     "(confidence [B], answer mass [B]), float32 on the CPU."
     b, p = len(prompts), common_beginning(prompts) if shared else 0
-    kept = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # its older name
+    kept = cache_name(model)
     width = max(len(ids) for ids in prompts) - p
     rests = torch.zeros(b, width, dtype=torch.int64)
     mask = torch.ones(b, p + width, dtype=torch.int64)

@@ -5,6 +5,7 @@
 # %% ../../nbs/203_prompt.ipynb #6cb6fa1f
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from .contract import image_hashes
 
 # %% auto #0
 __all__ = ['SLOTS', 'PROMPT', 'Sequences', 'checked_prompt', 'readable', 'pieces', 'chat', 'ExamplePair', 'ExampleChoice',
-           'upsized', 'AnswerWords', 'answer_words', 'read_answers', 'PromptLength', 'usual_length']
+           'upsized', 'AnswerWords', 'answer_words', 'read_answers', 'cache_name', 'PromptLength', 'usual_length']
 
 # %% ../../nbs/203_prompt.ipynb #064173e5
 SLOTS = ("{IMG_l}", "{IMG_p}", "{IMG_query}")
@@ -173,6 +174,13 @@ def read_answers(
                 log_p[sequence] = along + spread[:, -1, sequence[-1]]
     true, false = (torch.stack([log_p[s] for s in side]).logsumexp(0) for side in (words.true, words.false))
     return torch.sigmoid(true - false).cpu(), (true.exp() + false.exp()).cpu()
+
+
+def cache_name(
+    model: Any,  # of transformers
+) -> str:
+    "The argument and output that holds what the model has computed of a text's beginning: its name changed between releases of transformers."
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 # %% ../../nbs/203_prompt.ipynb #a6b11db6
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from .chat import ChatModel, checked_runs
-from .prompt import AnswerWords, read_answers, upsized
+from .prompt import AnswerWords, cache_name, read_answers, upsized
 
 # %% auto #0
 __all__ = ['NaiveScorer', 'Seen', 'Encoded', 'ImageBank', 'Prefix', 'SharedPrefixScorer']
@@ -166,7 +166,7 @@ class SharedPrefixScorer:
                 input_ids=inputs["input_ids"][:, :begin], use_cache=True, logits_to_keep=1, **given, **self.bank.model_inputs(hashes)
             )
         rest = torch.empty(0) if positions is None else positions[..., begin:]
-        return Prefix(out.past_key_values, begin, inputs["input_ids"][:, begin:], rest, end - begin)
+        return Prefix(getattr(out, cache_name(self.parts.model)), begin, inputs["input_ids"][:, begin:], rest, end - begin)
 
     def answers(self, prefix: Prefix, queries: Sequence[str]) -> tuple[Tensor, Tensor]:  # hashes of B images in the bank
         "(confidence [B], answer mass [B])."
@@ -175,16 +175,16 @@ class SharedPrefixScorer:
 
         def logits_after(stem: tuple[int, ...]) -> Tensor:
             ids = torch.cat([prefix.suffix, torch.tensor([stem], dtype=torch.int64, device=device)], 1).expand(b, -1)
-            given: dict[str, Any] = {"attention_mask": torch.ones(b, prefix.length + ids.shape[1], dtype=torch.int64, device=device)}
+            cache = copy.deepcopy(prefix.cache)
+            cache.batch_repeat_interleave(b)
+            given: dict[str, Any] = {cache_name(self.parts.model): cache, "attention_mask": torch.ones(b, prefix.length + ids.shape[1], dtype=torch.int64, device=device)}
             if prefix.positions.numel():
                 behind = prefix.positions[..., -1:] + torch.arange(1, len(stem) + 1, device=device)
                 whole = torch.cat([prefix.positions, behind], -1)
                 given["position_ids"] = whole.expand(*whole.shape[:-2], b, -1)
-            cache = copy.deepcopy(prefix.cache)
-            cache.batch_repeat_interleave(b)
             keep = len(stem) + 1
             with torch.no_grad():
-                out = self.parts.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep, **given, **copy.copy(images))
+                out = self.parts.model(input_ids=ids, use_cache=True, logits_to_keep=keep, **given, **copy.copy(images))
             return out.logits[:, -keep:]
 
         return read_answers(self.words, logits_after)
