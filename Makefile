@@ -1,4 +1,5 @@
 # Every target sets up what it needs: a virtual environment in .venv, made once and again when the requirements change.
+# Modules are compiled when they are first imported: most of what is installed never is.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -71,16 +72,16 @@ readme: $(READY)  ## nbs/index.ipynb -> README.md
 $(READY): settings.ini setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[dev]"
 	touch $(READY)
 
 $(VENV)/.docs: $(READY)
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs]"
 	touch $@
 
 $(VENV)/.browser: $(READY)
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver; }
-	$(BIN)/python -m pip install --quiet --editable ".[browser]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[browser]"
 	touch $@
 
 clean:
