@@ -10,7 +10,7 @@ export MAGA_DATA ?= $(abspath $(DATA))
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: demo reproduce slurm test check notebooks pytest browser simcuda gpu install docs lab readme export refresh published clean
+.PHONY: demo reproduce slurm test check style types notebooks pytest browser simcuda gpu install docs lab readme export refresh published clean
 
 demo: $(READY)  ## the whole method on handwritten digits; results/demo
 	mkdir -p results/demo
@@ -23,12 +23,18 @@ reproduce: $(READY)  ## every table and figure on this machine; ARGS="--config p
 slurm: $(READY)  ## the same through Slurm: a cluster of one node on a Debian machine, as root; ARGS="results/slurm only=table1" for a part
 	tools/slurm_one_node.sh $(ARGS)
 
-test: check notebooks pytest install  ## everything that CI runs
+test: $(READY)  ## everything that CI runs
+	@$(MAKE) --no-print-directory --jobs=2 check install
+	@$(MAKE) --no-print-directory notebooks pytest
 
-check: $(READY)  ## exports and README fresh, imports, lengths, references, style, types
+check: style types  ## exports and README fresh, imports, lengths, references, style, types
+
+style: $(READY)
 	python tools/check.py
 	python tools/readme.py --check
 	ruff check .
+
+types: $(READY)
 	mypy
 
 notebooks: $(READY)  ## nbdev_test on every notebook outside of experiments
