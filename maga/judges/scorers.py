@@ -177,7 +177,8 @@ class SharedPrefixScorer:
             ids = torch.cat([prefix.suffix, torch.tensor([stem], dtype=torch.int64, device=device)], 1).expand(b, -1)
             cache = copy.deepcopy(prefix.cache)
             cache.batch_repeat_interleave(b)
-            given: dict[str, Any] = {cache_name(self.parts.model): cache, "attention_mask": torch.ones(b, prefix.length + ids.shape[1], dtype=torch.int64, device=device)}
+            seen = torch.ones(b, prefix.length + ids.shape[1], dtype=torch.int64, device=device)
+            given: dict[str, Any] = {"attention_mask": seen, cache_name(self.parts.model): cache}
             if prefix.positions.numel():
                 behind = prefix.positions[..., -1:] + torch.arange(1, len(stem) + 1, device=device)
                 whole = torch.cat([prefix.positions, behind], -1)

@@ -32,13 +32,13 @@ from ..training import PRETRAINING, Examples, FitConfig, fit
 __all__ = ['BRIEF', 'Bench', 'digits_bench', 'weight_distance', 'look', 'shuffled', 'descend', 'sgd', 'adam', 'label_loss',
            'pairs', 'kl', 'kept_slowly', 'recover_slowly']
 
-# %% ../../nbs/301_workbench.ipynb #c30d7d4c
+# %% ../../nbs/301_workbench.ipynb #f81bdb33
 @lru_cache(maxsize=64)
 def _trained(make: MakeModel, images: ImageSet, rows: tuple[int, ...] | None, config: FitConfig, seed: int) -> nn.Module:
     g = torch.Generator().manual_seed(seed)
     return fit(make(g), Examples.of(images, None if rows is None else torch.tensor(rows)), config, g)
 
-
+# %% ../../nbs/301_workbench.ipynb #c30d7d4c
 @dataclass(frozen=True, eq=False)
 class Bench:
     "A deletion request, an original and retrains: what a method is tried on."
