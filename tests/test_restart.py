@@ -224,7 +224,7 @@ def test_a_budget_pays_for_the_teacher():
 
 
 def test_the_presets_are_what_their_names_say():
-    for name in ("3.5%", "small_12%", "small_4.5%", "digits_fresh"):
+    for name in ("3.5%", "small_12%", "small_11.5%", "small_4.5%", "digits_fresh"):
         c = get_method("restart").preset(name)
         assert c.head == "fresh" and c.distil == Distil(0.2, 4.0) and c.experts is None
     assert short("restart").head == "shrunk" and short("restart").distil is None
