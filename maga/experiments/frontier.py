@@ -105,7 +105,8 @@ def styles_of(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     "How each method is drawn: those with budgets as coloured lines, MaGA in black, the others as grey points."
     import seaborn as sns
 
-    coloured = dict(zip(BUDGETED, sns.color_palette("deep", len(BUDGETED)), strict=True)) | {"maga": "black"}
+    colours = [c for i, c in enumerate(sns.color_palette("deep")) if i != 7]  # the eighth is grey
+    coloured = dict(zip(BUDGETED, colours, strict=False)) | {"maga": "black"}
     points = {m: {"color": "0.55", "markersize": 3.5, "linestyle": "none"} for m in methods if m not in coloured}
     return points | {m: {"color": c, "markersize": 4.5, "linewidth": 1.6} for m, c in coloured.items() if m in methods}
 
@@ -149,8 +150,8 @@ def _placed(label, way: tuple[float, float, str, str]):
 
 
 def _covered(box, taken: Sequence[Any], panel) -> int:
-    "How many boxes a box overlaps; leaving the panel counts as one."
-    return sum(box.overlaps(other) for other in taken) + (not panel.contains(box.x0, box.y0))
+    "How many boxes a box overlaps, each with its weight; leaving the panel counts as one."
+    return sum(weight * box.overlaps(other) for other, weight in taken) + (not panel.contains(box.x0, box.y0))
 
 
 def _label_points(axis, points: pd.DataFrame, metric: str, styles: dict[str, dict[str, Any]]) -> None:
@@ -162,13 +163,14 @@ def _label_points(axis, points: pd.DataFrame, metric: str, styles: dict[str, dic
     for _, some in known.groupby("method"):
         places = axis.transData.transform([*zip(100 * some.cost, some[metric], strict=True)])
         covered += [*places, *(a + (b - a) * t / 8 for a, b in pairwise(places) for t in range(1, 8))]
-    taken = [Bbox.from_extents(x - 4, y - 3, x + 4, y + 3) for x, y in covered]
+    taken = [(Bbox.from_extents(x - 4, y - 3, x + 4, y + 3), 1) for x, y in covered]
     ways = [(-5, 0, "right", "center"), (5, 0, "left", "center"), (0, 5, "center", "bottom"), (0, -5, "center", "top")]
-    ways += [(6 * right, 7 * up * far, side, "center") for far in (1, 2) for up in (1, -1) for right, side in ((-1, "right"), (1, "left"))]
+    ways += [(6 * right, 7 * up * far, side, "center") for far in (1, 2, 3, 4) for up in (1, -1) for right, side in ((-1, "right"), (1, "left"))]
     for _, first in known.groupby("method").head(1).iterrows():
         colour = styles[first.method]["color"] if first.method in (*BUDGETED, "maga") else "0.3"
         label = axis.annotate(first.method, (100 * first.cost, first[metric]), (0, 0), textcoords="offset points", fontsize=7.5, color=colour)
-        taken.append(_placed(label, min(ways, key=lambda way: _covered(_placed(label, way), taken, axis.bbox))))
+        place = _placed(label, min(ways, key=lambda way: _covered(_placed(label, way), taken, axis.bbox)))
+        taken.append((place, 9))  # a name over a name cannot be read
 
 # %% ../../nbs/507_frontier.ipynb #8a2b3c4d
 SIZE = (8.5, 5.4)  # inches, of a case
