@@ -19,7 +19,7 @@ from .store import PUBLISHED_RESULTS, TRAINED, Spec, in_repository
 from ..methods.contract import METHODS, get_method, with_change
 
 # %% auto #0
-__all__ = ['NAMES', 'SWITCH', 'SEEDS', 'CHANGES', 'Changes', 'names_of', 'seeds_of', 'value_of', 'changes_of', 'switch_of',
+__all__ = ['NAMES', 'SWITCH', 'SEEDS', 'CHANGES', 'Changes', 'names_of', 'seeds_of', 'literal_of', 'changes_of', 'switch_of',
            'TextForm', 'setting', 'checked_change', 'Settings', 'settings_of', 'settings_in', 'parameter_cell',
            'parameters_differ', 'Cell', 'shortened', 'make_cell', 'cifar10_spec']
 
@@ -40,7 +40,7 @@ def seeds_of(text: str | int) -> tuple[int, ...]:
     return seeds
 
 
-def value_of(text: str) -> Any:
+def literal_of(text: str) -> Any:
     "A number, a truth value or a list as JSON writes it; anything else is a text."
     try:
         return json.loads(text)
@@ -56,7 +56,7 @@ def changes_of(text: str) -> tuple[tuple[str, str, Any], ...]:
         name, _, place = left.strip().partition(".")
         if not (name and place and value):
             raise MagaError(f"A change is METHOD.FIELD=VALUE, such as maga.noise.size=32, not {part!r}.")
-        found.append((name, place, value_of(value)))
+        found.append((name, place, literal_of(value)))
     return tuple(found)
 
 

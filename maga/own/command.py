@@ -50,14 +50,14 @@ def numbers_of(name: str, text: str) -> tuple[float, ...] | None:
 
 def settings_given(texts: Sequence[str]) -> dict[str, Any]:
     "`fit.lr=0.01` as {'fit.lr': 0.01}; `MagaError` where there is no equals sign."
-    from maga.experiments.settings import value_of
+    from maga.experiments.settings import literal_of
 
     found = {}
     for text in texts:
         place, mark, value = text.partition("=")
         if not (place.strip() and mark and value.strip()):
             raise MagaError(f"A setting is NAME=VALUE, such as fit.lr=0.01, not {text!r}.")
-        found[place.strip()] = value_of(value)
+        found[place.strip()] = literal_of(value)
     return found
 
 
