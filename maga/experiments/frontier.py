@@ -260,8 +260,12 @@ class Bound:
     "A target for a column: its mean lies in [low, high]."
 
     metric: str
-    low: float = float("-inf")
-    high: float = float("inf")
+    low: float = -math.inf
+    high: float = math.inf
+
+    def missed_by(self, value: float) -> float:
+        "By how much a value lies outside: 0 where the bound holds, NaN for NaN."
+        return max(self.low - value, value - self.high, 0.0)
 
 
 def _bounds(
@@ -292,7 +296,7 @@ def goals_met(points: pd.DataFrame) -> pd.DataFrame:
     for cost, bounds in GOALS.items():
         within = points[(points.cost <= cost) & ~points.method.isin(["original", "retrain"])]
         for _, point in within.iterrows():
-            missed = {b.metric: max(b.low - point.get(b.metric, math.nan), point.get(b.metric, math.nan) - b.high, 0.0) for b in bounds}
+            missed = {b.metric: b.missed_by(point.get(b.metric, math.nan)) for b in bounds}
             counted = {"missed": sum(v > 0 for v in missed.values()), "unknown": sum(v != v for v in missed.values())}
             lines.append({"cost at most": cost} | point[[*CASE, "method", "budget"]].to_dict() | counted | missed)
     metrics = dict.fromkeys(b.metric for bounds in GOALS.values() for b in bounds)
