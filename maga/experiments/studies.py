@@ -225,9 +225,11 @@ def keep(
     if missing or set(about) - set(ABOUT):
         raise MagaError(f"A kept table says its {', '.join(ABOUT)}; missing: {', '.join(missing) or 'none'}.")
     folder = _kept_file("about").parent if folder is None else folder
-    lines = pd.read_csv(folder / "about.csv", dtype=str)
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = folder / "about.csv"
+    lines = pd.read_csv(listed, dtype=str) if listed.exists() else pd.DataFrame(columns=["table", *ABOUT])
     line = pd.DataFrame([{"table": name} | about])
     lines = pd.concat([lines[lines.table != name], line], ignore_index=True)[["table", *ABOUT]]
     write_whole(folder / f"{name}.csv", lambda path: table.to_csv(path, index=False))
-    write_whole(folder / "about.csv", lambda path: lines.to_csv(path, index=False))
+    write_whole(listed, lambda path: lines.to_csv(path, index=False))
     return folder / f"{name}.csv"
