@@ -1,5 +1,5 @@
 # Every target sets up what it needs: a virtual environment in .venv, made once and again when the requirements change.
-# Modules are compiled when they are first imported: most of what is installed never is.
+# Modules are compiled when they are first imported (most of what is installed never is), and stay compiled: dozens of processes import torch.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -9,6 +9,7 @@ DRAWN := $(wildcard nbs/experiments/paper/*.ipynb) $(addprefix nbs/experiments/s
 export MAGA_DATA ?= $(abspath $(DATA))
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PLATFORM_DIRS := 1
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo reproduce slurm test check style types notebooks pytest browser simcuda gpu install docs lab readme export refresh published clean
 

@@ -9,9 +9,8 @@ import torch
 from maga.data import forget_class
 from maga.judges.contract import FeatureJudge, draw_exemplars
 from maga.judges.transition import estimate_transition
-from maga.models import ModelSpec
+from maga.methods.workbench import digits_bench
 from maga.sources import digits
-from maga.training import PRETRAINING, Examples, fit
 
 torch.set_num_threads(1)
 
@@ -31,10 +30,8 @@ def split(digit_sets):
 
 
 @pytest.fixture(scope="session")
-def original(digit_sets):
-    g = generator()
-    train = digit_sets[0]
-    return fit(ModelSpec.of("resnet10", train).make(g), Examples.of(train), PRETRAINING["digits"], g)
+def original():
+    return digits_bench().original
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,13 +17,18 @@ import pytest
 import torch
 from PIL import Image
 
+from maga.experiments import runs as runs_module
 from maga.experiments import session as session_module
-from maga.experiments.report import EXPERIMENTS, paper_folder, together
+from maga.experiments.__main__ import main
+from maga.experiments.report import EXPERIMENTS, experiment, open_session, paper_folder, selected, together
+from maga.experiments.runs import run_batch
 from maga.experiments.session import Session
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
 from maga.experiments.store import Row, Spec, Store, key_of
 from maga.experiments.studies import STUDIES, kept_about
 from maga.methods.contract import METHODS
+
+from .forked import Forked, tool
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {p.stem: p for p in (ROOT / "nbs" / "experiments").rglob("*.ipynb")}
@@ -48,11 +52,18 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}
 
 
-def command(results: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "maga.experiments", *arguments, "--results", str(results)]
+def started(results: Path, *arguments: str) -> Forked:
+    "The command, at work."
+    return Forked(main, [*arguments, "--results", str(results)], **environment())
+
+
+def command(results: Path, *arguments: str) -> subprocess.CompletedProcess:
+    "The command, when it has ended."
+    return started(results, *arguments).ended()
 
 
 def call(line: list[str], **more) -> subprocess.CompletedProcess:
+    "A line as a shell runs it."
     return subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=ROOT, **more)
 
 
@@ -61,26 +72,24 @@ def metrics(results: Path) -> dict[str, dict[str, float]]:
     return {p.stem: json.loads(p.read_text())["metrics"] for p in (results / "rows").glob("*.json")}
 
 
-def kill_when(line: list[str], moment) -> None:
-    "Start a command and end it with SIGKILL as soon as the moment has come."
-    process = subprocess.Popen(line, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def kill_when(process: Forked, moment) -> None:
+    "End a command with SIGKILL as soon as the moment has come."
     try:
         until = time.monotonic() + 120
         while not moment():
-            assert process.poll() is None, "the command ended before the moment came"
+            assert process.alive(), "the command ended before the moment came"
             assert time.monotonic() < until, "the moment never came"
             time.sleep(0.002)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
 
 
 def test_three_kills_change_nothing(tmp_path):
     "Killed while the first model is trained, while the first rows are written, and with a helper beside: the rows are those of two processes left alone, each made once."
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    assert call(command(alone, *SMALL, "--processes", "2")).returncode == 0
+    assert command(alone, *SMALL, "--processes", "2").returncode == 0
     assert len(metrics(alone)) == 5 and not list((alone / "claims").iterdir())
-    line, rows, claims = command(killed, *SMALL), killed / "rows", killed / "claims"
+    rows, claims = killed / "rows", killed / "claims"
 
     def first_training() -> bool:  # the run's claim and the model's: training has begun, nothing is finished
         return claims.is_dir() and len(list(claims.iterdir())) >= 2
@@ -88,9 +97,9 @@ def test_three_kills_change_nothing(tmp_path):
     def finished(n: int):
         return lambda: rows.is_dir() and len(list(rows.glob("*.json"))) >= n
 
-    kill_when([*line, "--processes", "1"], first_training)
+    kill_when(started(killed, *SMALL, "--processes", "1"), first_training)
     assert not metrics(killed)
-    kill_when([*line, "--processes", "1"], finished(1))
+    kill_when(started(killed, *SMALL, "--processes", "1"), finished(1))
     assert 1 <= len(metrics(killed)) < 3
     working = Store(killed).claims.taken
 
@@ -100,54 +109,41 @@ def test_three_kills_change_nothing(tmp_path):
         except FileNotFoundError:
             return False
 
-    kill_when([*line, "--processes", "2"], lambda: finished(2)() and at_work())
+    kill_when(started(killed, *SMALL, "--processes", "2"), lambda: finished(2)() and at_work())
     until = time.monotonic() + 20
     while working():
         assert time.monotonic() < until, "a helper works on although its command was killed"
         time.sleep(0.05)
-    assert call(line).returncode == 0
+    assert command(killed, *SMALL).returncode == 0
     assert metrics(killed) == metrics(alone)
     assert not list(claims.iterdir())
 
 
-WORKER = """
-import sys
-from pathlib import Path
-import maga.experiments.runs as runs
-import maga.experiments.session as session
-from maga.experiments.report import experiment, open_session, selected
-from maga.experiments.settings import Settings
+def share(results: Path, n: int) -> None:
+    "A process of two: computes what the other does not, and logs each training and each run."
+    log = results / f"log{n}"
+    log.touch()
 
-train, attempt, log = session._train, runs.attempt, Path(sys.argv[1], f"log{sys.argv[2]}")
-log.touch()
+    def noted(kind, plain, number):
+        def call(*arguments):
+            with log.open("a") as f:
+                f.write(f"{kind} {arguments[number].key}\n")
+            return plain(*arguments)
 
-def note(kind, key):
-    with log.open("a") as f:
-        f.write(f"{kind} {key}\\n")
+        return call
 
-def noted_train(session, training):
-    note("train", training.key)
-    train(session, training)
-
-def noted_attempt(session, resolved):
-    note("run", resolved.key)
-    return attempt(session, resolved)
-
-session._train, runs.attempt = noted_train, noted_attempt
-settings = Settings(results=sys.argv[1], device="cpu", backbone=("resnet10",), target=("rocket",))
-specs = [c.specs((0,))[0] for c in experiment("table6").cells(settings) if selected(c, settings)]
-rows = runs.run_batch(specs, open_session(settings))
-print(len(rows), sum(r.failed for r in rows))
-"""
+    session_module._train = noted("train", session_module._train, 1)
+    runs_module.attempt = noted("run", runs_module.attempt, 1)
+    settings = Settings(results=str(results), device="cpu", backbone=("resnet10",), target=("rocket",))
+    specs = [c.specs((0,))[0] for c in experiment("table6").cells(settings) if selected(c, settings)]
+    rows = run_batch(specs, open_session(settings))
+    print(len(rows), sum(r.failed for r in rows))
 
 
 def test_two_processes_share_the_work(tmp_path):
     "No run and no training is done twice, and each process has all rows in the end."
-    both = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(n)], env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for n in range(2)
-    ]
-    printed = [p.communicate(timeout=300)[0].split() for p in both]
+    both = [Forked(share, tmp_path, n) for n in range(2)]
+    printed = [p.ended().stdout.split() for p in both]
     assert printed == [["6", "0"], ["6", "0"]]
     work = [line for n in range(2) for line in Path(tmp_path, f"log{n}").read_text().splitlines()]
     assert len(work) == len(set(work)), f"done twice: {sorted(w for w in set(work) if work.count(w) > 1)}"
@@ -157,7 +153,7 @@ def test_two_processes_share_the_work(tmp_path):
 
 def test_errors_are_one_sentence(tmp_path):
     for wrong, word in (("table9", "table8"), ("table1 --device tpu9", "device"), ("table1 --judge nowhere.safetensors", "nowhere"), ("table1 --preset laptop --data-root nowhere", "cifar100 was not found"), ("table6 --processes -1", "--processes is -1")):
-        ended = call(command(tmp_path, *wrong.split()))
+        ended = command(tmp_path, *wrong.split())
         assert (ended.returncode, ended.stderr.strip().count("\n")) == (1, 0) and word in ended.stderr, ended.stderr
 
 
@@ -169,7 +165,7 @@ def smoke(tmp_path_factory) -> Path:
     "All tables and figures by the command, with one network and some methods. Test processes that want it at once share the work, as any two processes would."
     base = tmp_path_factory.getbasetemp()
     results = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke"
-    ended = call(command(results, *ALL), timeout=900)
+    ended = call([sys.executable, "-m", "maga.experiments", *ALL, "--results", str(results)], timeout=900)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return results
 
@@ -214,12 +210,12 @@ def test_the_frontier_has_every_method(smoke):
 
 def test_second_time_computes_nothing(smoke):
     before = {p: p.stat().st_mtime_ns for part in ("rows", "checkpoints", "outputs") for p in (smoke / part).iterdir()}
-    assert call(command(smoke, *ALL)).returncode == 0
+    assert command(smoke, *ALL).returncode == 0
     assert {p: p.stat().st_mtime_ns for part in ("rows", "checkpoints", "outputs") for p in (smoke / part).iterdir()} == before
 
 
 def execute(notebook: Path, output: Path, *parameters: str) -> subprocess.CompletedProcess:
-    return call([sys.executable, "tools/execute.py", str(notebook), str(output), *parameters], timeout=600)
+    return Forked(tool, "execute", str(notebook), str(output), *parameters, **environment()).ended(600)
 
 
 @pytest.mark.parametrize("name", ["table1", "figure6", "frontier"])
@@ -433,7 +429,7 @@ def test_rows_of_other_code_are_counted(tmp_path, capsys):
     store.put(replace(older, provenance=dict(older.provenance) | {"code": "older"}))
     compute("table6", settings)
     assert capsys.readouterr().out == "1 of 2 rows were made by other code (older); another results folder computes them again.\n"
-    ended = call(command(tmp_path, "table6", "--device", "cpu", "--backbone", "resnet10", "--target", "rocket", "--methods", "original,retrain"))
+    ended = command(tmp_path, "table6", "--device", "cpu", "--backbone", "resnet10", "--target", "rocket", "--methods", "original,retrain")
     assert ended.returncode == 0 and ended.stderr.count("other code (older)") == 1
 
 
@@ -444,17 +440,17 @@ def test_a_given_original(tmp_path, digit_sets, original):
     file = save_checkpoint(tmp_path / "mine.safetensors", original, ModelSpec.of("resnet10", digit_sets[0]))
     before, results = file.read_bytes(), tmp_path / "results"
     line = ("table1", "--device", "cpu", "--target", "rocket", "--original", str(file), "--bfloat16")
-    kill_when(command(results, *line, "--methods", "original,ssd,maga"), lambda: len(list((results / "rows").glob("*.json"))) >= 1)
-    assert call(command(results, *line, "--methods", "original,ssd,maga")).returncode == 0
+    kill_when(started(results, *line, "--methods", "original,ssd,maga"), lambda: len(list((results / "rows").glob("*.json"))) >= 1)
+    assert command(results, *line, "--methods", "original,ssd,maga").returncode == 0
     assert len(metrics(results)) == 3 and len(list((results / "checkpoints").glob("*"))) == 1  # the checkpoint is T
     assert all(m["TV"] is None for m in metrics(results).values())
-    assert call(command(results, *line, "--methods", "retrain")).returncode == 0
+    assert command(results, *line, "--methods", "retrain").returncode == 0
     assert len(metrics(results)) == 4 and all(m["TV"] is not None for m in metrics(results).values())
     table = pd.read_csv(results / "table1" / "table.csv")
     note = table[(table.model == "resnet18") & (table.method == "finetune") & (table.target == "rocket")].note.item()
     assert note.endswith(f"--backbone resnet10 --target rocket --methods finetune --original {file} --bfloat16")
     assert file.read_bytes() == before
-    ended = call(command(results, "table2", "--device", "cpu", "--original", str(file)))
+    ended = command(results, "table2", "--device", "cpu", "--original", str(file))
     assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and "has the classes 10" in ended.stderr
 
 

@@ -1,9 +1,6 @@
 """Judges that are asked in words: families, traps, interruption, and what is said when something is wrong."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -30,6 +27,8 @@ from maga.judges.tiny import SIDE
 from maga.judges.transition import TransitionMatrix, estimate_transition
 from maga.judges.vlm import VLMJudge, load_vlm_judge
 from maga.sources import digits
+
+from .forked import Forked
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of its probability on True or False.*")
 
@@ -265,52 +264,44 @@ def test_mmicl_puts_three_images_where_they_belong(exemplars, tmp_path):
 
 # ---- kill -9
 
-RUN = """
-import json, sys, time
-from maga.judges import __main__ as command
-from maga.judges.vlm import VLMJudge
-ask, log = VLMJudge.ask, open(sys.argv[1], "a")
-def logged(self, queries, block):
-    hashes = self.hashes(queries)
-    for i in block.rows.tolist():
-        print(json.dumps([hashes[i], block.concepts[0]]), file=log, flush=True)
-    time.sleep(float(sys.argv[2]))
-    return ask(self, queries, block)
-VLMJudge.ask = logged
-sys.exit(command.main(sys.argv[3:]))
-"""
+def logged(log: Path, pause: float, arguments: list[str]) -> int:
+    "The command, which writes down what it asks before it asks it."
+    ask = VLMJudge.ask
+
+    def noted(self, queries, block):
+        hashes = self.hashes(queries)
+        with log.open("a") as file:
+            file.writelines(json.dumps([hashes[i], block.concepts[0]]) + "\n" for i in block.rows.tolist())
+        time.sleep(pause)
+        return ask(self, queries, block)
+
+    VLMJudge.ask = noted
+    return main(arguments)
 
 
 def test_killed_and_resumed(folders, tmp_path):
     batch = 8
     given = ["--data", "digits", "--judge", f"vlm:{folders('qwen2_5_vl')}", "--exemplars", "3", "--size", str(SIDE), "--device", "cpu"]
     given += ["--batch-size", str(batch)]
-    env = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), os.getcwd()])}
 
     def start(out, log, pause):
-        return subprocess.Popen(
-            [sys.executable, "-c", RUN, str(tmp_path / log), str(pause), *given, "--out", str(tmp_path / out)],
-            env=env,
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
+        return Forked(logged, tmp_path / log, pause, [*given, "--out", str(tmp_path / out)], TRANSFORMERS_VERBOSITY="error")
 
     process = start("T.safetensors", "asked", 0.2)
     answers = tmp_path / "T.safetensors.answers"
     deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.alive():
         files = list(answers.glob("*.jsonl"))
         if files and files[0].read_bytes().count(b"\n") > 12:
             break
         time.sleep(0.02)
-    assert process.poll() is None, "it ended before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.alive(), "it ended before it could be killed"
+    process.kill()
     assert not (tmp_path / "T.safetensors").exists()
     before = len((tmp_path / "asked").read_text().splitlines())
     assert 0 < before < 300
 
-    assert start("T.safetensors", "asked", 0).wait() == 0
+    assert start("T.safetensors", "asked", 0).ended().returncode == 0
     assert main([*given, "--out", str(tmp_path / "whole.safetensors")]) == 0
     killed, whole = (TransitionMatrix.load(tmp_path / f"{name}.safetensors") for name in ("T", "whole"))
     assert torch.equal(killed.S, whole.S) and torch.equal(killed.T, whole.T)

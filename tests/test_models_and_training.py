@@ -1,6 +1,7 @@
 """Checkpoints on full and broken disks, the provided checkpoint, a user's own network, and steps on a GPU."""
 
-import os
+import resource
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,28 +19,28 @@ from maga.sources import digits, load
 from maga.training import PRETRAINING, Examples, FitConfig, fit
 
 from .conftest import generator
+from .forked import Forked
+
+
+def written_twice(path, limit):
+    "Write a checkpoint, and again when no file may be larger than the limit in bytes."
+    spec = ModelSpec.of("resnet10", digits()[0])
+    model = spec.make(generator())
+    save_checkpoint(path, model, spec)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        save_checkpoint(path, model, spec, note="second")
+    except MagaError as e:
+        print(e)
+        return 1
 
 
 def test_full_disk_leaves_the_old_checkpoint(tmp_path):
     "A real limit on file size, in a process of its own: the write fails, the earlier file stays, nothing else is left."
-    program = """
-import resource, signal, sys, torch
-from maga.data import MagaError
-from maga.sources import digits
-from maga.models import ModelSpec, save_checkpoint
-spec = ModelSpec.of("resnet10", digits()[0])
-model = spec.make(torch.Generator())
-save_checkpoint(sys.argv[1], model, spec)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    save_checkpoint(sys.argv[1], model, spec, note="second")
-except MagaError as e:
-    sys.exit(f"refused: {e}")
-"""
     path = tmp_path / "model.safetensors"
-    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 1 and "could not be written" in done.stderr and "nothing was changed" in done.stderr
+    done = Forked(written_twice, path, 100_000).ended()
+    assert done.returncode == 1 and "could not be written" in done.stdout and "nothing was changed" in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     load_checkpoint(path)
 

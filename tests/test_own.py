@@ -1,11 +1,12 @@
 """The command `maga`, as somebody with a network, a folder of images and a list of what must go."""
 
 import csv
+import importlib
 import json
 import os
 import re
 import shlex
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from maga.own.networks import in_model_order, open_network, write_weights
 from maga.requests import after
 from maga.sources import digits
 from maga.training import Examples, FitConfig, fit
+
+from .forked import Forked
 
 root = Path(__file__).resolve().parent.parent
 NET = """
@@ -201,22 +204,19 @@ def test_the_ledger_is_after_with_images_that_are_gone():
 
 
 MOMENTS = {"trial": "maga.own.forgetting.tried_rates", "method": "maga.own.forgetting.counted_passes", "writing": "maga.own.report.card_of"}
-KILLED = """
-import importlib, os, signal, sys
-place, name = sys.argv.pop(1).rsplit(".", 1)
-def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)
-setattr(importlib.import_module(place), name, die)
-from maga.own.command import main
-main()
-"""
+def killed_at(place: str, arguments: list[str]) -> None:
+    "The command, which ends by SIGKILL as soon as it calls what is there."
+    module, name = place.rsplit(".", 1)
+    setattr(importlib.import_module(module), name, lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL))
+    sys.argv = ["maga", *arguments]
+    command.main()
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_kill_leaves_nothing_half_written(moment, at, desk, capsys):
     line = f"maga forget --model model.safetensors --data photos --forget two --out killed_{moment} --set fit.epochs=1"
     line += "" if moment == "trial" else " --set fit.lr=0.1"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "MAGA_CACHE": str(desk / "cache")}
-    done = subprocess.run([sys.executable, "-c", KILLED, MOMENTS[moment], *shlex.split(line)[1:]], cwd=desk, env=environment, capture_output=True)
+    done = Forked(killed_at, MOMENTS[moment], shlex.split(line)[1:], folder=desk, MAGA_CACHE=str(desk / "cache")).ended()
     assert done.returncode == -9, done.stderr
     assert not (desk / f"killed_{moment}").exists()
     assert len(list(desk.glob(f".killed_{moment}.*"))) == (moment == "writing")

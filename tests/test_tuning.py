@@ -1,9 +1,6 @@
 "Tuning: the same search for every method, resumable, its winners the presets that the package has."
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +16,8 @@ from maga.methods.contract import METHODS, get_method, with_change
 from maga.methods.tuning import TUNED_FILE
 from maga.sources import TUNING, load, put_aside
 
-ROOT = Path(__file__).resolve().parent.parent
+from .forked import ROOT, Forked, tool
+
 STUDIES = ROOT / "nbs" / "experiments" / "studies"
 KEPT = STUDIES / "kept" / "tuning.csv"
 LATER = {"undo", "directional_damage"}  # registered after the search whose table is kept
@@ -129,7 +127,6 @@ def test_the_notebook_runs(searched, tmp_path):
     "The study beside the rows that are there: spaces, trials, picture and sentences."
     settings = searched[0]
     parameters = ["preset=smoke", "device=cpu", f"results={settings.results}", "target=deer", f"methods={','.join(settings.methods)}"]
-    line = [sys.executable, "tools/execute.py", str(STUDIES / "tuning.ipynb"), str(tmp_path / "tuning.ipynb"), *parameters]
-    ended = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300)
+    ended = Forked(tool, "execute", str(STUDIES / "tuning.ipynb"), str(tmp_path / "tuning.ipynb"), *parameters, PYTHONPATH=str(ROOT)).ended()
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert Path(settings.results, "tuning", "tuning.png").stat().st_size > 5000

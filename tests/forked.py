@@ -1,0 +1,66 @@
+"Processes for tests that start in milliseconds: they are forked from a server that has imported torch and the package once."
+
+import importlib.util
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["papermill", "sklearn.datasets", "timm", "maga.experiments.__main__", "maga.judges.__main__", "maga.own.command"])
+
+
+def _child(function: Callable[..., int | None], arguments: Sequence[Any], folder: Path, environment: Mapping[str, str], written: Sequence[str]) -> None:
+    for number, path in enumerate(written, 1):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.dup2(handle, number)
+        os.close(handle)
+    os.chdir(folder)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.exit(function(*arguments))
+
+
+class Forked:
+    "A function of a module in a process of its own; what it returns is the process's exit code."
+
+    def __init__(self, function: Callable[..., int | None], *arguments: Any, folder: Path = ROOT, **environment: str) -> None:
+        self.arguments, self.written = arguments, tempfile.TemporaryDirectory()
+        paths = [str(Path(self.written.name, name)) for name in ("out", "err")]
+        for path in paths:
+            Path(path).touch()
+        self.process = SERVER.Process(target=_child, args=(function, arguments, folder, environment, paths))
+        self.process.start()
+
+    def alive(self) -> bool:
+        return self.process.is_alive()
+
+    def kill(self) -> None:
+        "SIGKILL, and wait for the end."
+        self.process.kill()
+        self.process.join()
+
+    def ended(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        "Wait for the end: exit code and what was written."
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.kill()
+            raise TimeoutError(f"{self.arguments} ran for more than {timeout} seconds")
+        out, err = (Path(self.written.name, name).read_text() for name in ("out", "err"))
+        return subprocess.CompletedProcess(self.arguments, self.process.exitcode, out, err)
+
+
+def tool(name: str, *arguments: str) -> int:
+    "Run a script of `tools` with arguments: its exit code."
+    described = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert described is not None and described.loader is not None
+    module = importlib.util.module_from_spec(described)
+    described.loader.exec_module(module)
+    return module.main(arguments)
