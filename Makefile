@@ -39,10 +39,10 @@ types: $(READY)
 	mypy
 
 notebooks: $(READY)  ## nbdev_test on every notebook outside of experiments
-	OMP_NUM_THREADS=1 timeout 900 nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 timeout 900 nbdev_test --n_workers 2 --timing
 
 pytest: $(READY)
-	OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal --durations=12
 
 browser: $(VENV)/.browser  ## notebooks opened and run in JupyterLab by a real browser; on Debian it is installed when missing, as root
 	OMP_NUM_THREADS=1 pytest -m browser tests/test_lab.py

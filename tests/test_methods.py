@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maga.data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
 from maga.device import seeded
+from maga.experiments.presets import BACKBONES
 from maga.judges.transition import TransitionMatrix
 from maga.methods import distillation, relabelling
 from maga.methods.contract import METHODS, Method, forget_then_retain, get_method, method, paired_batches
@@ -415,6 +416,14 @@ def test_eu_k_leaves_the_first_layers():
     new = set(last_parameters(model, 3))
     assert {k for k, p in model.named_parameters() if not torch.equal(after[k], p)} == new
     assert "fc.weight" in new and "conv1.weight" not in new
+
+
+@pytest.mark.parametrize("name", ["resnet6_haar", "resnet6_s2d", "resnet10", "resnet18", "vit_tiny", "vit_small"])
+def test_eu_k_has_no_more_layers_than_the_network_of_its_preset(name):
+    "The presets of an experiment name k for their network; more than it has would end every run of it with an error."
+    images = ImageSet(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10), [str(k) for k in range(10)])
+    model, config = ModelSpec.of(name, images).make(torch.Generator()), get_method("eu_k").preset(BACKBONES[name].preset_of("eu_k"))
+    assert 0 < len(last_parameters(model, config.k)) < len(list(model.parameters()))
 
 
 def test_damage_forgets_batch_norms_statistics():

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from ..pretrained import PRETRAINED
 
 # %% auto #0
-__all__ = ['BOTH', 'SMOKE_DATA', 'SMOKE_TARGETS', 'RANDOM_IMAGES', 'ON_ROCKET', 'QUARTER_NOISE', 'PRESETS', 'BACKBONES',
-           'Backbone', 'Preset']
+__all__ = ['BOTH', 'SMOKE_DATA', 'SMOKE_TARGETS', 'RANDOM_IMAGES', 'ON_ROCKET', 'SIX_LAYERS', 'QUARTER_NOISE', 'PRESETS',
+           'BACKBONES', 'Backbone', 'Preset']
 
 # %% ../../nbs/514_presets.ipynb #1e17a9df
 BOTH = ("resnet18", "vit")  # the networks of the paper's tables
@@ -97,7 +97,8 @@ RANDOM_IMAGES = "100"  # how many the random task forgets
 
 # %% ../../nbs/514_presets.ipynb #697855fc
 ON_ROCKET = ("resnet18", "cifar100", "class", "rocket")
-QUARTER_NOISE = {"maga": "fast", "no_noise": "fast", "random_label": "fast"}  # the paper's settings, with noise that a CPU affords
+SIX_LAYERS = {"eu_k": "resnet6"}  # the paper's settings, where a network has six layers with weights
+QUARTER_NOISE = dict.fromkeys(("maga", "no_noise", "random_label"), "fast")  # and with noise that a CPU affords
 PRESETS = {
     "paper": Preset(
         (
@@ -132,8 +133,11 @@ PRESETS = {
     ),
     "laptop": Preset(
         (
-            Backbone("resnet6_haar", "resnet18", "haar", "paper_resnet18", stand_in=True, presets=QUARTER_NOISE, recipes={"cifar10": "haar_cifar10"}),
-            Backbone("resnet6_s2d", "resnet18", "laptop", "paper_resnet18", stand_in=True),
+            Backbone(
+                "resnet6_haar", "resnet18", "haar", "paper_resnet18", stand_in=True,
+                presets=SIX_LAYERS | QUARTER_NOISE, recipes={"cifar10": "haar_cifar10"},
+            ),
+            Backbone("resnet6_s2d", "resnet18", "laptop", "paper_resnet18", stand_in=True, presets=SIX_LAYERS),
             Backbone("efficientnet_lite0", "vit", "lite0", "paper_vit", stand_in=True),
         ),
         seeds=(0, 1, 2),

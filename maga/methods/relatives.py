@@ -50,6 +50,7 @@ EU_K_PRESETS = {
     **{name: EUkConfig(**vars(budget), k=7) for name, budget in SMALL_BUDGETS.items()},  # the last two stages and the head, of 14 layers
     "paper_resnet18": EUkConfig(**vars(BUDGETS["12.5%"]), k=11),
     "paper_vit": EUkConfig(VIT_BUDGET, k=25),
+    "resnet6": EUkConfig(**vars(BUDGETS["12.5%"]), k=3),  # the last stage and the head, of six layers
     # ours, the best of ten on a part of digits' training images (below)
     "digits": EUkConfig(DIGITS_BUDGET, k=3),
 }
