@@ -33,6 +33,7 @@ from .forked import Forked, tool
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {p.stem: p for p in (ROOT / "nbs" / "experiments").rglob("*.ipynb")}
 HERE = ("original", "retrain", "ssd", "random_label", "no_noise", "maga", "restart")  # of the methods
+THERE = ("rocket", "dinosaur", "bird", "baby", "vehicles_2", "random", "whale")  # of the targets, some of every table: the digits nine, two, eight or nine, five
 SMALL = (
     "table6",
     "--preset",
@@ -157,12 +158,12 @@ def test_errors_are_one_sentence(tmp_path):
         assert (ended.returncode, ended.stderr.strip().count("\n")) == (1, 0) and word in ended.stderr, ended.stderr
 
 
-ALL = ("all", "--device", "cpu", "--backbone", "resnet10", "--methods", ",".join(HERE))
+ALL = ("all", "--device", "cpu", "--backbone", "resnet10", "--methods", ",".join(HERE), "--target", ",".join(THERE))
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory) -> Path:
-    "All tables and figures by the command, with one network and some methods. Test processes that want it at once share the work, as any two processes would."
+    "All tables and figures by the command, with one network, some methods and a target of each. Test processes that want it at once share the work, as any two processes would."
     base = tmp_path_factory.getbasetemp()
     results = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke"
     ended = call([sys.executable, "-m", "maga.experiments", *ALL, "--results", str(results)], timeout=900)
@@ -177,6 +178,7 @@ def test_all_is_filled(smoke):
         assert len(table) > 0
         if "A_r" in table:
             here = table.method.isin(HERE) & (table.get("backbone", "resnet10") == "resnet10")  # nothing of figure 4, which has a ViT alone
+            here &= table.target.isin(THERE)
             assert (table.A_r.notna() == here).all() and table[~here].note.astype(str).str.startswith("not run").all(), name
             table = table[here]
             filled = table.seed.notna() if name == "frontier" else table.seeds == 1
@@ -218,10 +220,10 @@ def execute(notebook: Path, output: Path, *parameters: str) -> subprocess.Comple
     return Forked(tool, "execute", str(notebook), str(output), *parameters, **environment()).ended(600)
 
 
-@pytest.mark.parametrize("name", ["table1", "figure6", "frontier"])
-def test_notebooks_run_and_draw(smoke, name):
+@pytest.mark.parametrize(("name", "target"), [("table1", "rocket"), ("figure6", "bird"), ("frontier", "rocket")])
+def test_notebooks_run_and_draw(smoke, name, target):
     "papermill runs a table, a figure and the frontier; the picture has something on it."
-    some = ("backbone=resnet10", "methods=original,retrain,ssd,maga")
+    some = ("backbone=resnet10", "methods=original,retrain,ssd,maga", f"target={target}")
     ended = execute(NOTEBOOKS[name], smoke / name / f"{name}.ipynb", "preset=smoke", "device=cpu", f"results={smoke}", *some)
     assert ended.returncode == 0, ended.stderr[-2000:]
     pixels = np.asarray(Image.open(smoke / name / f"{name}.png").convert("RGB"))
