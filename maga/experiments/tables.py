@@ -275,15 +275,15 @@ def said_times(result: Result) -> list[str]:
 
 
 def said_sweep(result: Result) -> list[str]:
-    "For each series: how A_r and A_f change from the smallest value to the largest, and whether they change steadily."
+    "For each series: how A_r and A_f change from the smallest value to the largest, and whether they change steadily or at all."
     sentences = []
     for (name, series), line in swept(result).groupby(["field", "series"], sort=False):
         line = line.sort_values("value")
         found = []
         for metric in ("A_r", "A_f"):
-            steps = np.diff(line[metric])
+            steps, first, last, span = np.diff(line[metric]), line[metric].iloc[0], line[metric].iloc[-1], np.ptp(line[metric])
             steady = "steadily" if (steps >= 0).all() or (steps <= 0).all() else "not steadily"
-            found.append(f"{metric} goes from {line[metric].iloc[0]:.2f} to {line[metric].iloc[-1]:.2f} ({steady}, range {np.ptp(line[metric]):.2f})")
+            found.append(f"{metric} goes from {first:.2f} to {last:.2f} ({steady}, range {span:.2f})" if span else f"{metric} stays at {first:.2f}")
         where = f" ({series})" if series else ""
         sentences.append(f"{name} from {line.value.iloc[0]:g} to {line.value.iloc[-1]:g}{where}: {found[0]}; {found[1]}.")
     return sentences or ["Nothing has been run."]
