@@ -8,11 +8,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}  # of every process that a test starts
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["papermill", "sklearn.datasets", "timm", "maga.experiments.__main__", "maga.judges.__main__", "maga.own.command"])
 
@@ -29,13 +31,14 @@ def _child(function: Callable[..., int | None], arguments: Sequence[Any], folder
 
 
 class Forked:
-    "A function of a module in a process of its own; what it returns is the process's exit code."
+    "A function of a module in a process of its own, in the test's environment; what it returns is the process's exit code."
 
     def __init__(self, function: Callable[..., int | None], *arguments: Any, folder: Path = ROOT, **environment: str) -> None:
         self.arguments, self.written = arguments, tempfile.TemporaryDirectory()
         paths = [str(Path(self.written.name, name)) for name in ("out", "err")]
         for path in paths:
             Path(path).touch()
+        environment = os.environ | ENVIRONMENT | environment
         self.process = SERVER.Process(target=_child, args=(function, arguments, folder, environment, paths))
         self.process.start()
 
@@ -57,10 +60,15 @@ class Forked:
         return subprocess.CompletedProcess(self.arguments, self.process.exitcode, out, err)
 
 
-def tool(name: str, *arguments: str) -> int:
-    "Run a script of `tools` with arguments: its exit code."
+def script(name: str) -> ModuleType:
+    "A script of `tools` as a module."
     described = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert described is not None and described.loader is not None
     module = importlib.util.module_from_spec(described)
     described.loader.exec_module(module)
-    return module.main(arguments)
+    return module
+
+
+def tool(name: str, *arguments: str) -> int:
+    "Run a script of `tools` with arguments: its exit code."
+    return script(name).main(arguments)

@@ -1,15 +1,12 @@
 """The checks of tools/check.py see what they are there for: each is run on a small tree with one planted fault."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-root = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("check", root / "tools" / "check.py")
-check = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check)
+from .forked import script
+
+check = script("check")
 
 
 def notebook(path, *cells, tags=()):

@@ -28,9 +28,8 @@ from maga.experiments.store import Row, Spec, Store, key_of
 from maga.experiments.studies import STUDIES, kept_about
 from maga.methods.contract import METHODS
 
-from .forked import Forked, tool
+from .forked import ENVIRONMENT, ROOT, Forked, tool
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {p.stem: p for p in (ROOT / "nbs" / "experiments").rglob("*.ipynb")}
 HERE = ("original", "retrain", "ssd", "random_label", "no_noise", "maga", "restart")  # of the methods
 THERE = ("rocket", "dinosaur", "bird", "baby", "vehicles_2", "random", "whale")  # of the targets, some of every table: the digits nine, two, eight or nine, five
@@ -49,13 +48,9 @@ SMALL = (
 )
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}
-
-
 def started(results: Path, *arguments: str) -> Forked:
     "The command, at work."
-    return Forked(main, [*arguments, "--results", str(results)], **environment())
+    return Forked(main, [*arguments, "--results", str(results)])
 
 
 def command(results: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -65,7 +60,7 @@ def command(results: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 def call(line: list[str], **more) -> subprocess.CompletedProcess:
     "A line as a shell runs it."
-    return subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=ROOT, **more)
+    return subprocess.run(line, capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd=ROOT, **more)
 
 
 def metrics(results: Path) -> dict[str, dict[str, float]]:
@@ -217,7 +212,7 @@ def test_second_time_computes_nothing(smoke):
 
 
 def execute(notebook: Path, output: Path, *parameters: str) -> subprocess.CompletedProcess:
-    return Forked(tool, "execute", str(notebook), str(output), *parameters, **environment()).ended(600)
+    return Forked(tool, "execute", str(notebook), str(output), *parameters).ended(600)
 
 
 @pytest.mark.parametrize(("name", "target"), [("table1", "rocket"), ("figure6", "bird"), ("frontier", "rocket")])

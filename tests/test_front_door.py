@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-root = Path(__file__).resolve().parent.parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+from .forked import ENVIRONMENT, ROOT
 
 
 def test_the_program_of_the_front_page(tmp_path):
     "At most 15 lines; run from elsewhere it forgets the digit and keeps the rest."
-    program = re.search(r"```python\n(import torch.*?)```", (root / "README.md").read_text(), re.S).group(1)
+    program = re.search(r"```python\n(import torch.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
     assert len([line for line in program.splitlines() if line.strip()]) <= 15
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=os.environ | ENVIRONMENT, check=True)
     before, after = (dict(re.findall(r"(\w+) ([\d.]+)", line)) for line in done.stdout.strip().splitlines())
     assert float(before["A_f"]) > 80 and float(after["A_f"]) <= 5
     assert float(after["A_r"]) >= float(before["A_r"]) - 2
@@ -26,10 +25,10 @@ def test_the_program_of_the_front_page(tmp_path):
 
 def demo(results):
     (results / "demo").mkdir(parents=True)
-    notebook = root / "nbs" / "experiments" / "studies" / "demo.ipynb"
+    notebook = ROOT / "nbs" / "experiments" / "studies" / "demo.ipynb"
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), str(results / "demo" / "demo.ipynb"), "-k", "python3"]
     process = subprocess.Popen(
-        [*command, "-p", "results", str(results), "-p", "device", "cpu"], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, "-p", "results", str(results), "-p", "device", "cpu"], env=os.environ | ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     return process
 
@@ -49,8 +48,8 @@ def test_the_demonstration_twice(tmp_path):
     assert {p.suffix for p in (tmp_path / "one" / "demo").iterdir()} >= {".png", ".csv", ".ipynb", ".safetensors"}
 
 
-README = (root / "README.md").read_text(encoding="utf-8")
-STUDIES = sorted((root / "nbs" / "experiments").rglob("*.ipynb"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+STUDIES = sorted((ROOT / "nbs" / "experiments").rglob("*.ipynb"))
 KEPT = ("Seven rows of results", "What was reproduced, and what was not")  # sections whose numbers are those of kept notebooks
 
 
@@ -71,7 +70,7 @@ def test_the_numbers_of_the_front_page_are_those_of_the_notebooks(title):
     checked = 0
     for line in section(title).splitlines():
         links = re.findall(r"\]\((nbs/\S+?\.ipynb)\)", line) or re.findall(r"\]\((nbs/\S+?\.ipynb)\)", section(title))
-        said = "\n".join(outputs_of(root / link) for link in links)
+        said = "\n".join(outputs_of(ROOT / link) for link in links)
         for number in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", line):
             assert number in said, (number, line)
             checked += 1
@@ -83,8 +82,8 @@ def test_no_experiment_is_without_outputs():
 
 
 def test_the_front_page_links_every_notebook():
-    linked = {root / link for link in re.findall(r"\]\((nbs/\S+?\.ipynb)\)", README)}
-    assert linked >= {*STUDIES, *(root / "nbs").glob("[0-9]*.ipynb")}
+    linked = {ROOT / link for link in re.findall(r"\]\((nbs/\S+?\.ipynb)\)", README)}
+    assert linked >= {*STUDIES, *(ROOT / "nbs").glob("[0-9]*.ipynb")}
 
 
 def test_the_first_command_is_within_the_first_screen():
@@ -95,17 +94,16 @@ def test_default_folders_are_the_repositorys(monkeypatch, tmp_path):
     "A notebook opened by hand finds the data and the store of the repository; a given folder is taken as it is."
     from maga.experiments.settings import Settings
 
-    root = Path(__file__).parents[1]
-    for folder in (root, root / "nbs", root / "nbs" / "experiments" / "paper"):
+    for folder in (ROOT, ROOT / "nbs", ROOT / "nbs" / "experiments" / "paper"):
         monkeypatch.chdir(folder)
-        assert (Settings().data_folder, Settings().results_folder) == (root / "data", root / "results")
-        assert Settings(results="published").results_folder == root / "results" / "published"
+        assert (Settings().data_folder, Settings().results_folder) == (ROOT / "data", ROOT / "results")
+        assert Settings(results="published").results_folder == ROOT / "results" / "published"
         assert Settings(data_root="d", results="r").data_folder == Path("d") and Settings(results="r").results_folder == Path("r")
     monkeypatch.chdir(tmp_path)
     assert (Settings().data_folder, Settings().results_folder) == (tmp_path / "data", tmp_path / "results")
 
 
-@pytest.mark.parametrize("notebook", sorted((root / "nbs" / "experiments").rglob("*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs" / "experiments").rglob("*.ipynb")), ids=lambda p: p.stem)
 def test_no_experiments_default_folder_depends_on_where_it_is_opened(notebook):
     cells = [c for c in json.loads(notebook.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
     assert not any("../" in "".join(c["source"]) for c in cells)

@@ -30,7 +30,6 @@ from maga.training import Examples, FitConfig, fit
 
 from .forked import Forked
 
-root = Path(__file__).resolve().parent.parent
 NET = """
 from torch import nn
 
@@ -204,6 +203,8 @@ def test_the_ledger_is_after_with_images_that_are_gone():
 
 
 MOMENTS = {"trial": "maga.own.forgetting.tried_rates", "method": "maga.own.forgetting.counted_passes", "writing": "maga.own.report.card_of"}
+
+
 def killed_at(place: str, arguments: list[str]) -> None:
     "The command, which ends by SIGKILL as soon as it calls what is there."
     module, name = place.rsplit(".", 1)

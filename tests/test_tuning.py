@@ -127,6 +127,6 @@ def test_the_notebook_runs(searched, tmp_path):
     "The study beside the rows that are there: spaces, trials, picture and sentences."
     settings = searched[0]
     parameters = ["preset=smoke", "device=cpu", f"results={settings.results}", "target=deer", f"methods={','.join(settings.methods)}"]
-    ended = Forked(tool, "execute", str(STUDIES / "tuning.ipynb"), str(tmp_path / "tuning.ipynb"), *parameters, PYTHONPATH=str(ROOT)).ended()
+    ended = Forked(tool, "execute", str(STUDIES / "tuning.ipynb"), str(tmp_path / "tuning.ipynb"), *parameters).ended()
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert Path(settings.results, "tuning", "tuning.png").stat().st_size > 5000
