@@ -23,10 +23,10 @@ from ..measures.distances import show_tsne
 from ..methods.labels import label_entropy
 
 # %% auto #0
-__all__ = ['with_interval', 'number', 'side_by_side', 'made_with', 'show_table', 'show_times', 'swept', 'show_sweep',
-           'show_embeddings', 'standing', 'paper_case', 'order_agreement', 'over_cases', 'said', 'said_distance',
-           'said_ablation', 'said_times', 'said_sweep', 'said_labels', 'beyond_table', 'said_beyond',
-           'population_table', 'show_metrics', 'said_flow']
+__all__ = ['HEADLINE', 'NO_POPULATION', 'with_interval', 'number', 'side_by_side', 'made_with', 'show_table', 'show_times',
+           'swept', 'show_sweep', 'show_embeddings', 'standing', 'paper_case', 'order_agreement', 'over_cases', 'said',
+           'said_distance', 'said_ablation', 'said_times', 'said_sweep', 'said_labels', 'beyond_table',
+           'headline_table', 'said_beyond', 'population_table', 'show_metrics', 'said_flow']
 
 # %% ../../nbs/506_tables.ipynb #54535eb2
 def with_interval(mean: float, half: float) -> str:
@@ -310,6 +310,18 @@ def beyond_table(result: Result) -> pd.DataFrame:
     return numeric[chosen]
 
 
+HEADLINE = ("cost", "A_r", "A_f", "MIA", "neighbour_tv_ratio", "probe_gap", "relearn_ratio", "residual_knowledge", "l2_to_original", "time_ratio")
+
+
+def headline_table(result: Result, rest: bool = False) -> pd.DataFrame:  # rest: all other metrics
+    "A line a method, a metric of each kind; original and retrain first, then by distance to the retrain's outputs."
+    table = beyond_table(result)
+    chosen = [m for m in table if m not in HEADLINE] if rest else [m for m in HEADLINE if m in table]
+    ratio = table.get("neighbour_tv_ratio", pd.Series(math.nan, table.index))
+    order = (ratio - 1).abs().sort_values(kind="stable").index  # NaN last
+    return table.loc[[*(m for m in TRAINED if m in order), *(m for m in order if m not in TRAINED)], chosen]
+
+
 def said_beyond(result: Result, metrics: Sequence[tuple[str, float]]) -> list[str]:  # (metric, ideal)
     "Which unlearning method is nearest to the ideal by each metric, and MaGA's rank."
     table = beyond_table(result).drop(index=list(TRAINED), errors="ignore")
@@ -330,22 +342,23 @@ def said_beyond(result: Result, metrics: Sequence[tuple[str, float]]) -> list[st
     return sentences
 
 # %% ../../nbs/506_tables.ipynb #2730c520
-def population_table(result: Result, session: Session) -> pd.DataFrame:
-    "Metrics of several models for each method over its seeds, or why they cannot be computed."
+NO_POPULATION = "Metrics over populations cannot be computed: they need two training seeds or more, and the models' logits."
+
+
+def population_table(result: Result, session: Session) -> tuple[pd.DataFrame, list[str]]:
+    "Metrics of several models for each method over its seeds, a line a method that has one; and why others are missing."
     by_method = {c.method: [r for r in some if not r.failed] for c, some in zip(result.cells, result.rows, strict=True) if some}
-    lines = []
-    for name, rows in by_method.items():
-        scores = list(scores_of_many(session, rows, by_method.get(RETRAIN, [])).values())
-        if scores:
-            lines.append({"method": name} | {s.metric: str(s) for s in scores} | {"missing": scores[0].missing})
-    return pd.DataFrame(lines)
+    of = {name: scores_of_many(session, rows, by_method.get(RETRAIN, [])) for name, rows in by_method.items() if name != RETRAIN}
+    known = {name: {m: str(s) for m, s in scores.items()} for name, scores in of.items() if any(not s.missing for s in scores.values())}
+    reasons = {s.missing for scores in of.values() for s in scores.values() if s.missing} | {NO_POPULATION for scores in of.values() if not scores}
+    return pd.DataFrame(known).T.rename_axis("method"), sorted(reasons)
 
 # %% ../../nbs/506_tables.ipynb #4be6a00d
 def show_metrics(result: Result, metrics: Sequence[tuple[str, float]]):  # (metric, ideal)
     "A panel per metric, a bar per method; the dashed line is the ideal, the dotted one a retrain against the others. Returns the figure."
     import matplotlib.pyplot as plt
 
-    table = beyond_table(result)
+    table = headline_table(result)
     figure, axes = plt.subplots(1, len(metrics), figsize=(1.5 + 2 * len(metrics), 0.8 + 0.2 * len(table)), sharey=True, squeeze=False, dpi=110)
     for axis, (metric, ideal) in zip(axes[0], metrics, strict=True):
         values = table[metric] if metric in table else pd.Series(float("nan"), table.index)

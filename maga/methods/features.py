@@ -17,7 +17,7 @@ from ..data import ForgetSplit
 from ..device import autocast, pass_size, to_device
 from .contract import Source, method, sample_retained
 from .published import LEE, ours, read_in
-from .restart import BUDGETED, BUDGETS, DIGITS_BUDGET, SMALL_BUDGETS, VIT_BUDGET, Distil, RestartConfig, StartConfig
+from .restart import BUDGETED, BUDGETS, DIGITS_BUDGET, HAAR_BUDGETS, SMALL_BUDGETS, VIT_BUDGET, Distil, RestartConfig, StartConfig
 from .restart import fresh_weights, recovered, restarted, shrink_and_perturb, taught
 from ..models import evaluating
 from ..training import Progress
@@ -160,6 +160,8 @@ DIRECTIONAL_PRESETS = {
     "2.5%": DirectionalConfig(BUDGETS["2.5%"].fit, 45_000, shrink=0.8, head="fresh"),
     "small_12.5%": DirectionalConfig(**vars(SMALL_BUDGETS["small_12.5%"]), head="fresh"),
     "small_5%": DirectionalConfig(**vars(SMALL_BUDGETS["small_5%"]), shrink=0.8, head="fresh"),
+    "haar_12.5%": DirectionalConfig(HAAR_BUDGETS["haar_12.5%"].fit, shrink=0.8, head="fresh"),
+    "haar_5%": DirectionalConfig(HAAR_BUDGETS["haar_5%"].fit, 20_400, shrink=0.8, head="fresh"),
     "paper_resnet18": DirectionalConfig(BUDGETS["12.5%"].fit, 48_500, head="fresh"),
     "paper_vit": DirectionalConfig(VIT_BUDGET, shrink=0.5, perturb=0.5),
     "digits": DirectionalConfig(DIGITS_BUDGET, head="fresh"),

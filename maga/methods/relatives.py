@@ -5,7 +5,7 @@
 # %% ../../nbs/314_relatives.ipynb #a6b18703
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -15,8 +15,8 @@ from ..data import ForgetSplit, MagaError
 from ..training import Progress
 from .contract import Source, method
 from .published import GOEL, TUNED, read_in
-from .restart import BUDGETED, BUDGETS, DIGITS_BUDGET, SMALL_BUDGETS, VIT_BUDGET, RecoveryConfig, StartConfig
-from .restart import damaged, fresh_weights, recovered, weight_layers
+from .restart import BUDGETED, BUDGETS, CARRIED, DIGITS_BUDGET, HAAR_BUDGETS, SMALL_BUDGETS, VIT_BUDGET
+from .restart import RecoveryConfig, StartConfig, damaged, fresh_weights, recovered, weight_layers
 
 # %% auto #0
 __all__ = ['EU_K_PRESETS', 'OF_GOEL', 'EU_K_SOURCES', 'NOT_PRESETS', 'OF_KHALIL', 'NOT_SOURCES', 'RANDOM_MASK_PRESETS',
@@ -51,6 +51,8 @@ EU_K_PRESETS = {
     "paper_resnet18": EUkConfig(**vars(BUDGETS["12.5%"]), k=11),
     "paper_vit": EUkConfig(VIT_BUDGET, k=25),
     "resnet6": EUkConfig(**vars(BUDGETS["12.5%"]), k=3),  # the last stage and the head, of six layers
+    # the head alone, the best of sixteen trials on cifar10_small (studies/tuning)
+    "haar_5%": EUkConfig(replace(HAAR_BUDGETS["haar_5%"].fit, lr=0.091), 21_400, k=1),
     # ours, the best of ten on a part of digits' training images (below)
     "digits": EUkConfig(DIGITS_BUDGET, k=3),
 }
@@ -62,7 +64,7 @@ OF_GOEL = read_in(
     {"k": (1, 3, 5, 7), "fit.epochs": 62},
     {"k": "there of a ResNet-20's layers; ours is half of the network's", "fit.epochs": "there as many as a retrain has; ours is a budget"},
 )
-EU_K_SOURCES = dict.fromkeys(EU_K_PRESETS, (OF_GOEL, *BUDGETED)) | {"digits": TUNED}
+EU_K_SOURCES = dict.fromkeys(EU_K_PRESETS, (OF_GOEL, *BUDGETED)) | {"digits": TUNED, "haar_5%": (OF_GOEL, *CARRIED)}
 
 
 @method("eu_k", EU_K_PRESETS, source="EU-k of Goel et al. 2022", needs=("make_model",), sources=EU_K_SOURCES)
