@@ -25,8 +25,8 @@ from ..packaged import file_hash
 
 # %% auto #0
 __all__ = ['LISTS', 'ROWS', 'SCORES', 'ABOUT_FILES', 'line_of_row', 'row_of_line', 'save_labels', 'labels_only',
-           'published_folder', 'read_rows', 'request_name', 'retrain_file', 'publish', 'read_about', 'check_published',
-           'check_file', 'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
+           'published_folder', 'read_rows', 'request_name', 'retrain_file', 'model_in', 'publish', 'read_about',
+           'check_published', 'check_file', 'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
 
 # %% ../../nbs/513_published.ipynb #51300006
 LISTS = ("spec.changes", "spec.references", "made_from_forgotten")  # columns with JSON
@@ -110,19 +110,27 @@ def request_name(data: str, task: str, target: str) -> str:
 
 
 def retrain_file(spec: Spec) -> str:
-    "The name of the file with a retrain's logits."
+    "The name of the file with a retrain's logits: how it was trained is a part of it."
     drawn = f"-draw{spec.draw}" if spec.draw else ""
-    return f"{request_name(spec.data, spec.task, spec.target)}{spec.backbone}-seed{spec.training_seed}{drawn}.safetensors"
+    return f"{request_name(spec.data, spec.task, spec.target)}{spec.backbone}-{spec.recipe}-seed{spec.training_seed}{drawn}.safetensors"
+
+
+def model_in(path: Path) -> str:
+    "The key of the retrain whose logits a published file holds; empty where there is no file."
+    if not path.exists():
+        return ""
+    with safe_open(path, "pt") as f:
+        return (f.metadata() or {}).get("model", "")
 
 # %% ../../nbs/513_published.ipynb #51300025
 def _publish_retrain(session: Session, row: Row, folder: Path) -> None:
-    "Logits [n, K] of a retrain on forgotten training and test images, as float16, with the row's key; nothing where the store has none."
+    "Logits [n, K] of a retrain on forgotten training and test images, as float16, with its key; nothing where the store has none."
     source, target = session.store.outputs(row.key), folder / "retrains" / retrain_file(row.spec)
-    if not source.exists() or target.exists():
+    if not source.exists() or model_in(target) == row.dependencies["retrain"]:
         return
     split, kept = session.split(row.spec), load_file(source)
     tensors = {"forget_train": kept["forget_train"], "forget_test": kept["test"][split.forget_test.cpu()]}
-    about = {"key": row.key, "run": str(row.spec), "A_r": f"{row.metrics['A_r']:.2f}"}
+    about = {"model": row.dependencies["retrain"], "key": row.key, "run": str(row.spec), "A_r": f"{row.metrics['A_r']:.2f}"}
     write_whole(target, lambda p: save_file({k: v.contiguous() for k, v in tensors.items()}, p, about))
 
 
@@ -199,7 +207,7 @@ def check_file(folder: Path, name: str, expected: str) -> None:
 def restore(
     store: Store,
     folder: Path | None = None,  # with published rows; None: that of the clone
-    overwrite: bool = False,  # False: a row that the store has stays
+    overwrite: bool = False,  # False: what the store has stays, failed rows apart
 ) -> int:
     "Copy published rows, scores and outputs into a store, so that a batch goes on from them; returns how many rows there are."
     folder = published_folder() if folder is None else folder
@@ -211,16 +219,19 @@ def _copy_into(store: Store, folder: Path, overwrite: bool) -> int:
     "Copy published files that were checked into a store; returns how many rows there are."
     rows = read_rows(folder)
     for key, row in rows.items():
-        if overwrite or store.get(key) is None:
+        own = store.get(key)
+        if overwrite or own is None or own.failed:
             store.put(row)
     for path in sorted((folder / "pictured").rglob("*.safetensors")):
         _copy(path, store.folder / path.relative_to(folder / "pictured"))
     for row in rows.values():
-        if row.spec.method == RETRAIN:
-            _copy(folder / "retrains" / retrain_file(row.spec), store.outputs(row.key))
+        source = folder / "retrains" / retrain_file(row.spec)
+        if row.spec.method == RETRAIN and model_in(source) == row.dependencies["retrain"]:
+            _copy(source, store.outputs(row.key))
     for key, scores in json.loads((folder / SCORES).read_text()).items():
-        text = json.dumps(scores)
-        write_whole(store.folder / "scores" / f"{key}.json", partial(Path.write_text, data=text))
+        target = store.folder / "scores" / f"{key}.json"
+        if overwrite or not target.exists():
+            write_whole(target, partial(Path.write_text, data=json.dumps(scores)))
     return len(rows)
 
 # %% ../../nbs/513_published.ipynb #51300026
