@@ -7,36 +7,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from .report import Result, distinct, experiment, minutes_of, table_of, together, value_of
-from .session import Session
+from .session import Session, Training, original_of, retrain_of
 from .settings import Settings
+from .store import RETRAIN, Row
 
 # %% auto #0
-__all__ = ['TOLERATED', 'results_of', 'costs', 'tolerances']
+__all__ = ['TOLERATED', 'results_of', 'good_rows', 'other_trainings', 'training_minutes', 'costs', 'tolerances']
 
 # %% ../../nbs/515_expected.ipynb #51500005
-TOLERATED = ("A_r", "A_f", "MIA", "TV")
-
-
 def results_of(settings: Settings, session: Session) -> list[Result]:
     "The results of all experiments that `all` runs, from the rows that the session's store has; nothing is computed."
     return [table_of(experiment(name), settings, session) for name in together()]
 
 
+def good_rows(result: Result) -> list[Row]:
+    "The rows of an experiment that did not fail."
+    return [r for some in result.rows for r in some if not r.failed]
+
+
+def other_trainings(result: Result) -> list[Training]:
+    "The models that an experiment's runs started from or were compared with and that have no row there: originals, retrains of other seeds."
+    specs = [r.spec for r in good_rows(result)]
+    shown = {t.key for s in specs if s.method == RETRAIN for t in [retrain_of(s)]}
+    starts = [original_of(s) for s in (*specs, *result.experiment.originals(result.settings))]
+    golds = [retrain_of(replace(s, training_seed=seed)) for s in specs for seed in (s.training_seed, *s.references)]
+    return list({t.key: t for t in (*starts, *golds) if isinstance(t, Training) and t.key not in shown}.values())
+
+
+def training_minutes(results: Sequence[Result]) -> dict[tuple[str, str], float]:
+    "(data set, recipe) -> median minutes of a retrain in the rows."
+    of: dict[tuple[str, str], list[float]] = {}
+    for row in (r for result in results for r in good_rows(result) if r.spec.method == RETRAIN):
+        of.setdefault((row.spec.data, row.spec.recipe), []).append(value_of(row, "seconds") / 60)
+    return {place: float(np.median(some)) for place, some in of.items()}
+
+
 def costs(results: Sequence[Result]) -> pd.DataFrame:
-    "A row an experiment: command, runs, minutes of one process, device and dates. Experiments share runs, so minutes do not add up."
-    lines = []
+    """A row an experiment: command, runs and their minutes of one process, models without a row and their minutes, device and dates.
+
+    A model without a row counts as long as a retrain on the same data (NaN where there is none). Experiments share both, so minutes do not add up.
+    """
+    lines, long = [], training_minutes(results)
     for result in results:
-        rows = [r for some in result.rows for r in some if not r.failed]
+        rows, others = good_rows(result), other_trainings(result)
         wanted = sum(len(c.specs(result.settings.all_seeds)) for c in result.cells)
         made = {part: distinct(rows, part) for part in ("device", "date")}
-        counted = {"runs": f"{len(rows)} of {wanted}", "minutes": minutes_of(rows)}
+        more = sum(long.get((t.data, t.recipe), math.nan) for t in others)
+        counted = {"runs": f"{len(rows)} of {wanted}", "minutes": minutes_of(rows), "models": len(others), "their minutes": more}
         lines.append({"experiment": result.experiment.name, "command": result.settings.command(result.experiment.name)} | counted | made)
     return pd.DataFrame(lines).set_index("experiment")
+
+# %% ../../nbs/515_expected.ipynb #9a352c76
+TOLERATED = ("A_r", "A_f", "MIA", "TV")
 
 
 def tolerances(results: Sequence[Result]) -> pd.DataFrame:
