@@ -125,7 +125,7 @@ def helpers(arguments: Sequence[str], n: int) -> Iterator[None]:
 def run_missing(cells: Sequence[Cell], settings: Settings, session: Session, a: argparse.Namespace, arguments: Sequence[str]) -> None:
     "Compute the selected rows that are missing: as a helper process, or with helper processes."
     specs = specs_of(cells, settings, session)
-    missing, _ = missing_of(specs, session)
+    missing, _ = missing_of(specs, session, a.retry)
     processes = max(1, min(processes_of(a.processes, settings, session), missing))
     if session.device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))

@@ -5,6 +5,7 @@
 # %% ../../nbs/504_runs.ipynb #6e27fc6e
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 import time
@@ -335,10 +336,14 @@ def attempt(session: Session, resolved: Resolved) -> Row:
         return session.store.put(Row(resolved.key, resolved.spec, provenance=about, error=one_sentence(e)))
 
 # %% ../../nbs/504_runs.ipynb #af820e63
-def missing_of(specs: Sequence[Spec], session: Session) -> tuple[int, int]:
+def missing_of(
+    specs: Sequence[Spec],
+    session: Session,
+    retry: bool = False,  # a failed run counts as missing
+) -> tuple[int, int]:
     "How many different runs are not finished, and how many there are."
-    runs = {r.key: r for r in (resolve(session, s) for s in specs)}
-    return sum(finished(session, r) is None for r in runs.values()), len(runs)
+    runs, since = {r.key: r for r in (resolve(session, s) for s in specs)}, math.inf if retry else None
+    return sum(finished(session, r, since) is None for r in runs.values()), len(runs)
 
 
 def models_of(resolved: Resolved) -> set[str]:
@@ -346,7 +351,7 @@ def models_of(resolved: Resolved) -> set[str]:
     needed = resolved.dependencies
     return {needed.retrain, needed.transition, "" if resolved.spec.method == RETRAIN else needed.original} - {""}
 
-
+# %% ../../nbs/504_runs.ipynb #51fe142d
 def run_batch(
     specs: Sequence[Spec],
     session: Session,

@@ -24,9 +24,16 @@ __all__ = ['NAMES', 'SWITCH', 'SEEDS', 'CHANGES', 'Changes', 'names_of', 'seeds_
            'parameters_differ', 'Cell', 'shortened', 'make_cell', 'cifar10_spec']
 
 # %% ../../nbs/501_settings.ipynb #5632eb34
-def names_of(text: str) -> tuple[str, ...]:
+def names_of(text: str, lists: bool = False) -> tuple[str, ...]:  # lists: a comma within brackets separates nothing
     "The names in a text such as `rocket,mushroom`."
-    return tuple(n.strip() for n in text.split(",") if n.strip())
+    parts, open_ = [""], 0
+    for c in text:
+        open_ += lists * ((c == "[") - (c == "]"))
+        if c == "," and not open_:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return tuple(n.strip() for n in parts if n.strip())
 
 
 def seeds_of(text: str | int) -> tuple[int, ...]:
@@ -51,7 +58,7 @@ def literal_of(text: str) -> Any:
 def changes_of(text: str) -> tuple[tuple[str, str, Any], ...]:
     "The changes in a text such as `maga.noise.size=32,ssd.alpha=5`: (method, field, value) each; `MagaError` if they are none."
     found: list[tuple[str, str, Any]] = []
-    for part in names_of(text):
+    for part in names_of(text, lists=True):
         left, _, value = part.partition("=")
         name, _, place = left.strip().partition(".")
         if not (name and place and value):
