@@ -63,7 +63,7 @@ def side_by_side(result: Result) -> pd.DataFrame:
 
 # %% ../../nbs/506_tables.ipynb #6d1e8c37
 def made_with(result: Result) -> str:
-    "Preset, runs, seeds, device, date, code, minutes of unlearning and training, failed runs, and how many lines were not run."
+    "Preset, runs, seeds, device, date, code, minutes of the runs, failed runs, and how many lines were not run."
     rows = [r for some in result.rows for r in some]
     good = [r for r in rows if not r.failed]
     failed = len(rows) - len(good)
@@ -72,7 +72,7 @@ def made_with(result: Result) -> str:
     empty = sum(not some for some in result.rows)
     preset = result.settings.preset if result.settings.size.comparable else f"{result.settings.preset}, digits: nothing here is about the paper"
     made = f"Preset {preset}. {len(good)} runs (training seeds {seeds}) on {device}, {day}"
-    made += f", torch {torch_}, code {code}; {minutes_of(good):.0f} minutes of training, unlearning and measuring"
+    made += f", torch {torch_}, code {code}; {minutes_of(good):.0f} minutes for these runs, the training of originals apart"
     columns = set(paper_numbers(result.experiment.paper).model) - set(result.settings.size.columns)
     left = f" The paper's column {', '.join(columns)} is no part of this preset." if columns else ""
     return f"{made}; {failed} failed; {empty} of {len(result.cells)} lines were not run.{left}"
