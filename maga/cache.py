@@ -27,8 +27,8 @@ __all__ = ['cache_folder', 'Undecoded', 'cached', 'caches_of', 'purge_cache']
 
 # %% ../nbs/012_cache.ipynb #d939657b
 def cache_folder() -> Path:
-    "The folder of decoded data sets: `$MAGA_CACHE`, else `~/.cache/maga`."
-    return Path(os.environ.get("MAGA_CACHE", Path.home() / ".cache" / "maga")).expanduser()
+    "The folder of decoded data sets: `$MAGA_CACHE`, else (not set, or empty) `~/.cache/maga`."
+    return Path(os.environ.get("MAGA_CACHE") or Path.home() / ".cache" / "maga").expanduser()
 
 # %% ../nbs/012_cache.ipynb #04fb3628
 @dataclass(frozen=True, eq=False)
@@ -146,11 +146,12 @@ def _from_cache(path: Path) -> tuple[ImageSet, ImageSet]:
 
 # %% ../nbs/012_cache.ipynb #628936e1
 def caches_of(
-    source: str | Path | None = None,  # a folder whose decoded images are looked for; None: all
+    source: str | Path | None = None,  # a folder whose decoded images are looked for; None: any
 ) -> list[Path]:
-    "The files of the cache that hold decoded images of a folder."
+    "The files of the cache that hold decoded images of a folder. Files of others that lie beside them are none."
     root = None if source is None else Path(source).expanduser().resolve()
-    return [path for path in sorted(cache_folder().glob("*.safetensors")) if root is None or root in _origins(path)]
+    found = ((path, _origins(path)) for path in sorted(cache_folder().glob("*.safetensors")))
+    return [path for path, places in found if places and (root is None or root in places)]
 
 
 def purge_cache(
@@ -163,21 +164,24 @@ def purge_cache(
     return gone
 
 
-def _origins(path: Path) -> list[Path]:
-    "The folders that a cache's images were read from, and those above them; none where the file does not say."
+def _header(path: Path) -> dict[str, str]:
+    "What a cache says of itself; {} where the file is none of ours, or damaged."
     try:
-        folders = {Path(p) for p in json.loads(metadata(path)["folders"])}
-    except (OSError, ValueError, KeyError):
-        return []
+        said = metadata(path)
+    except (OSError, ValueError):
+        return {}
+    return said if {"about", "folders"} <= said.keys() else {}
+
+
+def _origins(path: Path) -> list[Path]:
+    "The folders that a cache's images were read from, and those above them; none where the file is no cache."
+    folders = map(Path, json.loads(_header(path).get("folders", "[]")))
     return [place for folder in folders for place in (folder, *folder.parents)]
 
 
 def _drop_stale(folders: str, asked: str) -> None:
     "Delete caches that share a folder with these and were made in the same way: the images have changed since."
     for path in cache_folder().glob("*.safetensors"):
-        try:
-            about = metadata(path)
-            if about.get("asked") == asked and set(json.loads(about["folders"])) & set(json.loads(folders)):
-                path.unlink(missing_ok=True)
-        except (OSError, ValueError, KeyError):
-            continue
+        about = _header(path)
+        if about.get("asked") == asked and set(json.loads(about["folders"])) & set(json.loads(folders)):
+            path.unlink(missing_ok=True)
