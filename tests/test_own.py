@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,36 @@ def test_the_ledger_is_after_with_images_that_are_gone():
     entry = Entry.of(first, "restart", "2026-01-01")
     a, b = after(second, first), in_force(second, [entry])
     assert a.forgotten == b.forgotten and torch.equal(a.earlier_train, b.earlier_train) and torch.equal(a.earlier_test, b.earlier_test)
+
+
+@pytest.mark.parametrize("sizes", [("--size 8", ""), ("", "--size 8"), ("--size 8", "--size 8")])
+def test_forgotten_images_are_found_at_whatever_size(sizes, at, desk, capsys, tmp_path):
+    "The first request resizes while decoding or not; the second one, asked in another way, still does not show its images."
+    train, test = digits()
+    rows = torch.arange(300)
+    few = [replace(s.subset(rows), images=s.images[rows].repeat_interleave(2, 2).repeat_interleave(2, 3)) for s in (train, test)]
+    as_folder(tmp_path / "big", dict(zip(("train", "test"), few, strict=True)))
+    first = few[0].labels.tolist().index(0)
+    (tmp_path / "one.txt").write_text(f"train/zero/{first:04d}.png\n")
+    line = f"maga forget --model model.safetensors --data {tmp_path}/big --files {tmp_path}/one.txt --out {tmp_path}/one"
+    code, _, err = at(f"{line} --set fit.epochs=1 --set fit.lr=0.05 {sizes[0]}", capsys)
+    assert code == 0, err
+    size = 8 if sizes[1] else None
+    _network, images, held_out, ledger = command.opened(f"{tmp_path}/one", "", f"{tmp_path}/big", "data", "cpu", size=size)
+    split = in_force(forget_class(images, held_out, "eight"), ledger.entries)
+    assert [images.files[i] for i in split.earlier_train.tolist()] == [f"train/zero/{first:04d}.png"]
+    assert images.sides == (8, 8)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_entry_of_images_that_stay_on_the_host(monkeypatch):
+    "A GPU that has no room for the images: the ledger hashes the same pixels."
+    monkeypatch.setattr("maga.mapped.has_room", lambda nbytes, device="cpu": torch.device(device).type == "cpu")
+    split = forget_class(*digits(), "three")
+    moved = split.to("cuda")
+    assert moved.train.device.type == "cuda" and moved.train.images.device.type == "cpu"
+    assert Entry.of(moved, "restart", "2026-01-01") == Entry.of(split, "restart", "2026-01-01")
 
 
 MOMENTS = {"trial": "maga.own.forgetting.tried_rates", "method": "maga.own.forgetting.counted_passes", "writing": "maga.own.report.card_of"}

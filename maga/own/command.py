@@ -103,14 +103,14 @@ def opened(
             return from_parquet(folder, side) if parquet else load(f"folder:{folder}", size=side, mean=(0, 0, 0), std=(1, 1, 1))
         return load(data, data_root, size=side if data.startswith("hub:") else None, mean=(0, 0, 0), std=(1, 1, 1))
 
-    network = None
+    network, wanted = None, size  # the side to decode at
     if (Path(model).expanduser() / "ledger.json").is_file():
         network, ledger = open_result(model)
-        head = head or ledger.head
+        head, wanted = head or ledger.head, ledger.decoded_at(size)
     elif not (model.startswith("timm:") or weights):
         network = open_network(model, weights)
     try:
-        pair = held or images(size)
+        pair = held or images(wanted)
     except MagaError as e:
         side = size or (network.size if network is not None else None)
         if "different sizes" not in str(e) or side is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -37,13 +38,16 @@ class Entry(Checked):
     date: str  # YYYY-MM-DD
     classes: tuple[str, ...] = ()  # that are forgotten as a whole
     images: tuple[str, ...] = ()  # hashes of the forgotten training and test images
+    sides: tuple[int, ...] = ()  # height and width of the pixels that were hashed; (): not said
 
     @classmethod
     def of(cls, split: ForgetSplit, method: str, date: str) -> Entry:
         "The entry of a request: its own images; those of earlier requests have entries of their own."
-        gone = image_hashes(split.train.images[split.forget_train]) + image_hashes(split.test.images[split.forget_test])
-        whole = {int(k) for k in split.train.labels[split.forget_train].unique()} & set(split.forgotten)
-        return cls(split.target, split.task, method, date, tuple(split.train.classes[k] for k in sorted(whole)), tuple(sorted(set(gone))))
+        train, test = split.train, split.test
+        gone = {h for images, rows in ((train, split.forget_train), (test, split.forget_test)) for h in image_hashes(images.pixels(rows))}
+        whole = {int(k) for k in train.labels[split.forget_train].unique()} & set(split.forgotten)
+        classes = tuple(train.classes[k] for k in sorted(whole))
+        return cls(split.target, split.task, method, date, classes, tuple(sorted(gone)), tuple(train.images.shape[-2:]))
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class Ledger(Checked):
     std: tuple[float, ...]
     head: str = ""  # the named last layer; "": found
     entries: tuple[Any, ...] = field(default_factory=tuple)  # of the first request to the last
+
+    def decoded_at(self, size: int | None) -> int | None:
+        "The side to decode images at, so that hashes find those of earlier requests; None: as they are. Where no entry says it, `size`."
+        sides = next((e.sides for e in reversed(self.entries) if e.sides), None)
+        return size if sides is None else sides[0] if sides[0] == sides[1] else None
 
     def save(self, folder: str | Path) -> Path:
         "Written as `ledger.json`."
@@ -90,16 +99,26 @@ def in_force(
     split: ForgetSplit,  # what to forget now
     entries: Iterable[Entry],
 ) -> ForgetSplit:
-    "The request with earlier ones in force."
+    "The request with earlier ones in force. A warning names those none of whose images is there; `MagaError` where hashes are of another size."
     entries = list(entries)
     if not entries:
         return split
-    classes, known = split.train.classes, {h for e in entries for h in e.images}
-    gone = {class_id(classes, c) for e in entries for c in e.classes}
+    known, sides = {h for e in entries for h in e.images}, tuple(split.train.images.shape[-2:])
+    gone = {class_id(split.train.classes, c) for e in entries for c in e.classes}
+    alone = [e for e in entries if e.images and not e.classes]  # no label stands for their images
+    if odd := next((e for e in alone if e.sides and e.sides != sides), None):
+        h, w = odd.sides
+        what = f"The images of the earlier request ({odd.what}) were hashed at {h}×{w} pixels, and these have {sides[0]}×{sides[1]}"
+        raise MagaError(f"{what}, so they are not found and would be shown; decode the images at that size.")
+    hashes = {part: image_hashes(getattr(split, part).images) for part in ("train", "test")}
+    there = {h for found in hashes.values() for h in found}
+    for e in alone:
+        if there.isdisjoint(e.images):
+            what = f"None of the {len(e.images):,} images of the earlier request ({e.what}) is in the data"
+            warnings.warn(f"{what}: they were deleted, or their pixels have changed and they are shown again.", stacklevel=2)
 
     def before(part: str) -> Tensor:
-        images = getattr(split, part)
-        return torch.tensor([h in known for h in image_hashes(images.images)], device=images.device)
+        return torch.tensor([h in known for h in hashes[part]], dtype=torch.bool, device=getattr(split, part).device)
 
     return remembering(split, gone, before)
 
