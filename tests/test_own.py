@@ -299,6 +299,41 @@ def test_timm_and_hugging_face(at, desk, capsys):
         open_network(str(desk / "hollow"))
 
 
+def test_a_sub_class_of_a_network_that_says_its_superclasses(at, desk, capsys):
+    "The superclasses are put in the network's order, the sub-class is named by its own label; the result takes a second one."
+    train, _ = digits()
+    pairs = in_model_order(train.coarse(), tuple(reversed(train.coarse_classes)))
+    g, spec = torch.Generator().manual_seed(0), ModelSpec.of("small_cnn", pairs)
+    net = fit(spec.make(g), Examples.of(pairs), FitConfig(6, 32, lr=0.1, pad=0, flip=False), g)
+    save_checkpoint(desk / "pairs.safetensors", net, spec, date="2026-01-01")
+    brief = "--set fit.lr=0.05 --set fit.epochs=2"
+    for line in (f"--model pairs.safetensors --subclass three --out no_three {brief}", f"--model no_three --subclass eight --out no_eight {brief}"):
+        code, _, err = at(f"maga forget --data digits {line}", capsys)
+        assert code == 0, err
+    for out, told in (("no_three", "three"), ("no_eight", "eight")):
+        record = json.loads((desk / out / "report.json").read_text())
+        assert record["task"] == "subclass" and record["forgotten"] == told and record["classes"] == list(pairs.classes)
+        assert record["numbers"][0]["before"] > 90, record["numbers"]
+    code, _, err = at(f"maga forget --data digits --model pairs.safetensors --forget three --out whole {brief}", capsys)
+    assert code == 1 and "expected logits [2, 10]" in err, err
+
+
+def test_retrains_of_a_folder_in_bfloat16(at, desk, capsys):
+    "Training needs float32; what is made anew has it, whatever the precision of the file."
+    from transformers import ViTConfig, ViTForImageClassification
+
+    names = dict(enumerate(sorted(digits()[0].classes)))
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4,
+        id2label=names, label2id={c: k for k, c in names.items()},
+    )  # fmt: skip
+    ViTForImageClassification(config).to(torch.bfloat16).save_pretrained(desk / "halved")
+    line = "maga audit --original halved --unlearned halved --mean 0.5 --std 0.5 --data photos --forget three"
+    code, out, err = at(f"{line} --train-retrains 1 --trained-epochs 1 --out audited_halved", capsys)
+    assert code == 0 and "UNDECIDED" in out, err
+    assert open_network(str(desk / "halved")).model.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
 def test_weights_are_written_back_as_they_were(kind, tmp_path):
     "Unchanged weights give the same tensors, bit for bit, in each container and precision."

@@ -286,7 +286,7 @@ def audit_command(
     retrains = [network(r, train, test)[0].model for r in retrain or []]
     if train_retrains and trained_epochs is not None:
         recipe = usual_training(first.model, split, trained_epochs)
-        retrains += trained_retrains(first.model, first.make, split, train_retrains, recipe, out, ProgressBar("retrain"))
+        retrains += trained_retrains(first.model, first.make, split, train_retrains, recipe, out, ProgressBar("retrain"), first.source)
         _tell("The retrains were trained by our recipe, not by the one that made the original: differences may come from that.")
     found = audit(first.model, network(unlearned, train, test)[0].model, split, retrains, attacks, level)
     if out:
