@@ -109,8 +109,8 @@ def cached(
     for s in (train, test):
         s.filled(torch.zeros((), dtype=torch.uint8).expand(len(s.labels), 3, 1, 1))  # what does not fit is said before the work
     names = {"classes": train.classes, "coarse_classes": train.coarse_classes, "name": train.name}
-    folders, asked = json.dumps(sorted({str(f.resolve().parent) for f in files})), repr(extra)
-    about = {"about": json.dumps(names), "folders": folders, "asked": asked}
+    folders, asked = sorted({str(f.resolve().parent) for f in files}), repr(extra)
+    about = {"about": json.dumps(names), "folders": json.dumps(folders), "asked": asked}
     try:
         _drop_stale(folders, asked)
         write_whole(path, lambda p: _write(p, {"train": train, "test": test}, about))
@@ -147,11 +147,12 @@ def _from_cache(path: Path) -> tuple[ImageSet, ImageSet]:
 # %% ../nbs/012_cache.ipynb #628936e1
 def caches_of(
     source: str | Path | None = None,  # a folder whose decoded images are looked for; None: any
+    name: str = "",  # of the data set, as `ImageSet.name`; "": any
 ) -> list[Path]:
-    "The files of the cache that hold decoded images of a folder. Files of others that lie beside them are none."
+    "The files of the cache that hold decoded images of a folder, or of a data set. Files of others that lie beside them are none."
     root = None if source is None else Path(source).expanduser().resolve()
-    found = ((path, _origins(path)) for path in sorted(cache_folder().glob("*.safetensors")))
-    return [path for path, places in found if places and (root is None or root in places)]
+    found = [(path, said) for path in sorted(cache_folder().glob("*.safetensors")) if (said := _said(path))]
+    return [path for path, said in found if (root is None or root in said.places) and name in ("", said.name)]
 
 
 def purge_cache(
@@ -164,24 +165,31 @@ def purge_cache(
     return gone
 
 
-def _header(path: Path) -> dict[str, str]:
-    "What a cache says of itself; {} where the file is none of ours, or damaged."
+@dataclass(frozen=True)
+class _Said:
+    "What a cache says of itself."
+
+    name: str  # of the data set
+    folders: frozenset[str]  # that its images were read from
+    asked: str | None  # in which way
+
+    @property
+    def places(self) -> set[Path]:
+        "The folders, and those above them."
+        return {place for folder in map(Path, self.folders) for place in (folder, *folder.parents)}
+
+
+def _said(path: Path) -> _Said | None:
+    "What the header says; None where the file is no cache, or damaged."
     try:
-        said = metadata(path)
-    except (OSError, ValueError):
-        return {}
-    return said if {"about", "folders"} <= said.keys() else {}
+        held = metadata(path)
+        return _Said(json.loads(held["about"])["name"], frozenset(json.loads(held["folders"])), held.get("asked"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
-def _origins(path: Path) -> list[Path]:
-    "The folders that a cache's images were read from, and those above them; none where the file is no cache."
-    folders = map(Path, json.loads(_header(path).get("folders", "[]")))
-    return [place for folder in folders for place in (folder, *folder.parents)]
-
-
-def _drop_stale(folders: str, asked: str) -> None:
+def _drop_stale(folders: Sequence[str], asked: str) -> None:
     "Delete caches that share a folder with these and were made in the same way: the images have changed since."
     for path in cache_folder().glob("*.safetensors"):
-        about = _header(path)
-        if about.get("asked") == asked and set(json.loads(about["folders"])) & set(json.loads(folders)):
+        if (said := _said(path)) and said.asked == asked and said.folders.intersection(folders):
             path.unlink(missing_ok=True)

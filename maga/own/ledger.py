@@ -23,6 +23,7 @@ from ..data import ForgetSplit, class_id
 from ..judges.contract import image_hashes
 from .networks import Network, open_network
 from ..requests import remembering
+from ..sources import NAMES, TUNING
 
 # %% auto #0
 __all__ = ['Entry', 'Ledger', 'open_result', 'in_force', 'Artefact', 'artefacts', 'write_artefacts', 'purge']
@@ -134,11 +135,26 @@ class Artefact:
     remedy: str  # what deletes it, or why it may stay
 
 
+_CUT_FROM = {"cifar20": "cifar100", "cifar10_small": "cifar10"}
+
+
+def _caches(data: str, data_root: str | Path) -> list[Path]:
+    "The files of maga's cache that hold decoded images of a data set."
+    name, root = data.removesuffix(TUNING), Path(data_root).expanduser()
+    if name.startswith("hub:"):
+        return caches_of(name=name.removeprefix("hub:"))
+    if name in NAMES:
+        stored = next((f for f in (root / _CUT_FROM.get(name, name), root) if any(f.glob("train-*.parquet"))), None)
+        return caches_of(stored, stored.name) if stored else []
+    return caches_of(name.removeprefix("folder:"))
+
+
 def artefacts(
     network: Network,  # the original
     split: ForgetSplit,
     data: str,  # as `load` takes it
     folder: str | Path,  # of the result
+    data_root: str | Path = "data",  # the folder of local data sets, as `load` takes it
 ) -> list[Artefact]:
     "Every file that is known to hold or remember what was forgotten; backups and copies made elsewhere are not known."
     accepted = "delete it, and its optimiser's state, when the result is accepted"
@@ -150,8 +166,7 @@ def artefacts(
     if not places:
         n = sum(len(gone) for _, gone in rows)
         found.append(Artefact(data, f"the data set, with {n:,} forgotten images", "pixels", "yours", "delete those rows"))
-    if root.exists():
-        found += [Artefact(str(p), "decoded images of the data set", "pixels", "maga's", f"maga purge {folder}") for p in caches_of(root)]
+    found += [Artefact(str(p), "decoded images of the data set", "pixels", "maga's", f"maga purge {folder}") for p in _caches(data, data_root)]
     ledger = Artefact(f"{folder}/ledger.json", "the ledger", "hashes", "maga's", "may stay: it keeps later requests from undoing this one")
     return [*found, ledger, Artefact(f"{folder}/report.html", "the report", "numbers", "maga's", "may stay: it shows no image")]
 
