@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -21,7 +22,7 @@ from typer.main import get_command
 
 from maga.checks import MagaError
 from maga.data import forget_class
-from maga.models import ModelSpec, save_checkpoint
+from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command
 from maga.own.ledger import Entry, in_force, open_result
 from maga.own.networks import in_model_order, open_network, write_weights
@@ -405,6 +406,56 @@ def test_a_mistake_ends_in_one_sentence(line, at, desk, capsys):
     said = [s for s in err.strip().splitlines() if not s.startswith(("photos, ", "learning rates", "restart: "))]
     assert code == 1 and MISTAKES[line] in said[-1] and "Traceback" not in err, err
     assert not (desk / "x").exists() and not list(desk.glob(".x.*"))
+
+
+@pytest.mark.parametrize("line", [f"{GOOD} --forget three --out net.py/x", "maga audit --original x --unlearned x --data photos --forget three --out net.py"])
+def test_a_result_that_cannot_be_written_is_said_before_any_work(line, at, capsys):
+    code, out, err = at(line, capsys)
+    assert code == 1 and not out and "no folder to write into" in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_an_audit_that_cannot_be_kept_is_printed(at, desk, capsys):
+    (desk / "taken/audit.json").mkdir(parents=True)
+    code, out, err = at("maga audit --original model.safetensors --unlearned model.safetensors --data photos --forget three --out taken", capsys)
+    assert code == 1 and out.startswith("UNDECIDED") and "audit.json could not be written" in err and "Traceback" not in err, err
+
+
+def test_weights_stay_where_the_report_fails(at, desk, capsys, monkeypatch):
+    "An error that nobody foresaw, in the last step: the work is not lost, and the ledger lets the next request start from it."
+
+    def broken(r):
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr("maga.own.report.card_of", broken)
+    code, _, err = at(f"{GOOD} --forget three --out kept --set fit.lr=0.05 --set fit.epochs=1", capsys)
+    assert code == 1 and "The weights are in kept" in err and "no such thing" in err and not list(desk.glob(".kept.*")), err
+    assert load_file(desk / "kept/model.safetensors").keys() == load_file(desk / "model.safetensors").keys()
+    assert [e.what for e in open_result(desk / "kept")[1].entries] == ["three"]
+
+
+def test_a_request_whose_predecessor_is_deleted_writes_json(at, desk, capsys):
+    "Nothing is left to measure the first class on: that number is null, not NaN, which JSON does not know."
+    assert at(f"{GOOD} --forget three --out before --set fit.lr=0.05 --set fit.epochs=1", capsys)[0] == 0
+    shutil.copytree(desk / "photos", desk / "fewer/photos", ignore=shutil.ignore_patterns("three"))
+    line = "maga forget --model before --data fewer/photos --forget eight --out later --set fit.lr=0.05 --set fit.epochs=1"
+    code, out, err = at(line, capsys)
+    assert code == 0 and re.search(r"A_earlier +– → +– %", out), err
+    record = json.loads((desk / "later/report.json").read_text(), parse_constant=pytest.fail)
+    assert record["numbers"][-1]["name"] == "A_earlier" and record["numbers"][-1]["after"] is None
+    assert "| – | – |" in (desk / "later/model_card.md").read_text()
+
+
+@pytest.mark.parametrize("other", ["order of the classes", "mean", "std", "size"])
+def test_an_audit_of_networks_that_see_other_things(other, at, desk, capsys):
+    "One view serves all networks: one that says another order of its classes, or other pixels, would be read wrongly."
+    _model, spec = load_checkpoint(desk / "model.safetensors")
+    changed = {"order of the classes": {"classes": spec.classes[::-1]}, "mean": {"mean": (0.4,) * 3}, "std": {"std": (0.4,) * 3}, "size": {"size": 16}}
+    save_checkpoint(desk / "other.safetensors", replace(spec, **changed[other]).make(torch.Generator()), replace(spec, **changed[other]))
+    line = "maga audit --data photos --forget three --original model.safetensors"
+    code, _, err = at(f"{line} --unlearned other.safetensors", capsys)
+    assert code == 1 and f"other.safetensors says another {other} than the original" in err, err
+    code, _, err = at(f"{line} --unlearned model.safetensors --retrain other.safetensors", capsys)
+    assert code == 1 and f"says another {other}" in err, err
 
 
 def test_a_wrong_line_ends_with_two(at, capsys):
