@@ -1,5 +1,7 @@
 """The command `maga`, as somebody with a network, a folder of images and a list of what must go."""
 
+import ast
+import contextlib
 import csv
 import importlib
 import json
@@ -126,6 +128,38 @@ def test_the_examples_run(name, at, desk, capsys):
     for line in lines:
         code, out, err = at(line, capsys)
         assert code == 0 and out.strip(), (line, err)
+
+
+def walk_through():
+    "The lines that `studies/own_model` types, in its order: its cells are read, and of them only texts and numbers are computed."
+    cells = json.loads((Path(__file__).parent.parent / "nbs/experiments/studies/own_model.ipynb").read_text(encoding="utf-8"))["cells"]
+    known = {"range": range, "target": "three"}
+
+    def value(expression):
+        return eval(compile(ast.Expression(expression), "own_model", "eval"), {"__builtins__": {}}, known)
+
+    for statement in [s for c in cells if c["cell_type"] == "code" for s in ast.parse("".join(c["source"])).body]:
+        with contextlib.suppress(NameError):  # it needs more than texts and numbers
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name) and statement.targets[0].id != "target":
+                known[statement.targets[0].id] = value(statement.value)
+            if isinstance(statement, ast.Expr):
+                typed = [c for c in ast.walk(statement) if isinstance(c, ast.Call) and getattr(c.func, "id", "") == "typed"]
+                yield from [value(call.args[0]) for call in typed]
+
+
+def test_the_lines_of_the_walk_through_are_understood():
+    "Every command, option and value of `studies/own_model` is one that the command takes; each network is there when a line names it."
+    lines = [shlex.split(line) for line in walk_through() if line.startswith("maga ")]
+    assert [line[1] for line in lines] == ["forget", "forget", "audit", "audit", "purge"]
+    made = {"net.pth"}
+    for _, name, *rest in lines:
+        given = COMMANDS[name].make_context(name, rest).params
+        named = [given.get(k) for k in ("model", "unlearned", "folder") if given.get(k) and ":" not in given[k]]
+        assert made.issuperset(named), (name, named)
+        if name == "forget":
+            made.add(given["out"])
+        if name == "audit":
+            assert given["retrain"] == [f"retrain_{seed}.pth" for seed in range(1, 6)] and given["forget"] == "three"
 
 
 def test_a_class_goes_and_the_weights_load_where_they_came_from(at, desk, capsys):
@@ -408,7 +442,10 @@ def test_a_mistake_ends_in_one_sentence(line, at, desk, capsys):
     assert not (desk / "x").exists() and not list(desk.glob(".x.*"))
 
 
-@pytest.mark.parametrize("line", [f"{GOOD} --forget three --out net.py/x", "maga audit --original x --unlearned x --data photos --forget three --out net.py"])
+UNWRITABLE = (f"{GOOD} --forget three --out net.py/x", "maga audit --original x --unlearned x --data photos --forget three --out net.py")
+
+
+@pytest.mark.parametrize("line", UNWRITABLE)
 def test_a_result_that_cannot_be_written_is_said_before_any_work(line, at, capsys):
     code, out, err = at(line, capsys)
     assert code == 1 and not out and "no folder to write into" in err and len(err.strip().splitlines()) == 1, err
