@@ -27,8 +27,8 @@ __all__ = ['cache_folder', 'Undecoded', 'cached', 'caches_of', 'purge_cache']
 
 # %% ../nbs/012_cache.ipynb #d939657b
 def cache_folder() -> Path:
-    "The folder of decoded data sets: `$MAGA_CACHE`, else `~/.cache/maga`."
-    return Path(os.environ.get("MAGA_CACHE", Path.home() / ".cache" / "maga")).expanduser()
+    "The folder of decoded data sets: `$MAGA_CACHE`, else (not set, or empty) `~/.cache/maga`."
+    return Path(os.environ.get("MAGA_CACHE") or Path.home() / ".cache" / "maga").expanduser()
 
 # %% ../nbs/012_cache.ipynb #04fb3628
 @dataclass(frozen=True, eq=False)
@@ -109,8 +109,8 @@ def cached(
     for s in (train, test):
         s.filled(torch.zeros((), dtype=torch.uint8).expand(len(s.labels), 3, 1, 1))  # what does not fit is said before the work
     names = {"classes": train.classes, "coarse_classes": train.coarse_classes, "name": train.name}
-    folders, asked = json.dumps(sorted({str(f.resolve().parent) for f in files})), repr(extra)
-    about = {"about": json.dumps(names), "folders": folders, "asked": asked}
+    folders, asked = sorted({str(f.resolve().parent) for f in files}), repr(extra)
+    about = {"about": json.dumps(names), "folders": json.dumps(folders), "asked": asked}
     try:
         _drop_stale(folders, asked)
         write_whole(path, lambda p: _write(p, {"train": train, "test": test}, about))
@@ -146,11 +146,13 @@ def _from_cache(path: Path) -> tuple[ImageSet, ImageSet]:
 
 # %% ../nbs/012_cache.ipynb #628936e1
 def caches_of(
-    source: str | Path | None = None,  # a folder whose decoded images are looked for; None: all
+    source: str | Path | None = None,  # a folder whose decoded images are looked for; None: any
+    name: str = "",  # of the data set, as `ImageSet.name`; "": any
 ) -> list[Path]:
-    "The files of the cache that hold decoded images of a folder."
+    "The files of the cache that hold decoded images of a folder, or of a data set. Files of others that lie beside them are none."
     root = None if source is None else Path(source).expanduser().resolve()
-    return [path for path in sorted(cache_folder().glob("*.safetensors")) if root is None or root in _origins(path)]
+    found = [(path, said) for path in sorted(cache_folder().glob("*.safetensors")) if (said := _said(path))]
+    return [path for path, said in found if (root is None or root in said.places) and name in ("", said.name)]
 
 
 def purge_cache(
@@ -163,21 +165,31 @@ def purge_cache(
     return gone
 
 
-def _origins(path: Path) -> list[Path]:
-    "The folders that a cache's images were read from, and those above them; none where the file does not say."
+@dataclass(frozen=True)
+class _Said:
+    "What a cache says of itself."
+
+    name: str  # of the data set
+    folders: frozenset[str]  # that its images were read from
+    asked: str | None  # in which way
+
+    @property
+    def places(self) -> set[Path]:
+        "The folders, and those above them."
+        return {place for folder in map(Path, self.folders) for place in (folder, *folder.parents)}
+
+
+def _said(path: Path) -> _Said | None:
+    "What the header says; None where the file is no cache, or damaged."
     try:
-        folders = {Path(p) for p in json.loads(metadata(path)["folders"])}
-    except (OSError, ValueError, KeyError):
-        return []
-    return [place for folder in folders for place in (folder, *folder.parents)]
+        held = metadata(path)
+        return _Said(json.loads(held["about"])["name"], frozenset(json.loads(held["folders"])), held.get("asked"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
-def _drop_stale(folders: str, asked: str) -> None:
+def _drop_stale(folders: Sequence[str], asked: str) -> None:
     "Delete caches that share a folder with these and were made in the same way: the images have changed since."
     for path in cache_folder().glob("*.safetensors"):
-        try:
-            about = metadata(path)
-            if about.get("asked") == asked and set(json.loads(about["folders"])) & set(json.loads(folders)):
-                path.unlink(missing_ok=True)
-        except (OSError, ValueError, KeyError):
-            continue
+        if (said := _said(path)) and said.asked == asked and said.folders.intersection(folders):
+            path.unlink(missing_ok=True)

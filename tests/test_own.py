@@ -1,13 +1,17 @@
 """The command `maga`, as somebody with a network, a folder of images and a list of what must go."""
 
+import ast
+import contextlib
 import csv
 import importlib
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +24,7 @@ from typer.main import get_command
 
 from maga.checks import MagaError
 from maga.data import forget_class
-from maga.models import ModelSpec, save_checkpoint
+from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command
 from maga.own.ledger import Entry, in_force, open_result
 from maga.own.networks import in_model_order, open_network, write_weights
@@ -126,6 +130,38 @@ def test_the_examples_run(name, at, desk, capsys):
         assert code == 0 and out.strip(), (line, err)
 
 
+def walk_through():
+    "The lines that `studies/own_model` types, in its order: its cells are read, and of them only texts and numbers are computed."
+    cells = json.loads((Path(__file__).parent.parent / "nbs/experiments/studies/own_model.ipynb").read_text(encoding="utf-8"))["cells"]
+    known = {"range": range, "target": "three"}
+
+    def value(expression):
+        return eval(compile(ast.Expression(expression), "own_model", "eval"), {"__builtins__": {}}, known)
+
+    for statement in [s for c in cells if c["cell_type"] == "code" for s in ast.parse("".join(c["source"])).body]:
+        with contextlib.suppress(NameError):  # it needs more than texts and numbers
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name) and statement.targets[0].id != "target":
+                known[statement.targets[0].id] = value(statement.value)
+            if isinstance(statement, ast.Expr):
+                typed = [c for c in ast.walk(statement) if isinstance(c, ast.Call) and getattr(c.func, "id", "") == "typed"]
+                yield from [value(call.args[0]) for call in typed]
+
+
+def test_the_lines_of_the_walk_through_are_understood():
+    "Every command, option and value of `studies/own_model` is one that the command takes; each network is there when a line names it."
+    lines = [shlex.split(line) for line in walk_through() if line.startswith("maga ")]
+    assert [line[1] for line in lines] == ["forget", "forget", "audit", "audit", "purge"]
+    made = {"net.pth"}
+    for _, name, *rest in lines:
+        given = COMMANDS[name].make_context(name, rest).params
+        named = [given.get(k) for k in ("model", "unlearned", "folder") if given.get(k) and ":" not in given[k]]
+        assert made.issuperset(named), (name, named)
+        if name == "forget":
+            made.add(given["out"])
+        if name == "audit":
+            assert given["retrain"] == [f"retrain_{seed}.pth" for seed in range(1, 6)] and given["forget"] == "three"
+
+
 def test_a_class_goes_and_the_weights_load_where_they_came_from(at, desk, capsys):
     "The user's own class reads the result; names, container and precision are those of the input; the optimiser's state is gone."
     code, out, err = at("maga forget --model net.py:Net --weights net.pth --mean 0.5 --std 0.5 --data photos --forget three --out own --json", capsys)
@@ -202,6 +238,36 @@ def test_the_ledger_is_after_with_images_that_are_gone():
     assert a.forgotten == b.forgotten and torch.equal(a.earlier_train, b.earlier_train) and torch.equal(a.earlier_test, b.earlier_test)
 
 
+@pytest.mark.parametrize("sizes", [("--size 8", ""), ("", "--size 8"), ("--size 8", "--size 8")])
+def test_forgotten_images_are_found_at_whatever_size(sizes, at, desk, capsys, tmp_path):
+    "The first request resizes while decoding or not; the second one, asked in another way, still does not show its images."
+    train, test = digits()
+    rows = torch.arange(300)
+    few = [replace(s.subset(rows), images=s.images[rows].repeat_interleave(2, 2).repeat_interleave(2, 3)) for s in (train, test)]
+    as_folder(tmp_path / "big", dict(zip(("train", "test"), few, strict=True)))
+    first = few[0].labels.tolist().index(0)
+    (tmp_path / "one.txt").write_text(f"train/zero/{first:04d}.png\n")
+    line = f"maga forget --model model.safetensors --data {tmp_path}/big --files {tmp_path}/one.txt --out {tmp_path}/one"
+    code, _, err = at(f"{line} --set fit.epochs=1 --set fit.lr=0.05 {sizes[0]}", capsys)
+    assert code == 0, err
+    size = 8 if sizes[1] else None
+    _network, images, held_out, ledger = command.opened(f"{tmp_path}/one", "", f"{tmp_path}/big", "data", "cpu", size=size)
+    split = in_force(forget_class(images, held_out, "eight"), ledger.entries)
+    assert [images.files[i] for i in split.earlier_train.tolist()] == [f"train/zero/{first:04d}.png"]
+    assert images.sides == (8, 8)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_entry_of_images_that_stay_on_the_host(monkeypatch):
+    "A GPU that has no room for the images: the ledger hashes the same pixels."
+    monkeypatch.setattr("maga.mapped.has_room", lambda nbytes, device="cpu": torch.device(device).type == "cpu")
+    split = forget_class(*digits(), "three")
+    moved = split.to("cuda")
+    assert moved.train.device.type == "cuda" and moved.train.images.device.type == "cpu"
+    assert Entry.of(moved, "restart", "2026-01-01") == Entry.of(split, "restart", "2026-01-01")
+
+
 MOMENTS = {"trial": "maga.own.forgetting.tried_rates", "method": "maga.own.forgetting.counted_passes", "writing": "maga.own.report.card_of"}
 
 
@@ -266,6 +332,41 @@ def test_timm_and_hugging_face(at, desk, capsys):
     save_file({k: v.contiguous() for k, v in vit.state_dict().items() if "classifier" not in k}, desk / "hollow/model.safetensors", {"format": "pt"})
     with pytest.raises(MagaError, match=r"2 parameters differ, first classifier"):
         open_network(str(desk / "hollow"))
+
+
+def test_a_sub_class_of_a_network_that_says_its_superclasses(at, desk, capsys):
+    "The superclasses are put in the network's order, the sub-class is named by its own label; the result takes a second one."
+    train, _ = digits()
+    pairs = in_model_order(train.coarse(), tuple(reversed(train.coarse_classes)))
+    g, spec = torch.Generator().manual_seed(0), ModelSpec.of("small_cnn", pairs)
+    net = fit(spec.make(g), Examples.of(pairs), FitConfig(6, 32, lr=0.1, pad=0, flip=False), g)
+    save_checkpoint(desk / "pairs.safetensors", net, spec, date="2026-01-01")
+    brief = "--set fit.lr=0.05 --set fit.epochs=2"
+    for line in (f"--model pairs.safetensors --subclass three --out no_three {brief}", f"--model no_three --subclass eight --out no_eight {brief}"):
+        code, _, err = at(f"maga forget --data digits {line}", capsys)
+        assert code == 0, err
+    for out, told in (("no_three", "three"), ("no_eight", "eight")):
+        record = json.loads((desk / out / "report.json").read_text())
+        assert record["task"] == "subclass" and record["forgotten"] == told and record["classes"] == list(pairs.classes)
+        assert record["numbers"][0]["before"] > 90, record["numbers"]
+    code, _, err = at(f"maga forget --data digits --model pairs.safetensors --forget three --out whole {brief}", capsys)
+    assert code == 1 and "expected logits [2, 10]" in err, err
+
+
+def test_retrains_of_a_folder_in_bfloat16(at, desk, capsys):
+    "Training needs float32; what is made anew has it, whatever the precision of the file."
+    from transformers import ViTConfig, ViTForImageClassification
+
+    names = dict(enumerate(sorted(digits()[0].classes)))
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4,
+        id2label=names, label2id={c: k for k, c in names.items()},
+    )  # fmt: skip
+    ViTForImageClassification(config).to(torch.bfloat16).save_pretrained(desk / "halved")
+    line = "maga audit --original halved --unlearned halved --mean 0.5 --std 0.5 --data photos --forget three"
+    code, out, err = at(f"{line} --train-retrains 1 --trained-epochs 1 --out audited_halved", capsys)
+    assert code == 0 and "UNDECIDED" in out, err
+    assert open_network(str(desk / "halved")).model.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
@@ -339,6 +440,59 @@ def test_a_mistake_ends_in_one_sentence(line, at, desk, capsys):
     said = [s for s in err.strip().splitlines() if not s.startswith(("photos, ", "learning rates", "restart: "))]
     assert code == 1 and MISTAKES[line] in said[-1] and "Traceback" not in err, err
     assert not (desk / "x").exists() and not list(desk.glob(".x.*"))
+
+
+UNWRITABLE = (f"{GOOD} --forget three --out net.py/x", "maga audit --original x --unlearned x --data photos --forget three --out net.py")
+
+
+@pytest.mark.parametrize("line", UNWRITABLE)
+def test_a_result_that_cannot_be_written_is_said_before_any_work(line, at, capsys):
+    code, out, err = at(line, capsys)
+    assert code == 1 and not out and "no folder to write into" in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_an_audit_that_cannot_be_kept_is_printed(at, desk, capsys):
+    (desk / "taken/audit.json").mkdir(parents=True)
+    code, out, err = at("maga audit --original model.safetensors --unlearned model.safetensors --data photos --forget three --out taken", capsys)
+    assert code == 1 and out.startswith("UNDECIDED") and "audit.json could not be written" in err and "Traceback" not in err, err
+
+
+def test_weights_stay_where_the_report_fails(at, desk, capsys, monkeypatch):
+    "An error that nobody foresaw, in the last step: the work is not lost, and the ledger lets the next request start from it."
+
+    def broken(r):
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr("maga.own.report.card_of", broken)
+    code, _, err = at(f"{GOOD} --forget three --out kept --set fit.lr=0.05 --set fit.epochs=1", capsys)
+    assert code == 1 and "The weights are in kept" in err and "no such thing" in err and not list(desk.glob(".kept.*")), err
+    assert load_file(desk / "kept/model.safetensors").keys() == load_file(desk / "model.safetensors").keys()
+    assert [e.what for e in open_result(desk / "kept")[1].entries] == ["three"]
+
+
+def test_a_request_whose_predecessor_is_deleted_writes_json(at, desk, capsys):
+    "Nothing is left to measure the first class on: that number is null, not NaN, which JSON does not know."
+    assert at(f"{GOOD} --forget three --out before --set fit.lr=0.05 --set fit.epochs=1", capsys)[0] == 0
+    shutil.copytree(desk / "photos", desk / "fewer/photos", ignore=shutil.ignore_patterns("three"))
+    line = "maga forget --model before --data fewer/photos --forget eight --out later --set fit.lr=0.05 --set fit.epochs=1"
+    code, out, err = at(line, capsys)
+    assert code == 0 and re.search(r"A_earlier +– → +– %", out), err
+    record = json.loads((desk / "later/report.json").read_text(), parse_constant=pytest.fail)
+    assert record["numbers"][-1]["name"] == "A_earlier" and record["numbers"][-1]["after"] is None
+    assert "| – | – |" in (desk / "later/model_card.md").read_text()
+
+
+@pytest.mark.parametrize("other", ["order of the classes", "mean", "std", "size"])
+def test_an_audit_of_networks_that_see_other_things(other, at, desk, capsys):
+    "One view serves all networks: one that says another order of its classes, or other pixels, would be read wrongly."
+    _model, spec = load_checkpoint(desk / "model.safetensors")
+    changed = {"order of the classes": {"classes": spec.classes[::-1]}, "mean": {"mean": (0.4,) * 3}, "std": {"std": (0.4,) * 3}, "size": {"size": 16}}
+    save_checkpoint(desk / "other.safetensors", replace(spec, **changed[other]).make(torch.Generator()), replace(spec, **changed[other]))
+    line = "maga audit --data photos --forget three --original model.safetensors"
+    code, _, err = at(f"{line} --unlearned other.safetensors", capsys)
+    assert code == 1 and f"other.safetensors says another {other} than the original" in err, err
+    code, _, err = at(f"{line} --unlearned model.safetensors --retrain other.safetensors", capsys)
+    assert code == 1 and f"says another {other}" in err, err
 
 
 def test_a_wrong_line_ends_with_two(at, capsys):

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..checks import MagaError
+from ..checks import MagaError, writable_folder, write_whole
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Weights', 'Data', 'DataRoot', 'Classes', 'Size', 'Mean', 'Std', 'Head', 'Forget', 'Subclass', 'Files',
@@ -103,14 +103,14 @@ def opened(
             return from_parquet(folder, side) if parquet else load(f"folder:{folder}", size=side, mean=(0, 0, 0), std=(1, 1, 1))
         return load(data, data_root, size=side if data.startswith("hub:") else None, mean=(0, 0, 0), std=(1, 1, 1))
 
-    network = None
+    network, wanted = None, size  # the side to decode at
     if (Path(model).expanduser() / "ledger.json").is_file():
         network, ledger = open_result(model)
-        head = head or ledger.head
+        head, wanted = head or ledger.head, ledger.decoded_at(size)
     elif not (model.startswith("timm:") or weights):
         network = open_network(model, weights)
     try:
-        pair = held or images(size)
+        pair = held or images(wanted)
     except MagaError as e:
         side = size or (network.size if network is not None else None)
         if "different sizes" not in str(e) or side is None:
@@ -179,7 +179,7 @@ def forget_command(
     from maga.own.forgetting import Wanted, planned
     from maga.own.forgetting import forget as run
     from maga.own.ledger import in_force
-    from maga.own.report import check_free, write_result
+    from maga.own.report import check_free, percent, write_result
     from maga.progress import ProgressBar
 
     given = {k: v for k, v in locals().items() if isinstance(v, str | int | float | list | None) and k not in ("out", "as_json", "device")}
@@ -198,14 +198,15 @@ def forget_command(
     plan = planned(network.model, split, method, preset, part, trained_epochs, changes, judge, network.make, seed, ProgressBar("learning rates"))
     _tell(plan.why)
     result = run(network.model, split, plan, seed, ProgressBar(plan.method.name))
-    record = write_result(out, network, split, result, data, request, entries, head or (ledger.head if ledger else ""))
+    head = head or (ledger.head if ledger else "")
+    record = write_result(out, network, split, result, data, request, entries, head, data_root=data_root)
     for w in record["warnings"]:
         _tell(f"Note: {w}")
     if as_json:
         print(json.dumps(record, indent=1))
         return
     for n in record["numbers"]:
-        print(f"{n['name']:10s} {n['before']:6.1f} → {n['after']:6.1f} %   {n['meaning']}")
+        print(f"{n['name']:10s} {percent(n['before']):>6s} → {percent(n['after']):>6s} %   {n['meaning']}")
     print(f"Weights, report and the list of what still remembers: {out}")
 
 # %% ../../nbs/707_command.ipynb #de3b50ff
@@ -274,26 +275,42 @@ def audit_command(
     if train_retrains and (trained_epochs is None or not out):
         raise MagaError("--train-retrains needs --trained-epochs, as many as the original was trained for, and --out, where they are kept.")
     wanted = Wanted(names_of(forget), subclass, lines_of(files) if files else (), random, seed)
+    folder = writable_folder(out) if out else Path()
     given = (data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head)
 
     def network(source: str, *held: Any) -> tuple[Any, Any, Any, Any]:
         alone = not model or (Path(source).expanduser() / "ledger.json").is_file()
-        return opened(source if alone else model, "" if alone else source, *given, held=held or None)
+        made = opened(source if alone else model, "" if alone else source, *given, held=held or None)
+        if held:
+            _check_alike(source, made[1], held[0])
+        return made
 
     first, train, test, _ = network(original)
     split = wanted.split(train, test)
     _tell(f"{split}")
-    retrains = [network(r, train, test)[0].model for r in retrain or []]
+    result, retrains = network(unlearned, train, test)[0].model, [network(r, train, test)[0].model for r in retrain or []]
     if train_retrains and trained_epochs is not None:
         recipe = usual_training(first.model, split, trained_epochs)
-        retrains += trained_retrains(first.model, first.make, split, train_retrains, recipe, out, ProgressBar("retrain"))
+        retrains += trained_retrains(first.model, first.make, split, train_retrains, recipe, folder, ProgressBar("retrain"), first.source)
         _tell("The retrains were trained by our recipe, not by the one that made the original: differences may come from that.")
-    found = audit(first.model, network(unlearned, train, test)[0].model, split, retrains, attacks, level)
+    found = audit(first.model, result, split, retrains, attacks, level)
+    held = json.dumps(found.as_dict(), indent=1)
+    print(held if as_json else found)
     if out:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        (Path(out) / "audit.html").write_text(f'<!doctype html><meta charset="utf-8"><title>Audit</title>{found.html()}', encoding="utf-8")
-        (Path(out) / "audit.json").write_text(json.dumps(found.as_dict(), indent=1), encoding="utf-8")
-    print(json.dumps(found.as_dict(), indent=1) if as_json else found)
+        page = f'<!doctype html><meta charset="utf-8"><title>Audit</title>{found.html()}'
+        for name, text in (("audit.html", page), ("audit.json", held)):
+            write_whole(folder / name, lambda p, text=text: p.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+
+# %% ../../nbs/707_command.ipynb #5a1de80c
+def _check_alike(source: str, seen: Any, first: Any) -> None:
+    "`MagaError` where a network sees the images in another way than the original does: its logits would be read in a wrong order."
+    from maga.own.networks import order_of
+
+    places = [order_of(a, b) == [*range(len(b))] for a, b in ((first.classes, seen.classes), (first.coarse_classes, seen.coarse_classes))]
+    same = {"order of the classes": all(places), "size": seen.sides == first.sides, "mean": seen.mean == first.mean, "std": seen.std == first.std}
+    if odd := [what for what, alike in same.items() if not alike]:
+        what = f"{source} says another {', another '.join(odd)} than the original, and an audit shows the same images to all"
+        raise MagaError(f"{what}; compare networks of one kind, or say what holds for all of them (--classes, --size, --mean, --std).")
 
 # %% ../../nbs/707_command.ipynb #627f2655
 @app.command("methods", epilog="Example:\n\n\b\n  maga methods")

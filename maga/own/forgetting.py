@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -39,8 +40,9 @@ from ..views import Views, random_views
 from ..training import Examples, FitConfig, fit
 
 # %% auto #0
-__all__ = ['RATES', 'SHARE_OF_STEPS', 'Wanted', 'known_views', 'trial_split', 'usual_training', 'linear_head', 'usual_restart',
-           'Plan', 'tried_rates', 'transition_of', 'planned', 'Forgotten', 'forget', 'trained_retrains']
+__all__ = ['RATES', 'SHARE_OF_STEPS', 'Wanted', 'evenly', 'known_views', 'trial_split', 'usual_training', 'linear_head',
+           'usual_restart', 'Plan', 'tried_rates', 'transition_of', 'planned', 'Forgotten', 'forget',
+           'trained_retrains']
 
 # %% ../../nbs/701_forgetting.ipynb #3249c2c4
 @dataclass(frozen=True)
@@ -78,14 +80,22 @@ class Wanted(Checked):
         return " + ".join(self.classes) or self.subclass or f"{self.random} random images (seed {self.seed})"
 
 # %% ../../nbs/701_forgetting.ipynb #9731c79d
+def evenly(
+    rows: Tensor,  # int64 [N]
+    n: int,
+) -> Tensor:
+    "n of the rows from the first to the last, evenly spread; all of them where they are fewer."
+    n = min(n, len(rows))
+    return rows[torch.arange(n, device=rows.device) * len(rows) // max(1, n)]
+
+
 def known_views(
     model: nn.Module,
     split: ForgetSplit,
     n: int = 1000,  # retained training images, evenly spread
 ) -> tuple[int, bool]:
     "(largest shift in pixels, whether mirrored) of views on which the model is right as often as on plain images, to within five points."
-    rows = split.retain_train[:: max(1, len(split.retain_train) // n)][:n]
-    some, g = split.train.subset(rows), seeded_generator("views", 0)
+    some, g = split.train.subset(evenly(split.retain_train, n)), seeded_generator("views", 0)
     every = torch.arange(len(some), device=some.device)
     plain = accuracy(predict(model, some), some.labels)
 
@@ -220,6 +230,7 @@ def planned(
     check_value("trained", trained, Count | None)
     g, changes = seeded_generator("plan", seed), dict(changes or {})
     chosen = get_method("restart" if method == "auto" else method)
+    prepared(model, split.train, split.num_classes)  # says what is wrong with it
     own = chosen.name == "restart" and not preset
     if own:
         config: Any = usual_restart(model, split)
@@ -290,10 +301,13 @@ def trained_retrains(
     config: FitConfig,  # see `usual_training`
     folder: str | Path,  # one file each is kept there
     progress: Progress | None = None,
+    source: str = "",  # of the network: tells those apart whose parameters have the same names and shapes
 ) -> list[nn.Module]:
     "True retrains, with seeds 0 to n − 1: new networks that were trained on the retain set alone."
-    folder, made = Path(folder).expanduser(), []
-    key = hashlib.sha256(f"{split.digest} {config}".encode()).hexdigest()[:12]
+    folder, made, seen = Path(folder).expanduser(), [], split.train
+    shapes = {k: list(v.shape) for k, v in network.state_dict().items()}
+    depends = [split.digest, seen.mean, seen.std, seen.sides, source, shapes, str(config)]
+    key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
     for seed in range(n):
         file = folder / f"retrain_{key}_{seed}.safetensors"
         g = seeded_generator("retrain", seed)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,7 @@ from ..data import ForgetSplit, class_id
 from ..judges.contract import image_hashes
 from .networks import Network, open_network
 from ..requests import remembering
+from ..sources import NAMES, TUNING
 
 # %% auto #0
 __all__ = ['Entry', 'Ledger', 'open_result', 'in_force', 'Artefact', 'artefacts', 'write_artefacts', 'purge']
@@ -37,13 +39,16 @@ class Entry(Checked):
     date: str  # YYYY-MM-DD
     classes: tuple[str, ...] = ()  # that are forgotten as a whole
     images: tuple[str, ...] = ()  # hashes of the forgotten training and test images
+    sides: tuple[int, ...] = ()  # height and width of the pixels that were hashed; (): not said
 
     @classmethod
     def of(cls, split: ForgetSplit, method: str, date: str) -> Entry:
         "The entry of a request: its own images; those of earlier requests have entries of their own."
-        gone = image_hashes(split.train.images[split.forget_train]) + image_hashes(split.test.images[split.forget_test])
-        whole = {int(k) for k in split.train.labels[split.forget_train].unique()} & set(split.forgotten)
-        return cls(split.target, split.task, method, date, tuple(split.train.classes[k] for k in sorted(whole)), tuple(sorted(set(gone))))
+        train, test = split.train, split.test
+        gone = {h for images, rows in ((train, split.forget_train), (test, split.forget_test)) for h in image_hashes(images.pixels(rows))}
+        whole = {int(k) for k in train.labels[split.forget_train].unique()} & set(split.forgotten)
+        classes = tuple(train.classes[k] for k in sorted(whole))
+        return cls(split.target, split.task, method, date, classes, tuple(sorted(gone)), tuple(train.images.shape[-2:]))
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class Ledger(Checked):
     std: tuple[float, ...]
     head: str = ""  # the named last layer; "": found
     entries: tuple[Any, ...] = field(default_factory=tuple)  # of the first request to the last
+
+    def decoded_at(self, size: int | None) -> int | None:
+        "The side to decode images at, so that hashes find those of earlier requests; None: as they are. Where no entry says it, `size`."
+        sides = next((e.sides for e in reversed(self.entries) if e.sides), None)
+        return size if sides is None else sides[0] if sides[0] == sides[1] else None
 
     def save(self, folder: str | Path) -> Path:
         "Written as `ledger.json`."
@@ -90,16 +100,26 @@ def in_force(
     split: ForgetSplit,  # what to forget now
     entries: Iterable[Entry],
 ) -> ForgetSplit:
-    "The request with earlier ones in force."
+    "The request with earlier ones in force. A warning names those none of whose images is there; `MagaError` where hashes are of another size."
     entries = list(entries)
     if not entries:
         return split
-    classes, known = split.train.classes, {h for e in entries for h in e.images}
-    gone = {class_id(classes, c) for e in entries for c in e.classes}
+    known, sides = {h for e in entries for h in e.images}, tuple(split.train.images.shape[-2:])
+    gone = {class_id(split.train.classes, c) for e in entries for c in e.classes}
+    alone = [e for e in entries if e.images and not e.classes]  # no label stands for their images
+    if odd := next((e for e in alone if e.sides and e.sides != sides), None):
+        h, w = odd.sides
+        what = f"The images of the earlier request ({odd.what}) were hashed at {h}×{w} pixels, and these have {sides[0]}×{sides[1]}"
+        raise MagaError(f"{what}, so they are not found and would be shown; decode the images at that size.")
+    hashes = {part: image_hashes(getattr(split, part).images) for part in ("train", "test")}
+    there = {h for found in hashes.values() for h in found}
+    for e in alone:
+        if there.isdisjoint(e.images):
+            what = f"None of the {len(e.images):,} images of the earlier request ({e.what}) is in the data"
+            warnings.warn(f"{what}: they were deleted, or their pixels have changed and they are shown again.", stacklevel=2)
 
     def before(part: str) -> Tensor:
-        images = getattr(split, part)
-        return torch.tensor([h in known for h in image_hashes(images.images)], device=images.device)
+        return torch.tensor([h in known for h in hashes[part]], dtype=torch.bool, device=getattr(split, part).device)
 
     return remembering(split, gone, before)
 
@@ -115,11 +135,26 @@ class Artefact:
     remedy: str  # what deletes it, or why it may stay
 
 
+_CUT_FROM = {"cifar20": "cifar100", "cifar10_small": "cifar10"}
+
+
+def _caches(data: str, data_root: str | Path) -> list[Path]:
+    "The files of maga's cache that hold decoded images of a data set."
+    name, root = data.removesuffix(TUNING), Path(data_root).expanduser()
+    if name.startswith("hub:"):
+        return caches_of(name=name.removeprefix("hub:"))
+    if name in NAMES:
+        stored = next((f for f in (root / _CUT_FROM.get(name, name), root) if any(f.glob("train-*.parquet"))), None)
+        return caches_of(stored, stored.name) if stored else []
+    return caches_of(name.removeprefix("folder:"))
+
+
 def artefacts(
     network: Network,  # the original
     split: ForgetSplit,
     data: str,  # as `load` takes it
     folder: str | Path,  # of the result
+    data_root: str | Path = "data",  # the folder of local data sets, as `load` takes it
 ) -> list[Artefact]:
     "Every file that is known to hold or remember what was forgotten; backups and copies made elsewhere are not known."
     accepted = "delete it, and its optimiser's state, when the result is accepted"
@@ -131,8 +166,7 @@ def artefacts(
     if not places:
         n = sum(len(gone) for _, gone in rows)
         found.append(Artefact(data, f"the data set, with {n:,} forgotten images", "pixels", "yours", "delete those rows"))
-    if root.exists():
-        found += [Artefact(str(p), "decoded images of the data set", "pixels", "maga's", f"maga purge {folder}") for p in caches_of(root)]
+    found += [Artefact(str(p), "decoded images of the data set", "pixels", "maga's", f"maga purge {folder}") for p in _caches(data, data_root)]
     ledger = Artefact(f"{folder}/ledger.json", "the ledger", "hashes", "maga's", "may stay: it keeps later requests from undoing this one")
     return [*found, ledger, Artefact(f"{folder}/report.html", "the report", "numbers", "maga's", "may stay: it shows no image")]
 

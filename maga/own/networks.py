@@ -11,6 +11,7 @@ import inspect
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +31,7 @@ from ..packaged import no_waiting
 from ..pretrained import INNER, check_parameters, read_weights, unpickled
 
 # %% auto #0
-__all__ = ['write_weights', 'Network', 'open_network', 'in_model_order', 'seen_by']
+__all__ = ['write_weights', 'Network', 'open_network', 'order_of', 'in_model_order', 'seen_by']
 
 # %% ../../nbs/700_networks.ipynb #869c4fad
 def _as_stored(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -77,7 +78,7 @@ class Network:
     model: nn.Module  # in eval mode, in the precision of its file
     weights: Path  # the file or folder that it was read from
     write: Callable[[nn.Module, Path], Path]  # (a network of this kind, a folder) -> the file or folder written in it
-    make: Callable[[torch.Generator], nn.Module]  # an untrained one, as methods that start anew need it
+    make: Callable[[torch.Generator], nn.Module]  # an untrained one in float32, as training needs it
     classes: tuple[str, ...] | None = None  # in the order of the logits; None: not said
     size: int | None = None  # side of its images, in pixels; None: any
     mean: tuple[float, ...] | None = None  # of its normalisation; None: not said
@@ -97,7 +98,7 @@ def _filled(model: nn.Module, weights: str, what: str) -> tuple[nn.Module, Path]
 def _seeded(make: Callable[[], Any]) -> Callable[[torch.Generator], nn.Module]:
     def made(generator: torch.Generator) -> nn.Module:
         with seeded(generator):
-            return make()
+            return make().float()
 
     return made
 
@@ -251,18 +252,39 @@ def _plain(name: str) -> str:
     return name.casefold().replace("_", " ").replace("-", " ").strip()
 
 
+def order_of(
+    names: Sequence[str],  # of the data's classes
+    classes: Sequence[str],  # K names in the order of the logits
+    data: str = "the data",  # its name, for messages
+) -> list[int]:
+    "The place of each name among the classes: of the same spelling, else of one that is alike; `MagaError` where there is none, or a doubt."
+    exact, alike = {c: k for k, c in enumerate(classes)}, {_plain(c): k for k, c in enumerate(classes)}
+    there, given = Counter(map(_plain, classes)), Counter(map(_plain, names))
+    for n in names:
+        if _plain(n) not in alike:
+            raise MagaError(f"The model does not know the class {n!r} of {data}; it knows {', '.join(list(classes)[:5])}{' …' * (len(classes) > 5)}.")
+        if n not in exact and max(there[_plain(n)], given[_plain(n)]) > 1:
+            ours, theirs = (", ".join(repr(c) for c in some if _plain(c) == _plain(n)) for some in (names, classes))
+            what = f"It is not clear which class of the model is {n!r}: {data} has {ours}, the model {theirs}"
+            raise MagaError(f"{what}; spell the name as the model does.")
+    return [exact.get(n, alike[_plain(n)]) for n in names]
+
+
 def in_model_order(
     images: ImageSet,
     classes: Sequence[str],  # K names in the order of the logits
 ) -> ImageSet:
-    "The images with labels in the model's order; `MagaError` where the model does not know a class. Case and underscores do not count."
-    places = {_plain(c): k for k, c in enumerate(classes)}
-    if unknown := [c for c in images.classes if _plain(c) not in places]:
-        raise MagaError(
-            f"The model does not know the class {unknown[0]!r} of {images.name}; it knows {', '.join(list(classes)[:5])}{' …' * (len(classes) > 5)}."
-        )
-    order = torch.tensor([places[_plain(c)] for c in images.classes], device=images.device)
-    return replace(images, labels=order[images.labels], classes=tuple(classes))
+    "The images with labels in the model's order, or with coarse labels where it knows the superclasses alone; `MagaError` where it knows neither."
+    known = set(map(_plain, classes))
+    fine, coarse = (known.issuperset(map(_plain, names)) for names in (images.classes, images.coarse_classes))
+    if images.coarse_labels is not None and coarse and not fine:
+        order = torch.tensor(order_of(images.coarse_classes, classes, images.name), device=images.device)
+        return replace(images, coarse_labels=order[images.coarse_labels], coarse_classes=tuple(classes))
+    order = torch.tensor(order_of(images.classes, classes, images.name), device=images.device)
+    ordered = replace(images, labels=order[images.labels], classes=tuple(classes))
+    if images.coarse_labels is images.labels:  # the superclasses are in use
+        return replace(ordered, coarse_labels=ordered.labels, coarse_classes=tuple(classes))
+    return ordered
 
 
 def seen_by(
@@ -280,5 +302,5 @@ def seen_by(
         raise MagaError(f"{what}: give mean and std of your training (0,0,0 and 1,1,1 for pixels / 255).")
     named = classes or network.classes
     ordered = in_model_order(images, named) if named else images
-    side = size or network.size
+    side = size or network.size or images.size
     return replace(ordered, size=side if side and images.images.shape[-2:] != (side, side) else None, mean=tuple(mean), std=tuple(std))

@@ -5,8 +5,10 @@
 # %% ../../nbs/703_report.ipynb #56f62038
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import math
 import os
 import platform
 import shutil
@@ -21,7 +23,7 @@ import torch
 from jinja2 import Environment
 
 from .. import __version__
-from ..checks import MagaError
+from ..checks import MagaError, writable_folder
 from ..data import ForgetSplit
 from ..experiments.store import code_digest
 from ..measures.metrics import Measurement
@@ -33,7 +35,7 @@ from .networks import Network
 from ..packaged import file_revision
 
 # %% auto #0
-__all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'warnings_of', 'settings_of', 'record', 'page_of', 'card_of',
+__all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'percent', 'warnings_of', 'settings_of', 'record', 'page_of', 'card_of',
            'check_free', 'write_result']
 
 # %% ../../nbs/703_report.ipynb #8c133a78
@@ -46,15 +48,23 @@ MEANINGS = {
 
 
 def numbers(before: Measurement, after: Measurement) -> list[dict[str, Any]]:
-    "Rows of name, before, after and meaning, in percent."
-    return [{"name": k, "before": getattr(before, k), "after": getattr(after, k), "meaning": m} for k, m in MEANINGS.items() if hasattr(after, k)]
+    "Rows of name, before, after and meaning, in percent; None where no image is left to measure on."
+    def known(m: Measurement, name: str) -> float | None:
+        return None if math.isnan(x := getattr(m, name)) else x
+
+    return [{"name": k, "before": known(before, k), "after": known(after, k), "meaning": m} for k, m in MEANINGS.items() if hasattr(after, k)]
+
+
+def percent(x: float | None) -> str:
+    "One decimal; a dash where there is no number."
+    return "–" if x is None else f"{x:.1f}"
 
 
 def warnings_of(result: Forgotten, split: ForgetSplit) -> list[str]:
     "What a reader should know before accepting the result, a sentence each."
     before, after, found = result.before, result.after, []
     chance = 100 / split.num_classes
-    if before.A_r < 2 * chance:
+    if before.A_r < chance + 0.1 * (100 - chance):
         found.append(
             f"The original is right on {before.A_r:.1f} % of the test images, near chance ({chance:.1f} %): "
             "check normalisation, size and order of the classes before anything else."
@@ -203,7 +213,7 @@ def _picture(split: ForgetSplit, result: Forgotten) -> str:
 
 def _environment(**options: bool) -> Environment:
     made = Environment(**options)  # type: ignore[arg-type]
-    made.filters["percent"] = lambda x: "–" if x != x else f"{x:.1f}"
+    made.filters["percent"] = percent
     return made
 
 
@@ -224,12 +234,13 @@ def check_free(
     folder: str | Path,  # of the result
     request: str,  # what is asked for
 ) -> bool:
-    "Whether the result of this very request is there; `MagaError` where something else is. What an interrupted run left is removed."
+    "Whether this very result is there; `MagaError` where something else is, or nothing can be written. What an interrupted run left is removed."
     folder = Path(folder).expanduser()
     for left in folder.parent.glob(f".{folder.name}.*.part"):
         if not _runs(left):
             shutil.rmtree(left, ignore_errors=True)
-    if not folder.exists():
+    if not os.path.exists(folder):  # also where its parent cannot be read
+        writable_folder(folder.parent)
         return False
     try:
         same = json.loads((folder / "report.json").read_text(encoding="utf-8"))["request"] == request
@@ -261,32 +272,48 @@ def write_result(
     entries: Sequence[Entry] = (),  # of earlier requests
     head: str = "",
     audit: Any = None,  # see `own.audit`
+    data_root: str | Path = "data",  # the folder of local data sets
 ) -> dict[str, Any]:
-    "Write weights, report.html, report.json, model_card.md, artefacts.csv and ledger.json; returns the record."
+    "Write weights, ledger.json, artefacts.csv, report.html, model_card.md and report.json; returns the record. Weights that are written stay."
     folder = Path(folder).expanduser()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.{os.getpid()}.", suffix=".part", dir=folder.parent))
     except OSError as e:
         raise MagaError(f"{folder} cannot be written ({e.strerror}); name another folder (--out).") from e
+    written = None
     try:
         inner = result.model.model if isinstance(result.model, Classifier) else result.model  # the network itself
         written = network.write(inner, part)
-        found = artefacts(network, split, data, folder)
-        r = record(network, split, result, written, request, None if audit is None else audit.as_dict())
-        page = page_of(r, split, result, found, "" if audit is None else audit.html())
-        entry, train = Entry.of(split, result.plan.method.name, r["date"][:10]), split.train
+        entry, train = Entry.of(split, result.plan.method.name, datetime.now(UTC).date().isoformat()), split.train
         side = train.size or (train.images.shape[-1] if train.images.shape[-1] == train.images.shape[-2] else None)
         ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, (*entries, entry))
         ledger.save(part)
+        found = artefacts(network, split, data, folder, data_root)
         write_artefacts(found, part / "artefacts.csv")
+        r = record(network, split, result, written, request, None if audit is None else audit.as_dict())
+        page = page_of(r, split, result, found, "" if audit is None else audit.html())
         (part / "report.html").write_text(page, encoding="utf-8")
         (part / "model_card.md").write_text(card_of(r), encoding="utf-8")
         (part / "report.json").write_text(json.dumps(r, indent=1), encoding="utf-8")
         part.chmod(0o755)
         os.rename(part, folder)
-    except OSError as e:
-        raise MagaError(f"{folder} cannot be written ({e.strerror or e}); free some space or name another folder (--out), then run it again.") from e
-    finally:
+    except Exception as e:  # whatever fails beside the weights, they are the work that was asked for
+        if written is not None:
+            what = f"The weights are in {_kept(part, folder)}, but what belongs beside them is not complete ({type(e).__name__}: {e})"
+            raise MagaError(f"{what}; take them from there, and for a report run it again with another folder (--out).") from e
         shutil.rmtree(part, ignore_errors=True)
+        if not isinstance(e, OSError):
+            raise
+        raise MagaError(f"{folder} cannot be written ({e.strerror or e}); free some space or name another folder (--out), then run it again.") from e
     return r
+
+
+def _kept(part: Path, folder: Path) -> Path:
+    "An unfinished folder under a name that stays: the final one, or where that is taken one with the number of the process."
+    part.chmod(0o755)
+    for place in (folder, folder.with_name(f"{folder.name}_{os.getpid()}")):
+        with contextlib.suppress(OSError):
+            os.rename(part, place)
+            return place
+    return part
