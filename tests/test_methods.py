@@ -169,6 +169,14 @@ def test_presets_that_differ_by_task_and_data():
         assert preset["retrain_head"]("paper_resnet18", task, "cifar20").fit.milestones == (15, 30, 35)
 
 
+def test_records_of_digits_presets_name_the_notebook_with_their_trials():
+    "And none says that it was the best: that depends on the processor, and the notebook shows its place."
+    said = {m.name: m.sources["digits"][0].word("") for m in METHODS.values() if any("trials" in s.word("") for s in m.sources["digits"])}
+    elsewhere = dict.fromkeys(RESTARTS, "methods.relatives") | {"maga_soft": "methods.maga_soft"}
+    assert len(said) == 17 and all(f" {elsewhere.get(name, 'methods.tuning')} shows its place" in word for name, word in said.items())
+    assert not any("best" in word for word in said.values())
+
+
 def test_unsir_shows_three_noise_images_where_the_public_code_is_followed_to_the_letter():
     "Its loop over a batch counts the channels of the first image. The field is no part of the keys of runs that do not use it."
     presets = METHODS["unsir"].presets

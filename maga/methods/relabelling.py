@@ -34,7 +34,7 @@ AMNESIAC_PRESETS = {
     # Foster et al. 2024: 3 epochs, Adam 1e-4, batch 128, for all tasks and backbones
     "paper_resnet18": FitOnly(plain_fit(3, 128, "adam", 1e-4)),
     "paper_vit": FitOnly(plain_fit(3, 128, "adam", 1e-4)),
-    # ours: the best of ten on a part of digits' training images (methods.tuning)
+    # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": FitOnly(plain_fit(3, 32, "adam", 3e-4)),
 }
 
@@ -83,7 +83,7 @@ SALUN_PRESETS = {
     "paper_resnet18_cifar10": replace(_SALUN, forget_first=True),
     "paper_vit": _SALUN,
     "paper_vit_cifar10": replace(_SALUN, forget_first=True),
-    # ours: the best of ten on a part of digits' training images (methods.tuning)
+    # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": SalUnConfig(plain_fit(1, 32, "sgd", 1e-2)),
 }
 
@@ -209,7 +209,7 @@ UNSIR_PRESETS = {
     "paper_vit_subclass": _UNSIR_SUBCLASS,
     "legacy": replace(_UNSIR, legacy=True, shown=3),
     "legacy_subclass": replace(_UNSIR_SUBCLASS, legacy=True, shown=3),
-    # ours: the best of ten on a part of digits' training images (methods.tuning)
+    # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": UnsirConfig(NoiseConfig(32), plain_fit(1, 32, "adam", 1e-2), plain_fit(1, 32, "adam", 1e-2), repeats=40),
 }
 
