@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from maga.data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
 from maga.device import seeded
 from maga.experiments.presets import BACKBONES
+from maga.experiments.store import canonical
 from maga.judges.transition import TransitionMatrix
 from maga.methods import distillation, relabelling
 from maga.methods.contract import METHODS, Method, forget_then_retain, get_method, method, paired_batches
@@ -18,7 +19,7 @@ from maga.methods.dampening import mean_gradients
 from maga.methods.distillation import kl_divergence, removed_targets, scrub_batches
 from maga.methods.maga import MaGAConfig
 from maga.methods.noise import NoiseConfig
-from maga.methods.published import unexplained
+from maga.methods.published import lines_of, unexplained
 from maga.methods.relabelling import saliency_mask
 from maga.methods.relatives import last_parameters
 from maga.methods.retraining import reinitialised
@@ -166,6 +167,23 @@ def test_presets_that_differ_by_task_and_data():
         assert [preset["delete"]("paper_resnet18", task, data).fit.lr for data in ("cifar10", "cifar100", "cifar20")] == [1e-4, 5e-5, 5e-5]
         assert preset["salun"]("paper_vit", task, "cifar10").forget_first and not preset["salun"]("paper_vit", task, "cifar100").forget_first
         assert preset["retrain_head"]("paper_resnet18", task, "cifar20").fit.milestones == (15, 30, 35)
+
+
+def test_records_of_digits_presets_name_the_notebook_with_their_trials():
+    "And none says that it was the best: that depends on the processor, and the notebook shows its place."
+    said = {m.name: m.sources["digits"][0].word("") for m in METHODS.values() if any("trials" in s.word("") for s in m.sources["digits"])}
+    elsewhere = dict.fromkeys(RESTARTS, "methods.relatives") | {"maga_soft": "methods.maga_soft"}
+    assert len(said) == 17 and all(f" {elsewhere.get(name, 'methods.tuning')} shows its place" in word for name, word in said.items())
+    assert not any("best" in word for word in said.values())
+
+
+def test_unsir_shows_three_noise_images_where_the_public_code_is_followed_to_the_letter():
+    "Its loop over a batch counts the channels of the first image. The field is no part of the keys of runs that do not use it."
+    presets = METHODS["unsir"].presets
+    assert {name: c.shown for name, c in presets.items() if "shown" in canonical(c)} == {"legacy": 3, "legacy_subclass": 3}
+    lines = [line for line in lines_of(METHODS["unsir"]) if line.setting == "shown" and line.preset != "digits"]
+    assert {line.reference for line in lines} == {3}
+    assert all((line.ours == 3) != ("impairs more" in line.word) for line in lines)
 
 
 def test_every_number_has_a_source_or_a_word():

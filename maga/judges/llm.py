@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
+import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,13 +18,14 @@ from torch import Tensor
 
 from ..data import ImageSet, MagaError
 from .contract import Answers, Block, ask_all, checked_concepts, labels_alone, warn_if_ignored
-from .prompt import AnswerWords, PromptLength, answer_words, cache_name, read_answers, readable
+from .prompt import AnswerWords, answer_words, cache_name, read_answers, readable
 from .weights import Source
 from .words import in_halves
 
 # %% auto #0
-__all__ = ['Pair', 'PLACES', 'LLM_PROMPT', 'checked_words', 'question', 'common_beginning', 'text_answers', 'LanguageJudge',
-           'quiet_loading', 'checked_language_model', 'load_language_judge', 'language_lengths']
+__all__ = ['Pair', 'PLACES', 'LLM_PROMPT', 'checked_words', 'question', 'common_beginning', 'text_answers', 'tokens_read',
+           'PairQuestions', 'LanguageJudge', 'quiet_loading', 'checked_language_model', 'load_language_judge',
+           'WordTokenizer', 'CountedQuestions', 'language_tokens']
 
 # %% ../../nbs/217_llm.ipynb #bcbc9d4c
 Pair = tuple[int, int]  # the class of the photo, and the class whose features are looked for
@@ -91,52 +95,54 @@ def text_answers(
 
     return read_answers(words, logits_after)
 
+
+def tokens_read(
+    words: AnswerWords,
+    prompts: Sequence[Sequence[int]],  # tokens of B prompts
+) -> int:
+    "How many tokens `text_answers` gives to the model: the common beginning once, the padded rests once for each stem, and the stems."
+    p = common_beginning(prompts)
+    width = max(len(ids) for ids in prompts) - p
+    return p + len(prompts) * sum(width + len(stem) for stem in words.stems)
+
 # %% ../../nbs/217_llm.ipynb #4b3e9a04
-class LanguageJudge:
-    "Asks a causal language model about pairs of class names; it uses the images' labels, not their pixels."
+class PairQuestions(ABC):
+    "Questions about pairs of class names, in blocks and batches; it uses the images' labels, not their pixels."
 
     def __init__(
         self,
-        model: Any,  # a causal language model
         tokenizer: Any,
         exemplars: ImageSet,  # only their class names are used
         name: str,  # llm:<model>
-        revision: str,
         prompt: str = LLM_PROMPT,
         batch_size: int = 64,  # prompts at once; halved where memory runs out
     ) -> None:
-        self.model, self.tokenizer, self.exemplars, self.name = model, tokenizer, exemplars, name
-        self.revision, self.prompt, self.at_once = f"{revision} {str(model.dtype).removeprefix('torch.')}", checked_words(prompt), batch_size
+        self.tokenizer, self.exemplars, self.name, self.prompt, self.at_once = tokenizer, exemplars, name, checked_words(prompt), batch_size
         first = exemplars.classes[0]
         self.words = answer_words(lambda text: tokenizer.encode(text, add_special_tokens=False), question(prompt, first, first))
         begin = tokenizer.bos_token_id
         self.begin = [begin] if begin is not None and tokenizer.encode("a")[:1] == [begin] else []
         self.known: dict[Pair, tuple[float, float]] = {}  # confidence and answer mass of every prompt that was asked
-        self._check_sharing()
+
+    @abstractmethod
+    def answer(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        "(confidence [B], answer mass [B]) of B prompts that are asked together."
 
     def tokens(self, pair: Pair) -> list[int]:
         "The prompt for a pair, with the mark for a text's beginning where the model has one."
         label, other = (self.exemplars.classes[k] for k in pair)
         return self.begin + self.tokenizer.encode(question(self.prompt, label, other), add_special_tokens=False)
 
-    def _check_sharing(self) -> None:
-        "Two prompts by a common beginning and alone: `MagaError` where the model answers differently."
-        prompts = [self.tokens((0, 0)), self.tokens((len(self.exemplars.classes) - 1, 0))]
-        together, _ = text_answers(self.model, self.words, prompts)
-        alone = torch.cat([text_answers(self.model, self.words, [p], shared=False)[0] for p in prompts])
-        if float((together - alone).abs().max()) > 0.05:
-            raise MagaError(f"{self.name} answers differently when the beginning of its prompts is computed once; use another language model.")
-
     def _learn(self, pairs: Sequence[Pair]) -> None:
         "Ask what is not known yet."
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self.known]
         if not new:
             return
-        new.sort(key=lambda pair: len(self.tokens(pair)))  # prompts of one length need no padding
-        prompts = [self.tokens(pair) for pair in new]
+        prompts = {pair: self.tokens(pair) for pair in new}
+        new.sort(key=lambda pair: len(prompts[pair]))  # prompts of one length need no padding
 
         def ask(rows: Tensor) -> tuple[Tensor, Tensor]:
-            return text_answers(self.model, self.words, [prompts[i] for i in rows.tolist()])
+            return self.answer([prompts[new[i]] for i in rows.tolist()])
 
         confidence, mass, self.at_once = in_halves(ask, torch.arange(len(new)), self.at_once)
         self.known.update(zip(new, zip(confidence.tolist(), mass.tolist(), strict=True), strict=True))
@@ -162,6 +168,36 @@ class LanguageJudge:
         self._learn([(l, k) for k, l in pairs])
         both = torch.tensor([[(self.known[k, l], self.known[l, k]) for l in block.concepts] for k in labels]).mean(2)
         return Answers(both[..., 0], both[..., 1])
+
+# %% ../../nbs/217_llm.ipynb #9a47c2d5
+class LanguageJudge(PairQuestions):
+    "Asks a causal language model about pairs of class names."
+
+    def __init__(
+        self,
+        model: Any,  # a causal language model
+        tokenizer: Any,
+        exemplars: ImageSet,  # only their class names are used
+        name: str,  # llm:<model>
+        revision: str,
+        prompt: str = LLM_PROMPT,
+        batch_size: int = 64,  # prompts at once; halved where memory runs out
+    ) -> None:
+        super().__init__(tokenizer, exemplars, name, prompt, batch_size)
+        self.model, self.revision = model, f"{revision} {str(model.dtype).removeprefix('torch.')}"
+        self._check_sharing()
+
+    def answer(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        "(confidence [B], answer mass [B]), by the model."
+        return text_answers(self.model, self.words, prompts)
+
+    def _check_sharing(self) -> None:
+        "Two prompts by a common beginning and alone: `MagaError` where the model answers differently."
+        prompts = [self.tokens((0, 0)), self.tokens((len(self.exemplars.classes) - 1, 0))]
+        together, _ = self.answer(prompts)
+        alone = torch.cat([text_answers(self.model, self.words, [p], shared=False)[0] for p in prompts])
+        if float((together - alone).abs().max()) > 0.05:
+            raise MagaError(f"{self.name} answers differently when the beginning of its prompts is computed once; use another language model.")
 
     def scores(self, queries: ImageSet, concepts: Sequence[int]) -> Tensor:
         "float32 [n, len(concepts)] in [0, 1]."
@@ -223,20 +259,40 @@ def load_language_judge(
     return LanguageJudge(model.to(device).eval(), tokenizer, exemplars, f"llm:{where}", source.revision(model.config), prompt, batch_size)
 
 # %% ../../nbs/217_llm.ipynb #db97eea7
-def language_lengths(
-    where: str,  # as for `load_language_judge`
-    exemplars: ImageSet,  # only their class names are used
+class WordTokenizer:
+    "Takes words and punctuation marks for tokens."
+
+    bos_token_id = None
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        "A number for each."
+        return [zlib.crc32(word.encode()) for word in re.findall(r"\w+|[^\w\s]", text)]
+
+
+class CountedQuestions(PairQuestions):
+    "Counts the tokens of the questions and gives no answers (zeros)."
+
+    read = in_full = 0
+
+    def answer(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        "(zeros [B], zeros [B])."
+        self.read += tokens_read(self.words, prompts)
+        self.in_full += sum(len(ids) + len(stem) for ids in prompts for stem in self.words.stems)
+        return torch.zeros(len(prompts)), torch.zeros(len(prompts))
+
+
+def language_tokens(
+    where: str | None,  # as for `load_language_judge`; None: words are counted
+    exemplars: ImageSet,  # these are also the queries; only their class names are used
     prompt: str = LLM_PROMPT,
-) -> list[PromptLength]:
-    "Tokens of the prompts about each class's photo, by the model's own tokenizer; the rest is rounded. No weights are loaded."
+    batch_size: int = 64,  # prompts at once
+) -> tuple[int, int]:
+    "Tokens of a whole transition matrix: as they are read, and with every prompt in full. No weights are loaded; `MagaError` without a tokenizer."
     from transformers import AutoTokenizer
 
-    checked_words(prompt)
     with quiet_loading():
-        tokenizer = Source.of(where, "llm").load(AutoTokenizer)
-    found = []
-    for label in exemplars.classes:
-        prompts = [tokenizer.encode(question(prompt, label, other), add_special_tokens=False) for other in exemplars.classes]
-        shared = common_beginning(prompts)
-        found.append(PromptLength(shared, round(sum(map(len, prompts)) / len(prompts)) - shared))
-    return found
+        tokenizer = WordTokenizer() if where is None else Source.of(where, "llm").load(AutoTokenizer)
+    counted = CountedQuestions(tokenizer, exemplars, f"llm:{where}", prompt, batch_size)
+    for block in counted.blocks(exemplars, range(len(exemplars.classes))):
+        counted.ask(exemplars, block)
+    return counted.read, counted.in_full

@@ -20,7 +20,7 @@ from .prompt import PROMPT, ExampleChoice, PromptLength, usual_length
 from .tiny import IMAGE_TOKENS
 
 # %% auto #0
-__all__ = ['KINDS', 'JudgeOptions', 'Counter', 'JudgeKind', 'judge_forms', 'judge_kind', 'make_judge', 'JudgingCost',
+__all__ = ['KINDS', 'JudgeOptions', 'JudgeKind', 'JudgingCost', 'cost_of_images', 'judge_forms', 'judge_kind', 'make_judge',
            'judging_cost']
 
 # %% ../../nbs/220_named.ipynb #d40f3457
@@ -39,22 +39,13 @@ class JudgeOptions(Checked):
 
 
 @dataclass(frozen=True)
-class Counter:
-    "How a kind of judge counts the tokens of its prompts."
-
-    lengths: Callable[[str, ImageSet, JudgeOptions], list[PromptLength]]  # for each concept, by the model's processor; `MagaError` without one
-    usual: Callable[[str], PromptLength]  # an estimate from the model's name alone
-    of_classes: bool = False  # asked once for each class, not for each of its images
-
-
-@dataclass(frozen=True)
 class JudgeKind:
     "One kind of judge."
 
     name: str
     model: Literal["none", "optional", "required"]  # behind its name
     make: Callable[[str, ImageSet, JudgeOptions, nn.Module | None], Judge]  # model, exemplars, options, classifier
-    counter: Counter | None = None  # None: no prompt
+    cost: Callable[[str, ImageSet, JudgeOptions], JudgingCost] | None = None  # of a whole transition matrix: model, exemplars; None: no prompt
     prompted: bool = False  # takes a prompt of the user's
     example: str = "Qwen/Qwen3-VL-2B-Instruct"  # of a model
     of: str = "model"  # what stands behind the colon
@@ -132,47 +123,73 @@ def _superclasses(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: 
 def _identity(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
     return identity_judge(exemplars)
 
+# %% ../../nbs/220_named.ipynb #280b2475
+@dataclass(frozen=True)
+class JudgingCost:
+    "What a judgement reads. Tokens are 0 for judges without a prompt."
+
+    prompts: int
+    tokens: int  # that the model reads, with shared prefixes where the judge can share them
+    tokens_naive: int  # every prompt in full
+    estimated: bool = False  # the processor is not available
+
+    def __str__(self) -> str:
+        if not self.tokens:
+            return f"{self.prompts:,} images, no prompts"
+        about = "about " if self.estimated else ""
+        naive = f" ({about}{self.tokens_naive:,} without sharing)" if self.tokens_naive > self.tokens else ""
+        return f"{self.prompts:,} prompts, {about}{self.tokens:,} tokens{naive}"
+
+    def duration(self, rate: float) -> str:  # tokens (or images) per second
+        "How long it takes, as h:mm:ss."
+        seconds = round((self.tokens or self.prompts) / rate)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+# %% ../../nbs/220_named.ipynb #5f0c27ae
+def cost_of_images(
+    lengths: Callable[[], list[PromptLength]],  # for each concept, by the model's processor; `MagaError` without one
+    usual: PromptLength,  # an estimate from the model's name alone
+    exemplars: ImageSet,
+    o: JudgeOptions,
+) -> JudgingCost:
+    "The cost where every exemplar is asked about every concept."
+    n, k, choice = len(exemplars), len(exemplars.classes), ExampleChoice(exemplars)
+    try:
+        found, estimated = lengths(), False
+    except MagaError:
+        found, estimated = [usual] * k, True
+    naive = sum(n * (length.before + length.after) for length in found)
+    shared = sum(len(choice.groups(concept, choice.hashes)) * length.before + n * length.after for concept, length in enumerate(found))
+    return JudgingCost(n * k, naive if o.scorer == "naive" else shared, naive, estimated)
+
 # %% ../../nbs/220_named.ipynb #c61c66d7
-def _chat_lengths(model: str, exemplars: ImageSet, o: JudgeOptions) -> list[PromptLength]:
+def _chat_cost(model: str, exemplars: ImageSet, o: JudgeOptions) -> JudgingCost:
     from maga.judges.chat import chat_lengths
 
-    return chat_lengths(model, exemplars, o.prompt or PROMPT, o.size)
+    usual = usual_length(guessed_family(model).image_tokens)
+    return cost_of_images(lambda: chat_lengths(model, exemplars, o.prompt or PROMPT, o.size), usual, exemplars, o)
 
 
-def _usual_chat_length(model: str) -> PromptLength:
-    return usual_length(guessed_family(model).image_tokens)
+def _mmicl_cost(model: str, exemplars: ImageSet, o: JudgeOptions) -> JudgingCost:
+    from maga.judges.mmicl import MMICL_HUB, mmicl_lengths, usual_mmicl_length
+
+    return cost_of_images(lambda: mmicl_lengths(model or MMICL_HUB, exemplars, o.prompt or PROMPT), usual_mmicl_length(), exemplars, o)
 
 
-def _mmicl_lengths(model: str, exemplars: ImageSet, o: JudgeOptions) -> list[PromptLength]:
-    from maga.judges.mmicl import MMICL_HUB, mmicl_lengths
-
-    return mmicl_lengths(model or MMICL_HUB, exemplars, o.prompt or PROMPT)
-
-
-def _usual_mmicl_length(model: str) -> PromptLength:
-    from maga.judges.mmicl import usual_mmicl_length
-
-    return usual_mmicl_length()
-
-
-def _toy_lengths(model: str, exemplars: ImageSet, o: JudgeOptions) -> list[PromptLength]:
+def _toy_cost(model: str, exemplars: ImageSet, o: JudgeOptions) -> JudgingCost:
     from maga.judges.toy import toy_lengths
 
-    return toy_lengths(exemplars)
+    return cost_of_images(lambda: toy_lengths(exemplars), usual_length(IMAGE_TOKENS), exemplars, o)
 
 
-def _usual_toy_length(model: str) -> PromptLength:
-    return usual_length(IMAGE_TOKENS)
+def _language_cost(model: str, exemplars: ImageSet, o: JudgeOptions) -> JudgingCost:
+    from maga.judges.llm import LLM_PROMPT, language_tokens
 
-
-def _language_lengths(model: str, exemplars: ImageSet, o: JudgeOptions) -> list[PromptLength]:
-    from maga.judges.llm import LLM_PROMPT, language_lengths
-
-    return language_lengths(model, exemplars, o.prompt or LLM_PROMPT)
-
-
-def _usual_language_length(model: str) -> PromptLength:
-    return PromptLength(50, 20)  # the two worked examples, and one question
+    pairs, given = len(exemplars.classes) ** 2, (exemplars, o.prompt or LLM_PROMPT, o.batch_size)
+    try:
+        return JudgingCost(pairs, *language_tokens(model, *given))
+    except MagaError:
+        return JudgingCost(pairs, *language_tokens(None, *given), estimated=True)
 
 # %% ../../nbs/220_named.ipynb #7892a308
 KINDS: dict[str, JudgeKind] = {
@@ -181,15 +198,15 @@ KINDS: dict[str, JudgeKind] = {
         JudgeKind("features", "none", _features),
         JudgeKind("names", "optional", _names),
         JudgeKind("clip", "required", _clip, example="openai/clip-vit-base-patch32"),
-        JudgeKind("vlm", "required", _vlm, Counter(_chat_lengths, _usual_chat_length), True),
-        JudgeKind("vllm", "required", _vllm, Counter(_chat_lengths, _usual_chat_length), True),
-        JudgeKind("mmicl", "optional", _mmicl, Counter(_mmicl_lengths, _usual_mmicl_length), True),
+        JudgeKind("vlm", "required", _vlm, _chat_cost, True),
+        JudgeKind("vllm", "required", _vllm, _chat_cost, True),
+        JudgeKind("mmicl", "optional", _mmicl, _mmicl_cost, True),
         JudgeKind("vision", "required", _vision, example="efficientnet_lite0", of="weights"),
-        JudgeKind("llm", "required", _llm, Counter(_language_lengths, _usual_language_length, of_classes=True), True, "smollm2"),
+        JudgeKind("llm", "required", _llm, _language_cost, True, "smollm2"),
         JudgeKind("random", "optional", _random, of="seed"),
         JudgeKind("superclasses", "none", _superclasses),
         JudgeKind("identity", "none", _identity),
-        JudgeKind("toy-vlm", "none", _toy, Counter(_toy_lengths, _usual_toy_length)),
+        JudgeKind("toy-vlm", "none", _toy, _toy_cost),
     )
 }
 
@@ -223,28 +240,6 @@ def make_judge(
     kind, model = judge_kind(name)
     return KINDS[kind].make(model, exemplars, options or JudgeOptions(), classifier)
 
-# %% ../../nbs/220_named.ipynb #280b2475
-@dataclass(frozen=True)
-class JudgingCost:
-    "What a judgement reads. Tokens are 0 for judges without a prompt."
-
-    prompts: int
-    tokens: int  # that the model reads, with shared prefixes where the judge can share them
-    tokens_naive: int  # every prompt in full
-    estimated: bool = False  # the processor is not available
-
-    def __str__(self) -> str:
-        if not self.tokens:
-            return f"{self.prompts:,} images, no prompts"
-        about = "about " if self.estimated else ""
-        naive = f" ({about}{self.tokens_naive:,} without sharing)" if self.tokens_naive > self.tokens else ""
-        return f"{self.prompts:,} prompts, {about}{self.tokens:,} tokens{naive}"
-
-    def duration(self, rate: float) -> str:  # tokens (or images) per second
-        "How long it takes, as h:mm:ss."
-        seconds = round((self.tokens or self.prompts) / rate)
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-
 # %% ../../nbs/220_named.ipynb #69977bd3
 def judging_cost(
     name: str,
@@ -253,16 +248,5 @@ def judging_cost(
 ) -> JudgingCost:
     "The cost of a whole transition matrix by this judge; no weights are loaded and no model is run."
     kind, model = judge_kind(name)
-    o, n, k = options or JudgeOptions(), len(exemplars), len(exemplars.classes)
-    counter = KINDS[kind].counter
-    if counter is None:
-        return JudgingCost(n, 0, 0)
-    try:
-        lengths, estimated = counter.lengths(model, exemplars, o), False
-    except MagaError:
-        lengths, estimated = [counter.usual(model)] * k, True
-    n, choice = (k if counter.of_classes else n), ExampleChoice(exemplars)
-    naive = sum(n * (length.before + length.after) for length in lengths)
-    prefixes = [1 if counter.of_classes else len(choice.groups(concept, choice.hashes)) for concept in range(k)]
-    shared = sum(p * length.before + n * length.after for p, length in zip(prefixes, lengths, strict=True))
-    return JudgingCost(n * k, naive if o.scorer == "naive" else shared, naive, estimated)
+    cost = KINDS[kind].cost
+    return JudgingCost(len(exemplars), 0, 0) if cost is None else cost(model, exemplars, options or JudgeOptions())

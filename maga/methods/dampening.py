@@ -86,7 +86,7 @@ SSD_PRESETS = {
     "paper_vit": SSDConfig(alpha=5),
     "paper_vit_subclass": SSDConfig(alpha=25),
     "paper_vit_random": SSDConfig(batch_size=128, order="shuffled"),
-    # ours: the best of ten on a part of digits' training images (methods.tuning)
+    # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": SSDConfig(alpha=5),
 }
 

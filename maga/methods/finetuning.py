@@ -31,7 +31,7 @@ FINETUNE_PRESETS = {
     "paper_resnet18_random": FitOnly(plain_fit(5, 128, "sgd", 0.02, 5e-4)),
     "paper_vit": FitOnly(plain_fit(5, 64, "sgd", 0.02, 5e-4)),
     "paper_vit_random": FitOnly(plain_fit(5, 128, "sgd", 0.02, 5e-4)),
-    # ours: the best of ten on a part of digits' training images (methods.tuning)
+    # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": FitOnly(plain_fit(6, 32, "sgd", 0.2, 5e-4)),
 }
 
@@ -65,7 +65,7 @@ _L1_SPARSE = L1SparseConfig(plain_fit(10, 256, "sgd", 0.01, 5e-4, pad=4, flip=Tr
 L1_SPARSE_PRESETS = {
     "paper_resnet18": _L1_SPARSE,  # Jia et al. 2023
     "paper_vit": _L1_SPARSE,
-    # ours: the best of ten on a part of digits' training images (methods.tuning)
+    # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": L1SparseConfig(plain_fit(5, 32, "sgd", 0.05), 3e-4),
 }
 
@@ -116,7 +116,7 @@ NEGGRAD_PLUS_PRESETS = {
     "paper_resnet18": _NEGGRAD,
     "paper_small_scale": NegGradPlusConfig(plain_fit(10, 128 + 64, "sgd", 0.01, momentum=0.0), 0.05, 64, apart=True),
     "paper_vit": _NEGGRAD,
-    # ours: the best of ten on a part of digits' training images (methods.tuning)
+    # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": NegGradPlusConfig(plain_fit(3, 32, "sgd", 3e-2), 0.01, 8),
 }
 

@@ -24,7 +24,7 @@ from .distillation import removed_targets
 from ..training import Examples, FitConfig, Progress, fit
 from ..judges.transition import TransitionMatrix
 from .contract import ADDED, method, sample_retained
-from .published import ours
+from .published import ours, tuned_in
 from .maga import overlap_of
 
 # %% auto #0
@@ -264,7 +264,7 @@ MAGA_SOFT_PRESETS = {
 
 SOFT_TARGETS = "MaGA with soft targets: a product of experts instead of eq. 6"
 MAGA_SOFT_SOURCES = dict.fromkeys(MAGA_SOFT_PRESETS, ours("no published method; found as the comments beside the presets say")) | {
-    "digits": ours("chosen on a part of digits' training images")
+    "digits": tuned_in("methods.maga_soft")
 }
 
 
