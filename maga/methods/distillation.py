@@ -56,7 +56,7 @@ BAD_TEACHER_PRESETS = {
     # Foster et al. 2024
     "paper_resnet18": BadTeacherConfig(plain_fit(1, 256, "adam", 1e-4)),
     "paper_vit": BadTeacherConfig(plain_fit(1, 128, "adam", 1e-4)),
-    # ours: the best of ten on a part of digits' training images (methods.tuning)
+    # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": BadTeacherConfig(plain_fit(1, 32, "adam", 3e-3)),
 }
 
@@ -108,7 +108,7 @@ SCRUB_PRESETS = {
     "paper_resnet18": _SCRUB,
     "paper_large_scale": ScrubConfig(plain_fit(3, 256, "sgd", 5e-4, 5e-4), 2, 512, 0.001, 0.99),
     "paper_vit": _SCRUB,
-    # ours: the best of ten on a part of digits' training images (methods.tuning)
+    # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": ScrubConfig(plain_fit(5, 32, "sgd", 3e-3, schedule="step", milestones=(3, 5), gamma=0.1)),
 }
 
@@ -183,7 +183,7 @@ DELETE_PRESETS = {
     # Zhou et al. 2025 freeze batch norm for one class of Tiny ImageNet only; see DELETE above
     "frozen_batch_norm": FitOnly(replace(_AUGMENTED, freeze_batch_norm=True)),
     "paper_vit": FitOnly(_AUGMENTED),
-    # ours: the best of ten on a part of digits' training images (methods.tuning)
+    # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": FitOnly(plain_fit(20, 32, "sgd", 3e-3, pad=1)),
 }
 
@@ -250,7 +250,7 @@ TREW_PRESETS = {
     # β as published; the schedule is ours
     "paper_resnet18": TrewConfig(plain_fit(3, 128, "sgd", 1e-3)),
     "paper_vit": TrewConfig(plain_fit(3, 128, "sgd", 1e-3)),
-    # ours: the best of ten on a part of digits' training images (methods.tuning)
+    # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": TrewConfig(plain_fit(5, 32, "sgd", 1e-3), 10.0, 8, 500),
 }
 
@@ -285,7 +285,7 @@ HEAD_DISTILLATION_PRESETS = {
     # ours: a control needs no tuning, only to converge
     "paper_resnet18": FitOnly(plain_fit(3, 512, "adam", 1e-3)),
     "paper_vit": FitOnly(plain_fit(2, 128, "adam", 1e-3)),
-    # ours: the best of ten on a part of digits' training images (methods.tuning)
+    # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": FitOnly(plain_fit(2, 32, "adam", 0.1)),
 }
 
