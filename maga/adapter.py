@@ -152,8 +152,8 @@ def handed_back(
     "The result as a network of the kind that came in: without the adapter, each number in the precision that it had."
     if isinstance(result, Classifier) and not isinstance(model, Classifier):
         result = result.model
-    before = floats(model)
-    for name, values in floats(result).items():
+    before = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # also those that no state dict holds
+    for name, values in (*result.named_parameters(), *result.named_buffers()):
         if name in before and values.dtype != before[name].dtype:
             values.data = values.data.to(before[name].dtype)
     return result
