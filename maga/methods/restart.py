@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..adapter import moving_head
 from .retraining import MakeModel, fresh_model
 from ..capture import tensors_only
 from ..checks import Checked, Count, Part, Positive, Share, check_value
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from ..measures.cost import FORWARD_ALONE
-from ..models import batch_norms, frozen_batch_norms, last_linear
+from ..models import batch_norms, frozen_batch_norms
 from .maga_soft import Experts, soft_labels, vanishing
 from ..training import PRETRAINING, STATISTICS_IMAGES, Batch, Examples, FitConfig, Objective, Progress, cross_entropy, fit
 from .contract import ADDED, Source, method, sample_retained
@@ -166,11 +167,8 @@ Head = Literal["shrunk", "fresh", "fresh row"]
 
 def head_names(model: nn.Module) -> set[str]:
     "Names of the last linear layer's parameters; `MagaError` where there is no such layer, or where it is frozen."
-    own = {id(p) for p in last_linear(model).parameters()}
-    found = {name: p.requires_grad for name, p in model.named_parameters() if id(p) in own}
-    if not all(found.values()):
-        raise MagaError("The last layer is frozen (requires_grad is False), so it cannot start anew: let it move, or leave head at 'shrunk'.")
-    return set(found)
+    own = {id(p) for p in moving_head(model).parameters()}
+    return {name for name, p in model.named_parameters() if id(p) in own}
 
 
 def shrink_and_perturb(

@@ -13,13 +13,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..adapter import moving_head
 from ..checks import Checked
 from ..data import ForgetSplit, MagaError
 from ..device import seeded, to_device
 from ..measures.metrics import predict
 from .contract import FitOnly, Source, method, plain_fit
 from .published import FOSTER, FOSTER_IMAGES, SGD, numbers_of, ours, read_in
-from ..models import Classifier, frozen_batch_norms, last_linear
+from ..models import Classifier, frozen_batch_norms
 from ..training import PRETRAINING, Examples, FitConfig, Progress, fit
 
 # %% auto #0
@@ -166,8 +167,8 @@ RETRAIN_HEAD_SOURCES = dict.fromkeys(PRETRAINING, OF_PRETRAINING) | {name: publi
 # %% ../../nbs/305_retraining.ipynb #5f0e7b2c
 @method("retrain_head", RETRAIN_HEAD_PRESETS, source="legacy: the retraining of Foster et al. 2024's public code", sources=RETRAIN_HEAD_SOURCES)
 def retrain_head(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
-    "The original with a new last linear layer, trained on the retain set; the backbone keeps what it saw."
+    "The original with a new last linear layer, trained on the retain set; the backbone keeps what it saw. `MagaError` where that layer is frozen."
     start = copy.deepcopy(model)
     with seeded(generator):
-        cast(nn.Linear, to_device(last_linear(start), "cpu")).reset_parameters()
+        cast(nn.Linear, to_device(moving_head(start), "cpu")).reset_parameters()
     return fit(start, Examples.of(split.train, split.retain_train), config.fit, generator, progress=progress)
