@@ -262,7 +262,7 @@ def relearn_steps(
     config: RelearnConfig,
 ) -> float:
     "Steps until the class is back, computed once for each target; ∞ if it is not within `max_steps`. Seed 0."
-    return subject.once(f"relearn {target} {config}", lambda s: relearn(s.model, s.split, target, config, torch.Generator().manual_seed(0)).needed)
+    return subject.once(f"relearn {target} {config}", lambda s: relearn(s.network, s.split, target, config, torch.Generator().manual_seed(0)).needed)
 
 
 def _relearned(evidence: Evidence, subject: Subject) -> tuple[float, float]:

@@ -56,7 +56,7 @@ def tuning_split(
         earlier_test=None if split.earlier_train is None else before[1],
     )
 
-
+# %% ../../nbs/312_tuning.ipynb #5c1e07b9
 def gap(m: Measurement, retrain: Measurement) -> float:
     "Mean of the absolute differences of A_r, A_f and MIA and of the TV to the retrain, in points: 0 (as the retrain) to 100."
     return (abs(m.A_r - retrain.A_r) + abs(m.A_f - retrain.A_f) + abs(m.MIA - retrain.MIA) + m.TV) / 4
