@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from .checks import MagaError, check_value, shown
 from .data import ImageSet
 from .device import to_device
-from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, logits_of
+from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, last_linear, logits_of
 
 # %% auto #0
-__all__ = ['floats', 'check_network', 'check_weights', 'check_pad', 'check_model', 'prepared', 'handed_back']
+__all__ = ['floats', 'check_network', 'check_weights', 'check_pad', 'check_model', 'moving_head', 'prepared', 'handed_back']
 
 # %% ../nbs/011_adapter.ipynb #26475ce8
 def floats(model: nn.Module) -> dict[str, Tensor]:
@@ -121,6 +121,17 @@ def check_model(
     if averaged and 0 < (still := len(frozen_batch_norms(model))) < len(batch_norms(model)):
         raise MagaError(f"{still} batch norms are frozen, and average estimates the statistics of all: freeze all or none, or set average to 0.")
 
+
+def moving_head(model: nn.Module) -> nn.Linear:
+    "The linear layer that makes the logits; `MagaError` where there is none, or where a parameter of it is frozen."
+    head = last_linear(model)
+    if not all(p.requires_grad for p in head.parameters()):
+        raise MagaError(
+            "The last layer is frozen (requires_grad is False), and here it would be made anew or fitted: let it move, "
+            "or take a method that leaves it (restart with head='shrunk')."
+        )
+    return head
+
 # %% ../nbs/011_adapter.ipynb #8440ba9d
 def prepared(
     model: nn.Module,  # not changed
@@ -152,8 +163,8 @@ def handed_back(
     "The result as a network of the kind that came in: without the adapter, each number in the precision that it had."
     if isinstance(result, Classifier) and not isinstance(model, Classifier):
         result = result.model
-    before = floats(model)
-    for name, values in floats(result).items():
+    before = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # also those that no state dict holds
+    for name, values in (*result.named_parameters(), *result.named_buffers()):
         if name in before and values.dtype != before[name].dtype:
             values.data = values.data.to(before[name].dtype)
     return result

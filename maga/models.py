@@ -262,7 +262,7 @@ def logits_of(output: Any) -> Tensor:
 
 
 class Classifier(nn.Module):
-    "A network of any output, or with a named last layer, as the functions here take it; `.model` is the network itself."
+    "A network of any output, or with a named last layer, as the functions here take it, in its mode; `.model` is the network itself."
 
     def __init__(
         self,
@@ -272,7 +272,7 @@ class Classifier(nn.Module):
         super().__init__()
         if head and head not in dict(model.named_modules()):
             raise MagaError(f"{type(model).__name__} has no layer {head!r}{did_you_mean(head, dict(model.named_modules()))}.")
-        self.model, self.head = model, head
+        self.model, self.head, self.training = model, head, model.training
 
     def forward(self, x: Tensor) -> Tensor:
         return logits_of(self.model(x))

@@ -1,5 +1,6 @@
 """Metrics and evaluation: closed forms, one pass over the images, reasons, and the mistakes of public unlearning code."""
 
+import copy
 import math
 import os
 import time
@@ -370,6 +371,59 @@ def test_a_metric_says_in_a_sentence_what_is_missing(name):
 def test_a_metric_without_needs_is_computed(name):
     score = get_metric(name)(Evidence((subject(split_of()),)))
     assert score.missing == "" and math.isfinite(score.mean)
+
+
+class Brought(nn.Module):
+    "A network of somebody else's around a small one, with a layer more."
+
+    def __init__(self, net: nn.Module, form: str) -> None:
+        super().__init__()
+        self.net, self.form = net, form
+        with torch.random.fork_rng():
+            self.more = nn.Linear(10, 7)
+
+    def forward(self, x: Tensor):
+        z = self.net(x)
+        more = self.more(z) if self.form != "auxiliary" or self.training else None
+        return (z, more) if self.form == "tuple" else z
+
+
+OF_A_NETWORK = ("A_f", "probe_gap", "relearn_ratio", "residual_knowledge", "residual_rate")
+
+
+@pytest.mark.parametrize("mode", (True, False))
+@pytest.mark.parametrize("form", ("tuple", "auxiliary", "projector"))
+def test_metrics_take_a_network_as_it_comes(form, mode):
+    "A tuple, a last layer that is not asked in eval mode, one after the classifier: the scores are those of the plain network."
+    split = split_of()
+    plain, others = subject(split), (subject(split, 1), subject(split, 2))
+    brought = Subject(split, Brought(plain.model, form).train(mode))
+    scores = [evaluate(Evidence((s,), others, others), OF_A_NETWORK) for s in (plain, brought)]
+    assert [s.values for s in scores[0]] == [s.values for s in scores[1]] and all(s.values for s in scores[0])
+    assert brought.model.training == mode and plain.network is plain.model
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float64))
+def test_metrics_take_a_network_in_any_precision(dtype):
+    split = split_of()
+    plain, others = subject(split), (subject(split, 1), subject(split, 2))
+    brought = Subject(split, copy.deepcopy(plain.model).to(dtype))
+    ours, theirs = (evaluate(Evidence((s,), others, others), OF_A_NETWORK) for s in (plain, brought))
+    assert all(s.values for s in theirs) and next(brought.model.parameters()).dtype == dtype
+    assert brought.features.test.dtype == torch.float32 and torch.allclose(plain.features.test, brought.features.test, atol=1e-2)
+    for a, b in zip(ours, theirs, strict=True):
+        assert b.mean == pytest.approx(a.mean, abs=5), a.metric  # a few of the images
+
+
+def test_a_metric_that_fails_says_why():
+    "A frozen network cannot be relearned: that metric alone has no value, and the rest of the table is there."
+    split = split_of()
+    frozen, others = subject(split), (subject(split, 1), subject(split, 2))
+    frozen.model.requires_grad_(False)
+    scores = {s.metric: s for s in evaluate(Evidence((frozen,), others, others))}
+    for name in ("relearn_ratio", "relearn_more_than"):
+        assert scores[name].values == () and scores[name].missing.startswith(f"{name} cannot be computed: No parameter of the model can move")
+    assert scores["probe_gap"].values and scores["retain_gap"].values
 
 
 def test_other_reasons():

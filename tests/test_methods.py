@@ -25,6 +25,7 @@ from maga.methods.relatives import last_parameters
 from maga.methods.retraining import reinitialised
 from maga.methods.tuning import tune, tuning_split
 from maga.models import ModelSpec
+from maga.requests import after
 from maga.sources import digits
 from maga.training import Batch, Examples, FitConfig, fit
 
@@ -490,6 +491,32 @@ def test_tuning_never_sees_the_test_set():
         assert all(i.numpy().tobytes() in forgotten for i in part.train.images[part.forget_train])
         assert not any(i.numpy().tobytes() in forgotten for i in part.train.images[part.retain_train])
         assert (len(part.forget_test) == 0) == (task == "random")
+
+
+@pytest.mark.parametrize("earlier", ("class", "random", "both"))
+@pytest.mark.parametrize("task", ("class", "random"))
+def test_tuning_keeps_earlier_requests_in_force(task, earlier):
+    "Every image is known by its first two pixels: what was forgotten before is never shown, and measured as it is after the request itself."
+    sets = []
+    for images in (s.subset(torch.arange(n)) for s, n in zip(digits(), (300, 100), strict=True)):
+        pixels = images.images.clone()
+        pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = torch.arange(len(images)) // 256, torch.arange(len(images)) % 256
+        sets.append(replace(images, images=pixels))
+    known = [forget_class(*sets, "seven")] * (earlier != "random") + [forget_random(*sets, 20, seed=5)] * (earlier != "class")
+    split = after(forget_class(*sets, "three") if task == "class" else forget_random(*sets, 30), *known)
+    assert split.earlier_train is not None
+    for seed in range(3):
+        part = tuning_split(split, torch.Generator().manual_seed(seed))
+
+        def ids(images, rows):
+            return {256 * int(a) + int(b) for a, b in images.images[rows][:, 0, 0, :2].tolist()}
+
+        before, now = ids(split.train, split.earlier_train), ids(split.train, split.forget_train)
+        shown = {k: ids(part.train, getattr(part, k)) for k in ("retain_train", "forget_train", "earlier_train", "shown_train")}
+        tested = {k: ids(part.test, getattr(part, k)) for k in ("retain_test", "forget_test", "earlier_test")}
+        assert not before & (shown["retain_train"] | shown["forget_train"] | shown["shown_train"] | tested["retain_test"])
+        assert shown["earlier_train"] | tested["earlier_test"] == before and shown["forget_train"] | tested["forget_test"] == now
+        assert bool(len(part.earlier_test)) == (earlier != "random"), "images forgotten one by one are measured as training images"
 
 
 def test_tune_reports_settings_that_fail():

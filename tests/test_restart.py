@@ -13,7 +13,7 @@ from maga.experiments.store import canonical
 from maga.measures.cost import counted_passes
 from maga.methods import restart as module
 from maga.methods.contract import get_method
-from maga.methods.maga_soft import Experts
+from maga.methods.maga_soft import Experts, MagaSoftConfig
 from maga.methods.restart import (
     RESTART_PRESETS,
     Distil,
@@ -25,11 +25,11 @@ from maga.methods.restart import (
     taught,
     within_budget,
 )
-from maga.models import BUILT_HERE, last_linear
+from maga.models import BUILT_HERE, batch_norms, last_linear
 from maga.training import Batch, FitConfig
 
 from .conftest import generator
-from .test_methods import equal, maker, model_of, run, short, split_of, state
+from .test_methods import equal, maker, model_of, random_transition, run, short, split_of, state
 
 ONCE = FitConfig(1, 20, lr=0.05, pad=1, flip=False)
 
@@ -213,6 +213,56 @@ def test_the_teachers_passes_are_counted(experts, average):
     assert float(passes) == pytest.approx(passes_of(config, split))
     rows = len(split.retain_train) + (len(split.forget_train) if experts else 0)
     assert passes_of(config, split) - passes_of(replace(config, distil=None), split) == pytest.approx(2 * rows / 3)
+
+
+LOOKS = Experts(n_views=2, pad=1, flip=False, k=3)
+SOFT = MagaSoftConfig(experts=LOOKS, retain_images=20, fit=ONCE)
+AVERAGED = replace(ONCE, average=0.9)
+COSTS = {  # what is run, on which network and task
+    "targets of the original": ("maga_soft", "resnet10", "class", replace(SOFT, retain_targets="distilled")),
+    "targets of the original for all": ("maga_soft", "resnet10", "class", replace(SOFT, retain_targets="distilled", retain_images=None)),
+    "a judge": ("maga_soft", "resnet10", "class", replace(SOFT, experts=replace(LOOKS, judge=1.0))),
+    "a judge alone": ("maga_soft", "resnet10", "class", replace(SOFT, experts=replace(LOOKS, judge=1.0, views=0.0, neighbours=0.0))),
+    "a judge's column": ("maga_soft", "resnet10", "class", replace(SOFT, experts=replace(LOOKS, judge=1.0, reading="column"))),
+    "no neighbours": ("restart", "resnet10", "class", RestartConfig(ONCE, perturb=0.0, experts=replace(LOOKS, neighbours=0.0))),
+    "neighbours for the own label": ("restart", "resnet10", "random", RestartConfig(ONCE, perturb=0.0, experts=replace(LOOKS, neighbours=0.0))),
+    "neighbours for the superclass": ("maga_soft", "resnet10", "subclass", replace(SOFT, experts=replace(LOOKS, neighbours=0.0, bank=9))),
+    "no superclass": ("maga_soft", "resnet10", "subclass", replace(SOFT, experts=replace(LOOKS, neighbours=0.0, own=0.0))),
+    "statistics": ("restart", "resnet10", "class", RestartConfig(AVERAGED, perturb=0.0)),
+    "no statistics": ("restart", "own", "class", RestartConfig(AVERAGED, perturb=0.0)),
+    "frozen statistics": ("maga_soft", "resnet10", "class", replace(SOFT, fit=replace(AVERAGED, freeze_batch_norm=True))),
+}
+
+
+@pytest.mark.parametrize("case", COSTS)
+def test_what_is_said_to_cost_is_what_is_counted(case):
+    name, kind, task, config = COSTS[case]
+    split = split_of(task)
+    if name == "maga_soft":
+        config = replace(config, transition=random_transition(split.train.classes))
+    model = model_of(kind, split.train)
+    with counted_passes() as passes:
+        run(name, model, split, config)
+    assert passes_of(config, split, model) == pytest.approx(float(passes))
+    assert passes_of(config, split) >= passes_of(config, split, model)
+    assert (passes_of(config, split) > passes_of(config, split, model)) == (case == "no statistics"), "a bound for a network without batch norm"
+
+
+def test_batch_norms_that_are_frozen_cost_no_statistics():
+    split, config = split_of("class"), RestartConfig(AVERAGED, perturb=0.0)
+    model = model_of("resnet10", split.train)
+    for m in batch_norms(model):
+        m.requires_grad_(False)
+    with counted_passes() as passes:
+        run("restart", model, split, config)
+    assert passes_of(config, split, model) == pytest.approx(float(passes))
+    assert float(passes) < passes_of(config, split)
+
+
+def test_a_budget_of_a_network_without_batch_norm_buys_more_images():
+    split, config, training = split_of("class"), RestartConfig(AVERAGED, perturb=0.0), FitConfig(epochs=2)
+    bound, own, normed = (within_budget(config, 0.5, split, training, *m) for m in ((), (model_of("own", split.train),), (model_of("resnet10", split.train),)))
+    assert bound == normed and bound.retain_images < own.retain_images == len(split.retain_train)
 
 
 def test_a_budget_pays_for_the_teacher():

@@ -177,6 +177,36 @@ def test_frozen_batch_norm_stays(split):
         fit(net, Examples.of(split.train), replace(SHORT, average=0.9), generator())
 
 
+class Paired(nn.Module):
+    "A network that returns a tuple."
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x), 0
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("name", ["finetune", "restart", "retrain"])
+def test_an_adapter_freezes_nothing(name, mode, split):
+    "A network that needs an adapter is trained as it would be without one, in whichever mode it comes."
+    net, config = small_network(generator(7)), get_method(name).preset("digits", fit=SHORT)
+    plain = get_method(name)(net.train(mode), split, config, generator())
+    adapted = get_method(name)(Paired(net).train(mode), split, config, generator())
+    assert not torch.equal(batch_norms(plain)[0].running_mean, batch_norms(net)[0].running_mean)
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in adapted.net.state_dict().items())
+
+
+def test_a_network_in_half_precision_comes_back_whole(split):
+    "Also a buffer that no state dict holds has the precision of before, so the network still takes images."
+    net = ModelSpec.of("resnet6_haar", split.train).make(generator()).half()
+    result = get_method("finetune")(net, split, get_method("finetune").preset("digits", fit=SHORT), generator())
+    assert {v.dtype for v in (*result.parameters(), *result.buffers()) if v.is_floating_point()} == {torch.float16}
+    assert predict(result, split.test, torch.arange(4)).isfinite().all()
+
+
 def test_a_checkpoint_of_a_network_of_ones_own(tmp_path, split):
     own, spec = Own("tuple"), ModelSpec.of("mine", split.train)
     own.out.weight.data = torch.rand(16, 10).T  # not contiguous

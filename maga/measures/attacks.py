@@ -217,13 +217,14 @@ def prototype_attack(
             f"The prototype attack restores a class from at least one image, with blend in [0, 1]; not {images}, {blend} on a {split.task} task."
         )
     attacked = copy.deepcopy(model).eval()
-    head = last_linear(attacked)
+    head, labels = last_linear(attacked), split.train.labels[split.forget_train]
+    present = set(labels.tolist())
     kept = split.retain_train[torch.randperm(len(split.retain_train), generator=generator)[: images * split.num_classes].to(split.device)]
     with evaluating(attacked):
         common = features_and_logits(attacked, split.train.batch(kept))[0].mean(0)
         length = head.weight.norm(dim=1).mean()
-        for k in split.forgotten:
-            own = split.forget_train[split.train.labels[split.forget_train] == k]
+        for k in (k for k in split.forgotten if k in present):  # without the classes of earlier requests, of which there are no images
+            own = split.forget_train[labels == k]
             own = own[torch.randperm(len(own), generator=generator)[:images].to(split.device)]
             direction = features_and_logits(attacked, split.train.batch(own))[0].mean(0) - common
             row = length * direction / direction.norm().clamp_min(1e-12)
@@ -261,7 +262,7 @@ def relearn_steps(
     config: RelearnConfig,
 ) -> float:
     "Steps until the class is back, computed once for each target; ∞ if it is not within `max_steps`. Seed 0."
-    return subject.once(f"relearn {target} {config}", lambda s: relearn(s.model, s.split, target, config, torch.Generator().manual_seed(0)).needed)
+    return subject.once(f"relearn {target} {config}", lambda s: relearn(s.network, s.split, target, config, torch.Generator().manual_seed(0)).needed)
 
 
 def _relearned(evidence: Evidence, subject: Subject) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
+from ..adapter import prepared
 from ..data import TASKS, ForgetSplit, MagaError, no_such
 from ..device import clock
 from .metrics import Measurement, Outputs, accuracy, measure
@@ -40,9 +41,14 @@ class Subject:
         return self.once("outputs", lambda s: Outputs.of(s.model, s.split))
 
     @cached_property
+    def network(self) -> nn.Module:
+        "The model as methods take it (`prepared`): itself, or in an adapter; `MagaError` where it is no classifier of these images."
+        return prepared(self.model, self.split.train, self.split.num_classes)
+
+    @cached_property
     def features(self) -> Outputs:
         "Penultimate features of all images: float32 [N_train, d] and [N_test, d]."
-        return Outputs.of(Penultimate(self.model), self.split)
+        return Outputs.of(Penultimate(self.network), self.split)
 
     @cached_property
     def measurement(self) -> Measurement:
@@ -242,14 +248,17 @@ class Metric:
         return next((f"{self.name} cannot be computed: {n.says}." for n in self.needs if not n.met(evidence)), "")
 
     def __call__(self, evidence: Evidence) -> Score:
-        "The score; without values and with the reason where a need is not met."
+        "The score; without values and with the reason where a need is not met, or where the function raises a `MagaError`."
         reason = self.missing(evidence)
         if reason:
             return Score(self.name, missing=reason)
-        if self.of_populations:
-            value, half = self.run(evidence)
-            return Score(self.name, (float(value),), half=float(half))
-        return Score(self.name, tuple(float(self.run(evidence, u)) for u in evidence.unlearned))
+        try:
+            if self.of_populations:
+                value, half = self.run(evidence)
+                return Score(self.name, (float(value),), half=float(half))
+            return Score(self.name, tuple(float(self.run(evidence, u)) for u in evidence.unlearned))
+        except MagaError as e:
+            return Score(self.name, missing=f"{self.name} cannot be computed: {e}")
 
 # %% ../../nbs/104_contract.ipynb #cf595b62
 METRICS: dict[str, Metric] = {}

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..adapter import moving_head
 from ..capture import tensors_only
 from ..checks import Amount, Checked, Count, Part, Positive, Range
 from ..data import ForgetSplit, MagaError
@@ -298,7 +299,8 @@ HEAD_DISTILLATION_SOURCES = {"paper_resnet18": CONTROL, "paper_vit": CONTROL, "d
 def head_distillation(
     model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:
-    "The original with its last linear layer fitted to answers without the forgotten class; the encoder is untouched."
+    "The original with its last linear layer fitted to answers without the forgotten class; the encoder is untouched. `MagaError` for a frozen one."
+    moving_head(model)
     forbidden = torch.zeros(len(split.train), split.num_classes, dtype=torch.bool, device=split.device)
     forbidden[:, list(split.forgotten)] = True
     forbidden[split.forget_train] = split.forbidden_labels()

@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..adapter import moving_head
 from .retraining import MakeModel, fresh_model
 from ..capture import tensors_only
 from ..checks import Checked, Count, Part, Positive, Share, check_value
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from ..measures.cost import FORWARD_ALONE
-from ..models import batch_norms, frozen_batch_norms, last_linear
-from .maga_soft import Experts, soft_labels, vanishing
+from ..models import batch_norms, frozen_batch_norms
+from .maga_soft import Experts, believed, soft_labels, vanishing
 from ..training import PRETRAINING, STATISTICS_IMAGES, Batch, Examples, FitConfig, Objective, Progress, cross_entropy, fit
 from .contract import ADDED, Source, method, sample_retained
 from .published import ASH, ours, read_in, tuned_in
@@ -166,11 +167,8 @@ Head = Literal["shrunk", "fresh", "fresh row"]
 
 def head_names(model: nn.Module) -> set[str]:
     "Names of the last linear layer's parameters; `MagaError` where there is no such layer, or where it is frozen."
-    own = {id(p) for p in last_linear(model).parameters()}
-    found = {name: p.requires_grad for name, p in model.named_parameters() if id(p) in own}
-    if not all(found.values()):
-        raise MagaError("The last layer is frozen (requires_grad is False), so it cannot start anew: let it move, or leave head at 'shrunk'.")
-    return set(found)
+    own = {id(p) for p in moving_head(model).parameters()}
+    return {name for name, p in model.named_parameters() if id(p) in own}
 
 
 def shrink_and_perturb(
@@ -298,14 +296,23 @@ RESTART_SOURCES = dict.fromkeys(RESTART_PRESETS, (OF_ASH, *BUDGETED)) | {
 Budgeted = TypeVar("Budgeted")
 
 
-def passes_of(config: Any, split: ForgetSplit) -> float:  # a configuration with fit and retain_images, with experts or without
-    "Image passes that it costs: training, batch norm's statistics after averaging, and what experts, teacher and means look at."
+def passes_of(
+    config: Any,  # has fit and retain_images, with experts or without
+    split: ForgetSplit,
+    model: nn.Module | None = None,  # the original; None: batch norm's statistics count, which is a bound for a network without it
+) -> float:
+    "Image passes that it costs: training, batch norm's statistics after averaging, and what experts, teacher, targets and means look at."
     kept, n, e = len(split.retain_train), len(split.forget_train), getattr(config, "experts", None)
-    rows = (kept if config.retain_images is None else min(config.retain_images, kept)) + (n if e is not None else 0)
-    looked = min(STATISTICS_IMAGES, rows) if config.fit.average else 0
+    retained = kept if config.retain_images is None else min(config.retain_images, kept)
+    rows = retained + (n if e is not None else 0)
+    moves = not config.fit.freeze_batch_norm and (model is None or len(frozen_batch_norms(model)) < len(batch_norms(model)))
+    looked = min(STATISTICS_IMAGES, rows) if config.fit.average and moves else 0
     looked += config.fit.epochs * rows if getattr(config, "distil", None) is not None else 0
+    looked += retained if getattr(config, "retain_targets", "hard") == "distilled" else 0
     if e is not None:
-        looked += n * e.n_views * (e.views > 0) + (n + min(e.bank or kept, kept)) * (e.neighbours > 0)
+        voters = n + min(e.bank or kept, kept)
+        looked += n * e.n_views * (e.views > 0) + n * (e.judge > 0 and e.reading == "R")
+        looked += voters * (e.neighbours > 0 or believed(split, e) > 0)  # also asked where the own label may stay
     if hasattr(config, "mean_images"):
         looked += n + min(config.mean_images or kept, kept)
     return config.fit.epochs * rows + FORWARD_ALONE * looked
@@ -316,6 +323,7 @@ def within_budget(
     share: float,  # of a retrain's passes, such as 0.05
     split: ForgetSplit,
     training: FitConfig,  # how your model was trained: its epochs count
+    model: nn.Module | None = None,  # your model; None: the budget pays for batch norm's statistics, whether it has any or not
 ) -> Budgeted:
     "The configuration with epochs and retained images for this budget; `MagaError` says what the least costs where that is more."
     check_value("share", share, Part)
@@ -325,11 +333,11 @@ def within_budget(
     low, high = 0, len(split.retain_train) + 1  # images that are affordable, and that are not
     while high - low > 1:
         middle = (low + high) // 2
-        affordable = passes_of(replace(given, fit=fit, retain_images=middle), split) <= share * retrain
+        affordable = passes_of(replace(given, fit=fit, retain_images=middle), split, model) <= share * retrain
         low, high = (middle, high) if affordable else (low, middle)
     least = replace(given, fit=fit, retain_images=fit.batch_size)
     if low < min(fit.batch_size, len(split.retain_train)):
-        cost = 100 * passes_of(least, split) / retrain
+        cost = 100 * passes_of(least, split, model) / retrain
         raise MagaError(f"A budget of {100 * share:g} % is too small: one batch of retained images costs {cost:.1f} % of a retrain ({retrain:,}).")
     return replace(given, fit=fit, retain_images=low)
 

@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..adapter import moving_head
 from ..checks import Checked
 from ..data import ForgetSplit, MagaError
 from ..device import seeded, to_device
 from ..measures.metrics import predict
 from .contract import FitOnly, Source, method, plain_fit
 from .published import FOSTER, FOSTER_IMAGES, SGD, numbers_of, ours, read_in
-from ..models import Classifier, last_linear
+from ..models import Classifier, frozen_batch_norms
 from ..training import PRETRAINING, Examples, FitConfig, Progress, fit
 
 # %% auto #0
@@ -31,14 +32,25 @@ __all__ = ['MakeModel', 'RETRAIN_PRESETS', 'RETRAIN_SOURCES', 'PUBLIC_STEPS', 'R
 MakeModel = Callable[[torch.Generator], nn.Module]
 
 
+def _frozen(model: nn.Module) -> dict[str, Tensor]:
+    "Copies of what training does not move, by name: frozen parameters, and the buffers of batch norms that the user froze."
+    still = {id(b) for m in frozen_batch_norms(model) for b in m.buffers()}
+    parameters = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    return {name: v.detach().clone() for name, v in (*parameters, *((n, b) for n, b in model.named_buffers() if id(b) in still))}
+
+
 def reinitialised(
     model: nn.Module,  # not changed
     generator: torch.Generator,  # on the CPU
 ) -> nn.Module:
-    "A copy on the CPU with every module's `reset_parameters` called; `MagaError` where a module has parameters but no way to reset them."
+    """A copy on the CPU with every module's `reset_parameters` called; `MagaError` where one has parameters that move but no way to reset them.
+
+    What is frozen keeps its values: no training made them. These are parameters with requires_grad=False, and batch norms that the user froze.
+    """
     fresh = to_device(copy.deepcopy(model), "cpu")
+    kept = _frozen(fresh)
     for name, module in fresh.named_modules():
-        if next(module.parameters(recurse=False), None) is not None and not callable(getattr(module, "reset_parameters", None)):
+        if any(p.requires_grad for p in module.parameters(recurse=False)) and not callable(getattr(module, "reset_parameters", None)):
             raise MagaError(
                 f"{type(module).__name__} ({name or 'the model itself'}) holds parameters but has no reset_parameters, so it cannot be made "
                 "as new: pass make_model, a function (generator) -> untrained model, such as ModelSpec.make."
@@ -47,13 +59,17 @@ def reinitialised(
         for module in fresh.modules():
             if hasattr(module, "reset_parameters"):
                 cast(Any, module).reset_parameters()
+    with torch.no_grad():
+        for name, value in (*fresh.named_parameters(), *fresh.named_buffers()):
+            if name in kept:
+                value.copy_(kept[name])
     return fresh
 
 
 def fresh_model(
     model: nn.Module,  # the original
     split: ForgetSplit,
-    make_model: MakeModel | None,  # None: the original, every module reset
+    make_model: MakeModel | None,  # None: the original, every module reset but for what is frozen
     generator: torch.Generator,
 ) -> nn.Module:
     "The model as it was before training; `MagaError` where the factory gives the trained one or other classes."
@@ -66,7 +82,8 @@ def fresh_model(
     if isinstance(model, Classifier) and not isinstance(fresh, Classifier):
         fresh = Classifier(fresh, model.head)
     ours, theirs = list(model.parameters()), list(fresh.parameters())
-    if len(ours) == len(theirs) and all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in zip(ours, theirs, strict=True)):
+    same = len(ours) == len(theirs) and all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in zip(ours, theirs, strict=True))
+    if make_model is not None and same:
         raise MagaError("make_model gave the trained model itself; it must make a model as it was before training.")
     k = predict(to_device(fresh, split.device), split.train, split.retain_train[:1]).shape[1]
     if k != split.num_classes:
@@ -78,7 +95,7 @@ def fresh_model(
 class RetrainConfig(Checked):
     "How the retrain is made and trained; both as the original was."
 
-    make_model: MakeModel | None = None  # (generator) -> untrained model; None: modules are reset
+    make_model: MakeModel | None = None  # (generator) -> untrained model; None: modules are reset, but for what is frozen
     fit: FitConfig = PRETRAINING["one_cycle"]
 
 
@@ -108,7 +125,7 @@ RETRAIN_SOURCES = dict.fromkeys(RETRAIN_PRESETS, ours("as the original of that n
 
 @method("retrain", RETRAIN_PRESETS, source="exact unlearning", needs=("make_model",), sources=RETRAIN_SOURCES)
 def retrain(model: nn.Module, split: ForgetSplit, config: RetrainConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
-    "A model trained from its beginning on the retain set."
+    "A model trained from its beginning on the retain set; what is frozen is as in the original."
     fresh = fresh_model(model, split, config.make_model, generator)
     return fit(fresh, Examples.of(split.train, split.retain_train), config.fit, generator, progress=progress)
 
@@ -150,8 +167,8 @@ RETRAIN_HEAD_SOURCES = dict.fromkeys(PRETRAINING, OF_PRETRAINING) | {name: publi
 # %% ../../nbs/305_retraining.ipynb #5f0e7b2c
 @method("retrain_head", RETRAIN_HEAD_PRESETS, source="legacy: the retraining of Foster et al. 2024's public code", sources=RETRAIN_HEAD_SOURCES)
 def retrain_head(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
-    "The original with a new last linear layer, trained on the retain set; the backbone keeps what it saw."
+    "The original with a new last linear layer, trained on the retain set; the backbone keeps what it saw. `MagaError` where that layer is frozen."
     start = copy.deepcopy(model)
     with seeded(generator):
-        cast(nn.Linear, to_device(last_linear(start), "cpu")).reset_parameters()
+        cast(nn.Linear, to_device(moving_head(start), "cpu")).reset_parameters()
     return fit(start, Examples.of(split.train, split.retain_train), config.fit, generator, progress=progress)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import maga
 from ..data import ForgetSplit, MagaError
@@ -32,17 +32,31 @@ def tuning_split(
 ) -> ForgetSplit:
     """The same request on the training images alone: a random share of them replaces the test set, which is not used.
 
-    In the random task only retain images are put aside: forget images are measured as training images.
+    In the random task no forget image is put aside: they are measured as training images. Earlier requests stay in force, by the same rule.
     """
-    candidates = split.retain_train if split.task == "random" else torch.arange(len(split.train), device=split.device)
-    chosen = candidates[torch.randperm(len(candidates), generator=generator).to(split.device)[: round(share * len(split.train))]]
-    put_aside, gone = (torch.zeros(len(split.train), dtype=torch.bool, device=split.device) for _ in range(2))
-    put_aside[chosen], gone[split.forget_train] = True, True
-    aside, rest = put_aside.nonzero().flatten(), (~put_aside).nonzero().flatten()
-    parts = split.train.subset(rest), split.train.subset(aside)
-    return replace(split, train=parts[0], test=parts[1], forget_train=gone[rest].nonzero().flatten(), forget_test=gone[aside].nonzero().flatten())
 
+    def marked(indices: Tensor | None) -> Tensor:
+        found = torch.zeros(len(split.train), dtype=torch.bool, device=split.device)
+        return found if indices is None else found.index_fill(0, indices, True)
 
+    gone, earlier = marked(split.forget_train), marked(split.earlier_train)
+    alone = split.earlier_test is None or len(split.earlier_test) == 0  # no test image was forgotten before
+    stay = marked(split.forget_train if split.task == "random" else None) | marked(split.earlier_train if alone else None)
+    candidates = (~stay).nonzero().flatten()
+    chosen = marked(candidates[torch.randperm(len(candidates), generator=generator).to(split.device)[: round(share * len(split.train))]])
+    rest, aside = (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+    now, before = ([mark[rows].nonzero().flatten() for rows in (rest, aside)] for mark in (gone, earlier))
+    return replace(
+        split,
+        train=split.train.subset(rest),
+        test=split.train.subset(aside),
+        forget_train=now[0],
+        forget_test=now[1],
+        earlier_train=None if split.earlier_train is None else before[0],
+        earlier_test=None if split.earlier_train is None else before[1],
+    )
+
+# %% ../../nbs/312_tuning.ipynb #5c1e07b9
 def gap(m: Measurement, retrain: Measurement) -> float:
     "Mean of the absolute differences of A_r, A_f and MIA and of the TV to the retrain, in points: 0 (as the retrain) to 100."
     return (abs(m.A_r - retrain.A_r) + abs(m.A_f - retrain.A_f) + abs(m.MIA - retrain.MIA) + m.TV) / 4
