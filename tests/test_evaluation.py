@@ -19,6 +19,7 @@ from maga.measures.evaluation import evaluate, train_originals, train_retrains
 from maga.measures.membership import cmia, modified_entropy, u_lira_class
 from maga.measures.metrics import entropy_mia, measure
 from maga.methods.tuning import tuning_split
+from maga.models import small_network
 from maga.sources import digits
 from maga.training import Batch, Examples, FitConfig, fit
 
@@ -413,6 +414,10 @@ def test_metrics_take_a_network_in_any_precision(dtype):
     assert brought.features.test.dtype == torch.float32 and torch.allclose(plain.features.test, brought.features.test, atol=1e-2)
     for a, b in zip(ours, theirs, strict=True):
         assert b.mean == pytest.approx(a.mean, abs=5), a.metric  # a few of the images
+    one, other = (Subject(split, small_network(torch.Generator().manual_seed(k), split.num_classes)) for k in (0, 1))  # with batch norm
+    brought = [Subject(split, copy.deepcopy(s.model).to(dtype)) for s in (one, other)]
+    ours, theirs = (evaluate(Evidence((a,), others, (b,)), ("barrier_retain",))[0].mean for a, b in ((one, other), brought))
+    assert ours > 0 and theirs == pytest.approx(ours, rel=0.02)
 
 
 def test_a_metric_that_fails_says_why():

@@ -166,7 +166,7 @@ def line_of(
     "`line_between` of two subjects, made once for each original and configuration."
     lines = subject.once(f"lines {config}", lambda s: WeakKeyDictionary())
     if original not in lines:
-        lines[original] = line_between(original.model, subject.model, subject.split, config)
+        lines[original] = line_between(original.network, subject.network, subject.split, config)
     return lines[original]
 
 # %% ../../nbs/108_connectivity.ipynb #c0420bd4

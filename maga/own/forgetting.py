@@ -245,7 +245,7 @@ def planned(
             raise MagaError("A budget is a share of a retrain: say for how many epochs the model was trained (trained=…, --trained-epochs).")
         if not (hasattr(config, "fit") and hasattr(config, "retain_images")):
             raise MagaError(f"{chosen.name} has no budget: its settings do not say how many images it trains on; leave the budget out.")
-        config = within_budget(config, budget, split, FitConfig(epochs=trained))
+        config = within_budget(config, budget, split, FitConfig(epochs=trained), model)
     for name, value in changes.items():
         config = with_change(config, name, value)
     if "make_model" in chosen.needs and make_model is not None:
