@@ -199,7 +199,9 @@ def order_agreement(case: pd.DataFrame) -> float:
 
 
 def over_cases(values: Sequence[float], signed: bool = True) -> str:
-    "Mean over cases ± half of its 95 % interval."
+    "One or two cases: their values, in the table's order. More: the mean ± half of its 95 % interval."
+    if len(values) in (1, 2):
+        return " and ".join(number(v, signed) for v in values)
     mean, half = interval(values)
     return number(mean, signed) + ("" if math.isnan(half) else f" ± {half:.2f}")
 
@@ -240,8 +242,9 @@ def said_distance(cases: Sequence[pd.DataFrame]) -> list[str]:
     nearest = ", ".join(f"{name} in {n}" for name, n in names.items())
     own = over_cases([some["maga"] for some in far], signed=False)
     known = [case.TV_floor.iloc[0] for case in cases if not math.isnan(case.TV_floor.iloc[0])]
-    unknown = "what a retrain of another seed has is not known, for each seed forgets other images or there is one seed"
-    floor = f"a retrain of another seed {over_cases(known, signed=False)} %" if known else unknown
+    random = all((case.task == "random").all() for case in cases)
+    why = "each seed forgets other images, so two retrains cannot be compared" if random else "there is no retrain of another seed to compare with"
+    floor = f"a retrain of another seed {over_cases(known, signed=False)} %" if known else why
     return [f"By total variation the nearest to the retrain is {nearest} of {len(far)}; MaGA has {own} %, {floor}."]
 
 # %% ../../nbs/506_tables.ipynb #359fd9ae
