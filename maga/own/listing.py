@@ -55,7 +55,7 @@ def judges_there_are() -> list[dict[str, str]]:
         return k.name if k.model == "none" else f"{k.name}:{k.example}" + (f", or {k.name} alone" if k.model == "optional" else "")
 
     def needs(k: Any) -> str:
-        if k.counter is not None:
+        if k.cost is not None:
             return "a language model reads a prompt; maga judge --dry-run tells its cost"
         return "a trained model" if k.model == "required" else "no download"
 
