@@ -227,6 +227,12 @@ def test_a_second_request_starts_from_the_first(at, desk, capsys):
     train, test = digits()
     split = in_force(forget_class(train, test, "six"), ledger.entries)
     assert set(split.forgotten) == {3, 6, 8} and (train.labels[split.earlier_train] != 6).all()
+    n, line = int((train.labels == 3).sum()), "maga audit --data photos --forget eight --unlearned two --json --original"
+    for source in ("one", "model.safetensors"):  # the images of three are no retained ones
+        code, out, err = at(f"{line} {source}", capsys)
+        assert code == 0 and f"after requests for {n} images" in err and json.loads(out)["retrains"] == 0, err
+    code, _, err = at("maga audit --data photos --forget three --unlearned one --original model.safetensors", capsys)
+    assert code == 0 and "after requests" not in err  # its own request is no earlier one
 
 
 def test_the_ledger_is_after_with_images_that_are_gone():

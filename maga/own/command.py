@@ -270,6 +270,7 @@ def audit_command(
     from maga.experiments.settings import names_of
     from maga.own.audit import audit
     from maga.own.forgetting import Wanted, trained_retrains, usual_training
+    from maga.own.ledger import earlier_ones, in_force
     from maga.progress import ProgressBar
 
     if train_retrains and (trained_epochs is None or not out):
@@ -285,23 +286,29 @@ def audit_command(
             _check_alike(source, made[1], held[0])
         return made
 
-    first, train, test, _ = network(original)
+    first, train, test, ledger = network(original)
+    result, _, _, later = network(unlearned, train, test)
     split = wanted.split(train, test)
+    split = in_force(split, earlier_ones(split, {e: None for known in (ledger, later) if known for e in known.entries}))
     _tell(f"{split}")
-    result, retrains = network(unlearned, train, test)[0].model, [network(r, train, test)[0].model for r in retrain or []]
+    retrains = [network(r, train, test)[0].model for r in retrain or []]
     if train_retrains and trained_epochs is not None:
         recipe = usual_training(first.model, split, trained_epochs)
         retrains += trained_retrains(first.model, first.make, split, train_retrains, recipe, folder, ProgressBar("retrain"), first.source)
         _tell("The retrains were trained by our recipe, not by the one that made the original: differences may come from that.")
-    found = audit(first.model, result, split, retrains, attacks, level)
-    held = json.dumps(found.as_dict(), indent=1)
-    print(held if as_json else found)
+    found = audit(first.model, result.model, split, retrains, attacks, level)
+    print(json.dumps(found.as_dict(), indent=1) if as_json else found)
     if out:
-        page = f'<!doctype html><meta charset="utf-8"><title>Audit</title>{found.html()}'
-        for name, text in (("audit.html", page), ("audit.json", held)):
-            write_whole(folder / name, lambda p, text=text: p.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        _keep(found, folder)
 
 # %% ../../nbs/707_command.ipynb #5a1de80c
+def _keep(found: Any, folder: Path) -> None:
+    "Write an audit as a page and as JSON."
+    page = f'<!doctype html><meta charset="utf-8"><title>Audit</title>{found.html()}'
+    for name, text in (("audit.html", page), ("audit.json", json.dumps(found.as_dict(), indent=1))):
+        write_whole(folder / name, lambda p, text=text: p.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+
+
 def _check_alike(source: str, seen: Any, first: Any) -> None:
     "`MagaError` where a network sees the images in another way than the original does: its logits would be read in a wrong order."
     from maga.own.networks import order_of

@@ -26,7 +26,7 @@ from ..requests import remembering
 from ..sources import NAMES, TUNING
 
 # %% auto #0
-__all__ = ['Entry', 'Ledger', 'open_result', 'in_force', 'Artefact', 'artefacts', 'write_artefacts', 'purge']
+__all__ = ['Entry', 'Ledger', 'open_result', 'in_force', 'earlier_ones', 'Artefact', 'artefacts', 'write_artefacts', 'purge']
 
 # %% ../../nbs/702_ledger.ipynb #22e703e1
 @dataclass(frozen=True)
@@ -122,6 +122,15 @@ def in_force(
         return torch.tensor([h in known for h in hashes[part]], dtype=torch.bool, device=getattr(split, part).device)
 
     return remembering(split, gone, before)
+
+
+def earlier_ones(
+    split: ForgetSplit,  # what is forgotten, alone
+    entries: Iterable[Entry],  # of a network that has forgotten it, among others
+) -> list[Entry]:
+    "The entries that name a class or an image beyond the request's own."
+    now = Entry.of(split, "", "")
+    return [e for e in entries if not (set(e.classes) <= set(now.classes) and set(e.images) <= set(now.images))]
 
 # %% ../../nbs/702_ledger.ipynb #dac39e5c
 @dataclass(frozen=True)
