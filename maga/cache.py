@@ -9,6 +9,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -158,8 +160,8 @@ def caches_of(
 def purge_cache(
     source: str | Path | None = None,  # a folder whose decoded images go; None: all that a cache holds
 ) -> list[Path]:
-    "Delete decoded images, those of images that are deleted or changed among them; returns the files that are gone."
-    gone = caches_of(source)
+    "Delete decoded images, those of images that are deleted or changed among them, and what a killed process left; returns the files that are gone."
+    gone = [*caches_of(source), *_unfinished()]
     for path in gone:
         path.unlink(missing_ok=True)
     return gone
@@ -188,8 +190,22 @@ def _said(path: Path) -> _Said | None:
         return None
 
 
+def _unfinished() -> list[Path]:
+    "What a killed process left of decoding: unfinished files to which nothing was written for a minute. They do not say whose images they hold."
+    def idle(path: Path) -> bool:
+        try:
+            return time.time() - path.stat().st_mtime > 60
+        except OSError:  # finished meanwhile
+            return False
+
+    found = cache_folder().glob(".*.safetensors.*")
+    return [p for p in found if re.fullmatch(r"\.[0-9a-f]{24}\.safetensors\..+", p.name) and idle(p)]
+
+
 def _drop_stale(folders: Sequence[str], asked: str) -> None:
-    "Delete caches that share a folder with these and were made in the same way: the images have changed since."
+    "Delete caches that share a folder with these and were made in the same way: the images have changed since. Unfinished ones go, too."
+    for path in _unfinished():
+        path.unlink(missing_ok=True)
     for path in cache_folder().glob("*.safetensors"):
         if (said := _said(path)) and said.asked == asked and said.folders.intersection(folders):
             path.unlink(missing_ok=True)
