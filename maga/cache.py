@@ -166,7 +166,7 @@ def purge_cache(
         path.unlink(missing_ok=True)
     return gone
 
-
+# %% ../nbs/012_cache.ipynb #90b14647
 @dataclass(frozen=True)
 class _Said:
     "What a cache says of itself."
