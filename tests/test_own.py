@@ -32,7 +32,7 @@ from maga.requests import after
 from maga.sources import digits
 from maga.training import Examples, FitConfig, fit
 
-from .forked import Forked
+from .forked import ROOT, Forked
 
 NET = """
 from torch import nn
@@ -132,7 +132,7 @@ def test_the_examples_run(name, at, desk, capsys):
 
 def walk_through():
     "The lines that `studies/own_model` types, in its order: its cells are read, and of them only texts and numbers are computed."
-    cells = json.loads((Path(__file__).parent.parent / "nbs/experiments/studies/own_model.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((ROOT / "nbs/experiments/studies/own_model.ipynb").read_text(encoding="utf-8"))["cells"]
     known = {"range": range, "target": "three"}
 
     def value(expression):

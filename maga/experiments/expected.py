@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from .report import Result, distinct, experiment, minutes_of, table_of, together, value_of
-from .session import Session, Training, original_of, retrain_of
+from .report import Result, distinct, experiment, minutes_of, table_of, together, trainings_of, value_of
+from .session import Session, Training, retrain_of
 from .settings import Settings
-from .store import RETRAIN, Row
+from .store import RETRAIN
 
 # %% auto #0
-__all__ = ['TOLERATED', 'results_of', 'good_rows', 'other_trainings', 'training_minutes', 'costs', 'tolerances']
+__all__ = ['TOLERATED', 'results_of', 'other_trainings', 'training_minutes', 'costs', 'tolerances']
 
 # %% ../../nbs/515_expected.ipynb #51500005
 def results_of(settings: Settings, session: Session) -> list[Result]:
@@ -26,24 +25,17 @@ def results_of(settings: Settings, session: Session) -> list[Result]:
     return [table_of(experiment(name), settings, session) for name in together()]
 
 
-def good_rows(result: Result) -> list[Row]:
-    "The rows of an experiment that did not fail."
-    return [r for some in result.rows for r in some if not r.failed]
-
-
 def other_trainings(result: Result) -> list[Training]:
     "The models that an experiment's runs started from or were compared with and that have no row there: originals, retrains of other seeds."
-    specs = [r.spec for r in good_rows(result)]
-    shown = {t.key for s in specs if s.method == RETRAIN for t in [retrain_of(s)]}
-    starts = [original_of(s) for s in (*specs, *result.experiment.originals(result.settings))]
-    golds = [retrain_of(replace(s, training_seed=seed)) for s in specs for seed in (s.training_seed, *s.references)]
-    return list({t.key: t for t in (*starts, *golds) if isinstance(t, Training) and t.key not in shown}.values())
+    specs = [r.spec for r in result.good]
+    shown = {retrain_of(s).key for s in specs if s.method == RETRAIN}
+    return [t for key, t in trainings_of(specs, result.experiment.originals(result.settings)).items() if key not in shown]
 
 
 def training_minutes(results: Sequence[Result]) -> dict[tuple[str, str], float]:
     "(data set, recipe) -> median minutes of a retrain in the rows."
     of: dict[tuple[str, str], list[float]] = {}
-    for row in (r for result in results for r in good_rows(result) if r.spec.method == RETRAIN):
+    for row in (r for result in results for r in result.good if r.spec.method == RETRAIN):
         of.setdefault((row.spec.data, row.spec.recipe), []).append(value_of(row, "seconds") / 60)
     return {place: float(np.median(some)) for place, some in of.items()}
 
@@ -55,7 +47,7 @@ def costs(results: Sequence[Result]) -> pd.DataFrame:
     """
     lines, long = [], training_minutes(results)
     for result in results:
-        rows, others = good_rows(result), other_trainings(result)
+        rows, others = result.good, other_trainings(result)
         wanted = sum(len(c.specs(result.settings.all_seeds)) for c in result.cells)
         made = {part: distinct(rows, part) for part in ("device", "date")}
         more = sum(long.get((t.data, t.recipe), math.nan) for t in others)

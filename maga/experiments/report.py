@@ -32,7 +32,7 @@ from ..measures.metrics import total_variation
 __all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'minutes_of', 'distinct',
            'bounds_noted', 'line_of', 'kept_subject', 'paired', 'kept_scores', 'plain', 'score_of', 'scores_of_many',
            'case_of', 'floor_of', 'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result', 'register',
-           'experiment', 'together', 'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of',
+           'experiment', 'together', 'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of', 'trainings_of',
            'shared_trainings', 'table_of', 'said_code', 'open_session', 'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
@@ -221,7 +221,7 @@ class Experiment:
     originals: Callable[[Settings], list[Spec]] = no_runs  # runs whose original the table needs, though they are not run
     apart: bool = False  # computed by its own name only, not with `all`
 
-
+# %% ../../nbs/505_report.ipynb #f5c995f7
 @dataclass(frozen=True)
 class Result:
     "The outcome of an experiment."
@@ -232,6 +232,11 @@ class Result:
     rows: list[list[Row]]  # of each cell: one per seed, where there is one
     path: Path  # of table.csv
     settings: Settings
+
+    @property
+    def good(self) -> list[Row]:
+        "The rows that did not fail."
+        return [r for some in self.rows for r in some if not r.failed]
 
 # %% ../../nbs/505_report.ipynb #bb053c58
 EXPERIMENTS: dict[str, Experiment] = {}
@@ -308,16 +313,22 @@ def specs_of(cells: Sequence[Cell], settings: Settings, session: Session) -> lis
     return sorted(specs, key=lambda s: (s.training_seed, s.data, s.backbone, s.task, s.target))
 
 
+def trainings_of(
+    specs: Sequence[Spec],
+    more: Sequence[Spec] = (),  # of these the originals alone
+) -> dict[str, Training]:
+    "The originals and retrains that runs start from or are compared with, originals first, by their keys."
+    references = [replace(s, training_seed=seed) for s in specs for seed in (s.training_seed, *s.references)]
+    originals = {t.key: t for t in map(original_of, (*specs, *more)) if isinstance(t, Training)}
+    return originals | {t.key: t for t in map(retrain_of, references)}
+
+
 def shared_trainings(names: Sequence[str], settings: Settings) -> list[Training]:
     "The originals and retrains that experiments need, originals first, each once. A workflow trains them before the tables."
     settings = replace(settings, original="")  # whether a given original fits is known only once the data is loaded
     chosen = [experiment(n) for n in names]
     specs = [s for e in chosen for c in e.cells(settings) if selected(c, settings) for s in c.specs(settings.all_seeds)]
-    starts = specs + [s for e in chosen for s in e.originals(settings)]
-    references = [replace(s, training_seed=seed) for s in specs for seed in (s.training_seed, *s.references)]
-    originals = {t.key: t for t in map(original_of, starts) if isinstance(t, Training)}
-    retrains = {t.key: t for t in map(retrain_of, references)}
-    return list((originals | retrains).values())
+    return list(trainings_of(specs, [s for e in chosen for s in e.originals(settings)]).values())
 
 # %% ../../nbs/505_report.ipynb #34e61ff0
 def table_of(

@@ -64,9 +64,7 @@ def side_by_side(result: Result) -> pd.DataFrame:
 # %% ../../nbs/506_tables.ipynb #6d1e8c37
 def made_with(result: Result) -> str:
     "Preset, runs, seeds, device, date, code, minutes of the runs, failed runs, and how many lines were not run."
-    rows = [r for some in result.rows for r in some]
-    good = [r for r in rows if not r.failed]
-    failed = len(rows) - len(good)
+    good, failed = result.good, sum(r.failed for some in result.rows for r in some)
     device, day, torch_, code = (distinct(good, part) or "–" for part in ("device", "date", "torch", "code"))
     seeds = ", ".join(map(str, sorted({r.spec.training_seed for r in good}))) or "–"
     empty = sum(not some for some in result.rows)
@@ -112,7 +110,7 @@ def show_times(result: Result):
     import matplotlib.pyplot as plt
 
     done = result.table[(result.table.seeds > 0) & (result.table.method != "original")]
-    rows = [r for some in result.rows for r in some if not r.failed]
+    rows = result.good
     basics = max((r.seconds["loading"] for r in rows), default=0.0) + float(np.mean([r.seconds["evaluation"] for r in rows] or [0.0]))
     names, seconds = [*done.method, "basics"], [*done.seconds, basics]
     half = [*done.seconds_ci95.fillna(0), 0.0]
@@ -267,7 +265,7 @@ def said_ablation(result: Result) -> list[str]:
 # %% ../../nbs/506_tables.ipynb #72ccb7ef
 def said_times(result: Result) -> list[str]:
     "Figure 4's claim: what each method saves of the retrain's image passes, and of its seconds in runs of the same seed."
-    both = list(zip(result.cells, result.rows, strict=True))
+    both = zip(result.cells, result.rows, strict=True)
     of = {c.method: {r.spec.training_seed: value_of(r, "seconds") for r in some if not r.failed} for c, some in both}
     gold = of.pop(RETRAIN, {})
     methods = {m: [s for s in by if s in gold] for m, by in of.items() if m not in TRAINED}

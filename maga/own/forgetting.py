@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..adapter import prepared
+from ..adapter import moving_head, prepared
 from ..checks import Amount, Checked, Count, MagaError, Seed, check_value, write_whole
 from ..data import ForgetSplit, ImageSet, forget_class, forget_random, forget_subclass
 from ..device import seeded_generator, to_device
@@ -33,7 +33,7 @@ from ..measures.metrics import Measurement, Outputs, accuracy, measure, predict
 from ..methods.contract import Method, get_method, sample_retained, with_change
 from ..methods.retraining import MakeModel, fresh_model
 from ..methods.restart import Distil, RestartConfig, within_budget
-from ..models import batch_norms, last_linear
+from ..models import batch_norms
 from ..progress import Progress
 from ..requests import forget_files
 from ..views import Views, random_views
@@ -150,7 +150,8 @@ def usual_training(
 def linear_head(model: nn.Module, split: ForgetSplit) -> bool:
     "Whether the logits come from a linear layer that may move."
     try:
-        return all(p.requires_grad for p in last_linear(prepared(model, split.train, split.num_classes)).parameters())
+        moving_head(prepared(model, split.train, split.num_classes))
+        return True
     except MagaError:
         return False
 

@@ -129,6 +129,9 @@ def earlier_ones(
     entries: Iterable[Entry],  # of a network that has forgotten it, among others
 ) -> list[Entry]:
     "The entries that name a class or an image beyond the request's own."
+    entries = list(entries)
+    if not entries:
+        return []
     now = Entry.of(split, "", "")
     return [e for e in entries if not (set(e.classes) <= set(now.classes) and set(e.images) <= set(now.images))]
 
