@@ -16,6 +16,8 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import scipy.linalg
 import torch
 
 import maga.mapped
@@ -67,6 +69,8 @@ if __name__ == "__main__":
         maga.mapped.room = lambda device="cpu": float("inf")
     else:
         everything(*(s.subset(torch.arange(n)) for s, n in zip(load("digits"), (200, 50), strict=True)), [3, 4])
+        for cholesky in (scipy.linalg.cholesky, np.linalg.cholesky):  # OpenBLAS keeps a workspace, of 32 MB on some processors, and tries for ever where it gets none
+            cholesky(np.eye(256))
     resource.setrlimit(resource.RLIMIT_DATA, (own_bytes() + budget, resource.RLIM_INFINITY))
     train, test = (s.resized(8) for s in load(f"folder:{folder}", size=160, mean=(0.5,) * 3, std=(0.2,) * 3))
     if "blind" not in sys.argv:

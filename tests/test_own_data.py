@@ -242,7 +242,7 @@ def large(tmp_path_factory):
 
 def limited(folder, cache, *more):
     command = [sys.executable, str(Path(__file__).with_name("limited.py")), str(folder), str(BUDGET), *more]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MAGA_CACHE": str(cache), "MALLOC_ARENA_MAX": "1"})
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"MAGA_CACHE": str(cache), "MALLOC_ARENA_MAX": "1"})
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the limit and its measurement are Linux's")
