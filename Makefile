@@ -25,8 +25,8 @@ slurm: $(READY)  ## the same through Slurm: a cluster of one node on a Debian ma
 	tools/slurm_one_node.sh $(ARGS)
 
 test: $(READY)  ## everything that CI runs
-	@$(MAKE) --no-print-directory --jobs=2 check install
-	@$(MAKE) --no-print-directory notebooks pytest
+	@$(MAKE) --no-print-directory --jobs --output-sync=target check install notebooks
+	@$(MAKE) --no-print-directory pytest
 
 check: style types  ## exports and README fresh, imports, lengths, references, style, types
 
