@@ -25,7 +25,7 @@ from .data import ImageSet
 from .mapped import metadata, read_tensors, room, write_in_parts
 
 # %% auto #0
-__all__ = ['cache_folder', 'Undecoded', 'cached', 'caches_of', 'purge_cache']
+__all__ = ['cache_folder', 'Undecoded', 'cached', 'caches_of', 'sources_of', 'purge_cache']
 
 # %% ../nbs/012_cache.ipynb #d939657b
 def cache_folder() -> Path:
@@ -155,6 +155,11 @@ def caches_of(
     root = None if source is None else Path(source).expanduser().resolve()
     found = [(path, said) for path in sorted(cache_folder().glob("*.safetensors")) if (said := _said(path))]
     return [path for path, said in found if (root is None or root in said.places) and name in ("", said.name)]
+
+
+def sources_of(cache: Path) -> list[Path]:
+    "The folders that a file of the cache was decoded from."
+    return sorted(Path(folder) for folder in said.folders) if (said := _said(cache)) else []
 
 
 def purge_cache(

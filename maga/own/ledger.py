@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import caches_of
+from ..cache import caches_of, sources_of
 from ..checks import Checked, MagaError, write_whole
 from ..data import ForgetSplit, class_id
 from ..judges.contract import image_hashes
@@ -178,7 +178,11 @@ def artefacts(
     if not places:
         n = sum(len(gone) for _, gone in rows)
         found.append(Artefact(data, f"the data set, with {n:,} forgotten images", "pixels", "yours", "delete those rows"))
-    found += [Artefact(str(p), "decoded images of the data set", "pixels", "maga's", f"maga purge {folder}") for p in _caches(data, data_root)]
+    caches = _caches(data, data_root)
+    found += [Artefact(str(p), "decoded images of the data set", "pixels", "maga's", f"maga purge {folder}") for p in caches]
+    downloads = sorted({p for c in caches for p in sources_of(c)}) if data.startswith("hub:") else []
+    again = "delete it, and what was downloaded for it (`hf cache`); loaded again, the data set comes back whole"
+    found += [Artefact(str(p), "the hub library's own copy of the data set", "pixels", "yours", again) for p in downloads]
     ledger = Artefact(f"{folder}/ledger.json", "the ledger", "hashes", "maga's", "may stay: it keeps later requests from undoing this one")
     return [*found, ledger, Artefact(f"{folder}/report.html", "the report", "numbers", "maga's", "may stay: it shows no image")]
 
