@@ -52,9 +52,9 @@ from ..training import RECIPES
 # %% auto #0
 __all__ = ['COMPARISONS', 'NO_RETRAIN', 'BatchBar', 'package_versions', 'git_commit', 'device_name', 'provenance_of',
            'retrain_passes', 'filled', 'unlearn', 'looked_at_by', 'subject_of', 'evidence_of', 'all_measures',
-           'as_float16', 'keep_outputs', 'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'row_of', 'run',
-           'by_other_code', 'kept', 'compared', 'BatchReport', 'finished', 'attempt', 'missing_of', 'models_of',
-           'run_batch']
+           'as_float16', 'keep_outputs', 'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'retrain_outputs',
+           'row_of', 'run', 'by_other_code', 'kept', 'compared', 'BatchReport', 'finished', 'attempt', 'missing_of',
+           'models_of', 'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
 def package_versions() -> dict[str, str]:
@@ -213,6 +213,13 @@ COMPARISONS = ("TV", "TV_train", "agreement")  # fields of a measurement that ne
 NO_RETRAIN = "the retrain has not been run yet (method retrain)"
 
 
+def retrain_outputs(session: Session, resolved: Resolved, split: ForgetSplit) -> Outputs:
+    "The retrain's logits. Where its checkpoint is gone: those that its row has kept of the forgotten images, and nothing is trained."
+    spec, gone = resolved.spec, not session.store.checkpoint(resolved.dependencies.retrain).exists()
+    gold = remembered_outputs(session, resolve(session, spec.retrain).key, split) if gone and spec.method != RETRAIN else None
+    return outputs_of(session, retrain_of(spec), split) if gold is None else gold
+
+
 def row_of(session: Session, resolved: Resolved) -> Row:
     "Unlearn and measure: the row of a resolved run. Raises what goes wrong."
     if resolved.problem:
@@ -221,7 +228,7 @@ def row_of(session: Session, resolved: Resolved) -> Row:
     brief = spec.measures == "brief"
     if spec.method != RETRAIN:
         trained(session, original_of(spec))  # before the retrain, so that others can train that one meanwhile
-    retrained = None if compared_later(spec) else outputs_of(session, retrain_of(spec), split)
+    retrained = None if compared_later(spec) else retrain_outputs(session, resolved, split)
     model, seconds, passes = unlearn(session, resolved, split)
     start = clock(session.device)
     out = Outputs.of(model, split, rows=split.forget_train if brief else None)
@@ -239,10 +246,7 @@ def row_of(session: Session, resolved: Resolved) -> Row:
     return Row(resolved.key, spec, metrics, times, *made)
 
 
-def run(
-    spec: Spec,
-    session: Session,
-) -> Row:
+def run(spec: Spec, session: Session) -> Row:
     "The row of a specification, computed now and not kept."
     return row_of(session, resolve(session, spec))
 
@@ -327,13 +331,8 @@ def attempt(session: Session, resolved: Resolved) -> Row:
     except Exception as e:
         if session.device.type == "cuda":
             torch.cuda.empty_cache()
-        about = package_versions() | {
-            "code": code_digest(),
-            "commit": git_commit(),
-            "device": device_name(session.device),
-            "date": date.today().isoformat(),
-        }
-        return session.store.put(Row(resolved.key, resolved.spec, provenance=about, error=one_sentence(e)))
+        made = {"code": code_digest(), "commit": git_commit(), "device": device_name(session.device), "date": date.today().isoformat()}
+        return session.store.put(Row(resolved.key, resolved.spec, provenance=package_versions() | made, error=one_sentence(e)))
 
 # %% ../../nbs/504_runs.ipynb #af820e63
 def missing_of(
