@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .catalogue import chosen_labels
-from .report import BOUND_OF, Result, distinct, minutes_of, paper_numbers, scores_of_many, value_of
+from .report import BOUND_OF, Result, distinct, line_of, minutes_of, paper_numbers, scores_of_many, value_of
 from .runs import kept_outputs
 from .session import Session
 from .settings import Settings, cifar10_spec
@@ -126,11 +126,16 @@ def show_times(result: Result):
 
 # %% ../../nbs/506_tables.ipynb #88205a48
 def swept(result: Result) -> pd.DataFrame:
-    "The lines that were run, with what was varied in columns: `field`, `value`, and `series` (all other changes)."
-    cells = result.cells
-    values = [float(dict(c.changes)[c.varied]) for c in cells]
-    series = [" ".join(f"{k}={v}" for k, v in c.changes if k != c.varied) for c in cells]
-    frame = result.table.assign(field=[c.varied for c in cells], value=values, series=series)
+    "The lines that were run, over the seeds that a series' lines share; what was varied: `field`, `value`, and `series` (all other changes)."
+    place = [(c.varied, " ".join(f"{k}={v}" for k, v in c.changes if k != c.varied)) for c in result.cells]
+    shared: dict[tuple[str, str], set[int]] = {}
+    for at, some in zip(place, result.rows, strict=True):
+        if seeds := {r.spec.training_seed for r in some if not r.failed}:
+            shared[at] = shared.get(at, seeds) & seeds
+    rows = [[r for r in some if r.spec.training_seed in shared.get(at, ())] for at, some in zip(place, result.rows, strict=True)]
+    frame = pd.DataFrame([line_of(c, some, paper_numbers(None)) for c, some in zip(result.cells, rows, strict=True)])
+    frame["value"] = [float(dict(c.changes)[c.varied]) for c in result.cells]
+    frame[["field", "series"]] = place
     return frame[frame.seeds > 0]
 
 
@@ -144,9 +149,7 @@ def show_sweep(result: Result):
     for column, name in enumerate(fields):
         for axis, metric in zip(axes[:, column], ("A_r", "A_f"), strict=True):
             for series, line in frame[frame.field == name].groupby("series", sort=False):
-                axis.errorbar(
-                    line.value, line[metric], yerr=line[f"{metric}_ci95"].fillna(0), marker="o", markersize=3, linewidth=1, label=series or None
-                )
+                axis.errorbar(line.value, line[metric], line[f"{metric}_ci95"].fillna(0), marker="o", markersize=3, linewidth=1, label=series or None)
             axis.set_ylabel(f"{metric}, %", fontsize=8)
             axis.tick_params(labelsize=7)
         axes[1, column].set_xlabel(name, fontsize=8)
@@ -258,9 +261,8 @@ def said_ablation(result: Result) -> list[str]:
     if not n:
         return []
     theirs = [f" (paper {value})" if paper and paper[0][2] else "" for value in paper[0][:2]] if paper else ["", ""]
-    return [
-        f"Guided instead of random labels change A_f by {labels} points{theirs[0]}; noise instead of none changes A_r by {noise} points{theirs[1]}."
-    ]
+    guided = f"Guided instead of random labels change A_f by {labels} points{theirs[0]}"
+    return [f"{guided}; noise instead of none changes A_r by {noise} points{theirs[1]}."]
 
 # %% ../../nbs/506_tables.ipynb #72ccb7ef
 def said_times(result: Result) -> list[str]:
