@@ -87,11 +87,17 @@ def test_three_kills_change_nothing(tmp_path):
     assert len(metrics(alone)) == 5 and not list((alone / "claims").iterdir())
     rows, claims = killed / "rows", killed / "claims"
 
+    def named() -> bool:  # every claim says whose it is; one that does not yet would be dead only after a minute
+        try:
+            return all(p.read_text() for p in claims.glob("*.*"))
+        except FileNotFoundError:
+            return False
+
     def first_training() -> bool:  # the run's claim and the model's: training has begun, nothing is finished
-        return claims.is_dir() and len(list(claims.iterdir())) >= 2
+        return claims.is_dir() and len(list(claims.iterdir())) >= 2 and named()
 
     def finished(n: int):
-        return lambda: rows.is_dir() and len(list(rows.glob("*.json"))) >= n
+        return lambda: rows.is_dir() and len(list(rows.glob("*.json"))) >= n and named()
 
     kill_when(started(killed, *SMALL, "--processes", "1"), first_training)
     assert not metrics(killed)
@@ -99,13 +105,7 @@ def test_three_kills_change_nothing(tmp_path):
     assert 1 <= len(metrics(killed)) < 3
     working = Store(killed).claims.taken
 
-    def at_work() -> bool:  # and every claim says whose it is
-        try:
-            return bool(working()) and all(p.read_text() for p in claims.glob("*.*"))
-        except FileNotFoundError:
-            return False
-
-    kill_when(started(killed, *SMALL, "--processes", "2"), lambda: finished(2)() and at_work())
+    kill_when(started(killed, *SMALL, "--processes", "2"), lambda: finished(2)() and bool(working()) and named())
     until = time.monotonic() + 20
     while working():
         assert time.monotonic() < until, "a helper works on although its command was killed"
