@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 import torch
 from PIL import Image
@@ -105,7 +106,7 @@ def test_three_kills_change_nothing(tmp_path):
     assert 1 <= len(metrics(killed)) < 3
     working = Store(killed).claims.taken
 
-    kill_when(started(killed, *SMALL, "--processes", "2"), lambda: finished(2)() and bool(working()) and named())
+    kill_when(started(killed, *SMALL, "--processes", "2"), lambda: bool(working()) and finished(2)())
     until = time.monotonic() + 20
     while working():
         assert time.monotonic() < until, "a helper works on although its command was killed"
@@ -252,7 +253,6 @@ def test_the_record_of_the_search_is_shown(tmp_path):
 def test_parameters(name):
     "Every experiment's notebook takes every setting, in one tagged cell that papermill reads."
     assert parameters_differ(NOTEBOOKS[name]) == ""
-    papermill = pytest.importorskip("papermill")
     found = papermill.inspect_notebook(str(NOTEBOOKS[name]))
     assert list(found) == list(Settings().texts())
     assert f'"{name}"' in NOTEBOOKS[name].read_text().replace('\\"', '"')

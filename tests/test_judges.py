@@ -44,8 +44,6 @@ def folders(tmp_path_factory):
     made = {}
 
     def folder(family):
-        if family == "smolvlm":
-            pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words")
         if family not in made:
             made[family] = str(tiny_vlm(family, tmp_path_factory.mktemp(family), torch.Generator().manual_seed(3)))
         return made[family]
