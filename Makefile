@@ -69,8 +69,9 @@ refresh: $(READY)  ## run notebooks from top to bottom and keep their outputs: m
 	python tools/refresh.py $(NB)
 	nbdev_clean
 
-published: $(READY)  ## draw the paper's notebooks, beyond and the expected numbers from the published rows
+published: $(READY)  ## draw the paper's notebooks, beyond, the expected numbers and the claims from the published rows
 	python tools/refresh.py --set preset=laptop --set results=published $(DRAWN)
+	python tools/refresh.py nbs/516_claims.ipynb
 	nbdev_clean
 
 readme: $(READY)  ## nbs/index.ipynb -> README.md
