@@ -20,6 +20,7 @@ from .adapter import check_model
 from .averaging import WeightAverage, estimate_statistics
 from .capture import PAYS_FROM, Replayed, may_be_captured, tensors_only
 from .checks import Amount, Checked, Count, Decay, Positive, Share, Weight, check_generator, check_value
+from .convolution import faster_gradients
 from .data import ImageSet, MagaError, Views, random_views
 from .device import autocast, clock, seeded, to_device
 from .models import batch_norms, frozen_batch_norms, logits_of
@@ -200,9 +201,10 @@ class _Stepper:
         x = self.look(rows, Views(*views) if views else None, draw, progress)
         batch = Batch(x, self.examples.targets[rows], rows, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.config.amp):
-            loss, logits = self.objective(self.model, batch)
-        loss.backward()
+        with faster_gradients(self.device):
+            with autocast(self.device, self.config.amp):
+                loss, logits = self.objective(self.model, batch)
+            loss.backward()
         for group in self.optimizer.param_groups:
             if "capturable" in group:  # Adam insists on it during a capture, and warns of it at any other time
                 group["capturable"] = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
