@@ -27,7 +27,7 @@ def patches(
 ) -> Tensor:
     "What each position of a convolution's output sees: [B h w, kernel height · kernel width · C]."
     (down, right), (h, w) = padding, size
-    rows = F.pad(x, (right, right, down, down)).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, right, right, down, down))
     last = (stride[0] * (h - 1) + 1, stride[1] * (w - 1) + 1)
     places = [(i, j) for i in range(kernel[0]) for j in range(kernel[1])]
     return torch.cat([rows[:, i : i + last[0] : stride[0], j : j + last[1] : stride[1]].reshape(-1, x.shape[1]) for i, j in places], 1)
@@ -51,7 +51,8 @@ POSITIONS, CHANNELS = 16, 64  # of the output at most, of the input at least
 
 def pays(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
     "Whether a convolution in bfloat16 takes the gradient of its weights from a product: wide, on a small map, and of the plain kind."
-    plain = x.ndim == 4 and bias is None and groups == 1 and dilation == (1, 1) and isinstance(stride, tuple) and isinstance(padding, tuple)
+    pairs = all(isinstance(v, tuple) and len(v) == 2 for v in (stride, padding))
+    plain = x.ndim == 4 and bias is None and groups == 1 and dilation == (1, 1) and pairs and torch.double not in (x.dtype, weight.dtype)
     if not plain or x.device.type != "cpu" or not (torch.is_grad_enabled() and weight.requires_grad):
         return False
     half = x.dtype == weight.dtype == torch.bfloat16 or (torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16)
@@ -62,6 +63,8 @@ def pays(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: A
 class _Convolution(torch.autograd.Function):
     "torch's convolution, but for the gradient of the weights."
 
+    generate_vmap_rule = True  # for gradients of single images
+
     @staticmethod
     def forward(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
         return F.conv2d(x, weight, None, stride, padding)
@@ -70,6 +73,13 @@ class _Convolution(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, ctx.stride, ctx.padding = inputs
         ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+
+    @staticmethod
+    def jvp(ctx: Any, to_x: Tensor | None, to_weight: Tensor | None, *_: Any) -> Tensor:
+        x, weight = ctx.saved_tensors
+        pairs = ((a, b) for a, b in ((to_x, weight), (x, to_weight)) if a is not None and b is not None)
+        return torch.stack([F.conv2d(a, b, None, ctx.stride, ctx.padding) for a, b in pairs]).sum(0)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:

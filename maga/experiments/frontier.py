@@ -28,9 +28,12 @@ CASE = ["model", "task", "target"]
 def with_gaps(
     table: pd.DataFrame,  # a row a method, budget, class and seed
 ) -> pd.DataFrame:
-    "The table with `A_r_gap`, `A_f_gap` (minus the mean of the other retrains) and `MIA_gap` (absolute), in points."
+    """The table with `A_r_gap`, `A_f_gap` (minus the mean of the other retrains) and `MIA_gap` (absolute), in points.
+
+    With a column `references`, rows are compared with the retrains that have the same word in it.
+    """
     values, retrain = table[["A_r", "A_f", "MIA"]], table.method == "retrain"
-    case = values.where(retrain, axis=0).groupby([table[c] for c in CASE])
+    case = values.where(retrain, axis=0).groupby([table[c] for c in (*CASE, "references") if c in table], dropna=False)
     others = case.transform("sum") - values.where(retrain, 0.0, axis=0)
     gaps = values - others.div(case.transform("count").sub(retrain, axis=0).where(lambda n: n > 0))
     return table.assign(A_r_gap=gaps.A_r, A_f_gap=gaps.A_f, MIA_gap=gaps.MIA.abs())
@@ -42,7 +45,7 @@ def frontier_points(table: pd.DataFrame) -> pd.DataFrame:
     `never_back` counts the rows whose class never came back; `relearn_at_least` is the mean with their bounds, so the mean is no smaller.
     """
     rows = with_gaps(table).replace(math.inf, math.nan)  # a class that never came back has no ratio: it is counted
-    names = [c for c in rows.columns if c not in (*CASE, "seed", "method", "budget", "note") and not c.endswith("_ci95")]
+    names = [c for c in rows.columns if c not in (*CASE, "seed", "method", "budget", "note", "references") and not c.endswith("_ci95")]
     points = []
     for place, some in rows.groupby([*CASE, "method", "budget"], sort=False):
         point = dict(zip((*CASE, "method", "budget"), place, strict=True)) | {"rows": int(some.A_r.notna().sum())}

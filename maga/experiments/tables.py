@@ -17,7 +17,7 @@ from .report import Result, case_of, distinct, line_of, minutes_of, paper_number
 from .runs import kept_outputs
 from .session import Session
 from .settings import Cell, Settings, cifar10_spec
-from .store import RETRAIN, TRAINED
+from .store import ORIGINAL, RETRAIN, TRAINED
 from ..measures.distances import show_tsne
 
 # %% auto #0
@@ -73,17 +73,26 @@ def made_with(result: Result) -> str:
     return f"{made}; {failed} failed; {empty} of {len(result.cells)} lines were not run.{left}"
 
 # %% ../../nbs/506_tables.ipynb #4524516c
+def _without_seeds(cell: Cell) -> bool:
+    return cell.method == ORIGINAL and bool(cell.spec.original)
+
+
 def like_for_like(
     result: Result,
     place: Callable[[Cell], tuple[str, ...]] = case_of,  # lines of one place are compared with each other
 ) -> Result:
-    "The result over the seeds that all lines of a place share, of those that were run. A failed row stays, with its note."
+    """The result over the seeds that the lines of a place share, those with most seeds first; a line that shares none is left without rows.
+
+    A failed row stays, with its note, and so does an original that was given: it has no seeds.
+    """
     shared: dict[tuple[str, ...], set[int]] = {}
-    for c, some in zip(result.cells, result.rows, strict=True):
-        if seeds := {r.spec.training_seed for r in some if not r.failed}:
-            shared[place(c)] = shared.get(place(c), seeds) & seeds
     both = list(zip(result.cells, result.rows, strict=True))
-    rows = [[r for r in some if r.failed or r.spec.training_seed in shared[place(c)]] for c, some in both]
+    for c, some in sorted(both, key=lambda line: -len(line[1])):
+        seeds = {r.spec.training_seed for r in some if not r.failed}
+        if seeds and not _without_seeds(c):
+            shared[place(c)] = (shared.get(place(c), seeds) & seeds) or shared[place(c)]
+    kept = [(c, shared.get(place(c), set()), some) for c, some in both]
+    rows = [[r for r in some if r.failed or _without_seeds(c) or r.spec.training_seed in seeds] for c, seeds, some in kept]
     if rows == result.rows:
         return result
     paper = paper_numbers(result.experiment.paper)
