@@ -73,7 +73,8 @@ def said(result: Result) -> list[str]:
     first, paper_first = (sum(s["rank"] == 1 for s in some) for some in both)
     where = f"{len(ours)} case{'s' * (len(ours) > 1)}{'' if result.settings.size.comparable else ' on digits'}"
     also = f", with the paper's numbers in {paper_first} of {len(theirs)}" if theirs else ""
-    sentences = [f"{where}: MaGA changes A_r by {said_of('lost', -1)}, and keeps the most of all methods in {first} of {len(ours)}{also}."]
+    rivals = " or ".join(map(str, sorted({s["of"] for s in ours.values()})))
+    sentences = [f"{where}: MaGA changes A_r by {said_of('lost', -1)}, and keeps the most of {rivals} methods in {first} of {len(ours)}{also}."]
     orders = [v for p in ours if not math.isnan(v := order_agreement(cases[p]))] if theirs else []
     if orders:
         sentences.append(f"The order of methods by A_r has a rank correlation with the paper's of {over_cases(orders)} ({len(orders)} cases).")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .report import Result, case_of, distinct, line_of, minutes_of, paper_numbers, scores_of_many
+from .report import Result, case_of, distinct, line_of, minutes_of, paper_numbers, scores_of_many, value_of
 from .runs import kept_outputs
 from .session import Session
 from .settings import Cell, Settings, cifar10_spec
@@ -21,9 +21,9 @@ from .store import ORIGINAL, RETRAIN, TRAINED
 from ..measures.distances import show_tsne
 
 # %% auto #0
-__all__ = ['HEADLINE', 'NO_POPULATION', 'with_interval', 'number', 'side_by_side', 'made_with', 'like_for_like', 'show_table',
-           'show_times', 'swept', 'show_sweep', 'show_embeddings', 'beyond_table', 'headline_table', 'population_table',
-           'show_metrics', 'said_flow']
+__all__ = ['FEW', 'HEADLINE', 'NO_POPULATION', 'with_interval', 'number', 'side_by_side', 'made_with', 'like_for_like',
+           'show_table', 'show_times', 'swept', 'show_sweep', 'show_embeddings', 'beyond_table', 'headline_table',
+           'population_table', 'show_metrics', 'said_flow']
 
 # %% ../../nbs/506_tables.ipynb #54535eb2
 def with_interval(mean: float, half: float) -> str:
@@ -100,6 +100,18 @@ def like_for_like(
     return replace(result, rows=rows, table=pd.DataFrame(lines).assign(TV_floor=list(result.table.TV_floor)))
 
 # %% ../../nbs/506_tables.ipynb #e0602d40
+FEW = 3  # from so many seeds on a picture shows an interval
+
+
+def _dots(axis, result: Result, lines: pd.DataFrame, metric: str) -> None:
+    "A line a row: mean and interval, or every seed where there are few."
+    many = lines[lines.seeds >= FEW]
+    places = dict(zip(lines.index, range(len(lines)), strict=True))
+    axis.errorbar(many[metric], [places[i] for i in many.index], xerr=many[f"{metric}_ci95"].fillna(0), fmt="o", markersize=4, color="tab:blue")
+    some = [(value_of(r, metric), places[i]) for i in lines.index[lines.seeds < FEW] for r in result.rows[i] if not r.failed]
+    axis.plot([v for v, _ in some], [at for _, at in some], "o", markersize=3, color="tab:blue", label="ours")
+
+
 def show_table(result: Result):
     "A row of panels for each backbone and target: A_r, A_f, MIA, and TV, whose dashed line is a retrain of another seed. Returns the figure."
     import matplotlib.pyplot as plt
@@ -112,7 +124,7 @@ def show_table(result: Result):
     for row, ((backbone, target), case) in zip(axes, cases, strict=True):
         at = range(len(case))
         for axis, metric in zip(row, ("A_r", "A_f", "MIA", "TV"), strict=True):
-            axis.errorbar(case[metric], at, xerr=case[f"{metric}_ci95"].fillna(0), fmt="o", markersize=4, label="ours")
+            _dots(axis, result, case, metric)
             if result.settings.size.comparable and f"{metric}_paper" in case and case[f"{metric}_paper"].notna().any():
                 axis.plot(case[f"{metric}_paper"], at, "x", color="tab:red", markersize=5, label="paper")
             gold = case[case.method == "retrain"][metric]
@@ -137,11 +149,13 @@ def show_times(result: Result):
     rows = result.good
     basics = max((r.seconds["loading"] for r in rows), default=0.0) + float(np.mean([r.seconds["evaluation"] for r in rows] or [0.0]))
     names, seconds = [*done.method, "basics"], [*done.seconds, basics]
-    half = [*done.seconds_ci95.fillna(0), 0.0]
     figure, axis = plt.subplots(figsize=(5, 0.6 + 0.28 * len(names)), dpi=110)
-    axis.barh(names, seconds, xerr=half, color=["tab:blue"] * len(done) + ["tab:grey"])
-    for y, s in enumerate(seconds):
-        axis.text(s, y, f" {s:.2g}", va="center", fontsize=7)
+    axis.barh(names, seconds, color=["lightsteelblue"] * len(done) + ["lightgrey"])
+    _dots(axis, result, done, "seconds")
+    ends = [*(max(s, *(value_of(r, "seconds") for r in result.rows[i] if not r.failed)) for i, s in zip(done.index, seconds, strict=False)), basics]
+    for y, (s, end) in enumerate(zip(seconds, ends, strict=True)):
+        axis.text(end, y, f"  {s:.0f}" if s >= 10 else f"  {s:.1f}", va="center", fontsize=7)
+    axis.set_xlim(0, 1.12 * max(ends))
     axis.invert_yaxis()
     axis.set_xlabel("seconds")
     axis.tick_params(labelsize=7)
@@ -241,6 +255,7 @@ def show_metrics(result: Result, metrics: Sequence[tuple[str, float]]):  # (metr
         axis.set_title(metric, fontsize=8)
         axis.tick_params(labelsize=7)
     axes[0][0].invert_yaxis()
+    figure.supxlabel("dashed: the ideal; dotted: one retrain", fontsize=7)
     figure.tight_layout()
     return figure
 
