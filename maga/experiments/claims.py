@@ -60,7 +60,8 @@ def said(result: Result) -> list[str]:
     cases = dict(list(like_for_like(result).table.groupby(["backbone", "target"], sort=False)))
     ours = {place: found for place, case in cases.items() if (found := standing(case))}
     missing = [f"{target} ({backbone})" for backbone, target in cases if (backbone, target) not in ours]
-    left = [f"Not judged, because MaGA, the original or the retrain has not been run, or not with the others' seeds: {', '.join(missing)}."] if missing else []
+    why = "because MaGA, the original or the retrain has not been run, or not with the others' seeds"
+    left = [f"Not judged, {why}: {', '.join(missing)}."] if missing else []
     if not ours:
         return left
     paper = {p: standing(paper_case(cases[p])) for p in ours} if result.settings.size.comparable else {}
