@@ -1,5 +1,7 @@
 """A user's own images: folders with and without a test part, the names of rows, and a request that lists files."""
 
+import io
+import json
 import os
 import re
 import shutil
@@ -11,15 +13,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from maga.cache import caches_of, purge_cache
 from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class
 from maga.experiments.report import paper_folder, paper_numbers
 from maga.measures.attacks import quantised
 from maga.requests import forget_files, twins_of
-from maga.sources import from_folder, load, put_aside
+from maga.sources import from_folder, from_parquet, load, put_aside
 
 
 @pytest.fixture(autouse=True)
@@ -370,3 +375,51 @@ def test_rows_that_were_restored_without_outputs_are_named(monkeypatch, tmp_path
     row = SimpleNamespace(key="k", spec=SimpleNamespace(method="maga", target="rocket", unlearning_seed=0))
     with pytest.raises(MagaError, match=r"outputs of a run \(maga, rocket, seed 0\) are not in .*restored without them: run it in another folder"):
         opinions.said_by(SimpleNamespace(store=SimpleNamespace(folder=tmp_path)), row, torch.arange(3))
+
+
+# Caches of data behind links
+
+
+def behind_links(place, kind):
+    "The data of a folder under another name: its files are links, or its class folders, or itself."
+    other, store = place / "linked", (place / "mine").rename(place / "store")
+    if kind == "itself":
+        other.symlink_to(store)
+    for file in sorted(store.rglob("*.png")) if kind != "itself" else ():
+        link = other / file.relative_to(store)
+        source, link = (file.parent, link.parent) if kind == "classes" else (file, link)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(source)
+    return other, store
+
+
+@pytest.mark.parametrize("kind", ["files", "classes", "itself"])
+def test_the_cache_of_linked_images_is_found_by_every_name(kind, folder, tmp_path, monkeypatch):
+    linked, store = behind_links(tmp_path, kind)
+    from_folder(linked)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    for name in (linked, store, linked / "train", store / "train" / "cat"):
+        assert len(caches_of(name)) == 1, name
+    monkeypatch.chdir(tmp_path)
+    assert len(caches_of("linked")) == len(caches_of("store")) == 1 and caches_of("elsewhere") == []
+    (tmp_path / "third").symlink_to(linked)  # the folder with the links by a name of its own
+    from_folder("third")
+    assert purge_cache("third") and not list((tmp_path / "cache").iterdir())
+
+
+def test_a_cache_read_by_two_names_is_found_by_the_later_one(tmp_path):
+    "Revisions of a data set link to the same files, as in the hub library's cache."
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["cat"]}}
+    (tmp_path / "blobs").mkdir()
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(buffer, "PNG")
+    table = pa.table({"image": [{"bytes": buffer.getvalue(), "path": ""}], "label": [0]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "blobs/abc")
+    for name in ("old", "new"):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+        for part in ("train", "test"):
+            (tmp_path / "snapshots" / name / f"{part}-0.parquet").symlink_to(tmp_path / "blobs/abc")
+        from_parquet(tmp_path / "snapshots" / name)
+        assert len(caches_of(tmp_path / "snapshots" / name)) == len(caches_of(tmp_path / "blobs")) == 1
