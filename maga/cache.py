@@ -25,7 +25,7 @@ from .data import ImageSet
 from .mapped import metadata, read_tensors, room, write_in_parts
 
 # %% auto #0
-__all__ = ['cache_folder', 'Undecoded', 'cached', 'caches_of', 'sources_of', 'purge_cache']
+__all__ = ['cache_folder', 'Undecoded', 'cached', 'caches_of', 'sources_of', 'purge_cache', 'unfinished']
 
 # %% ../nbs/012_cache.ipynb #d939657b
 def cache_folder() -> Path:
@@ -166,7 +166,7 @@ def purge_cache(
     source: str | Path | None = None,  # a folder whose decoded images go; None: all that a cache holds
 ) -> list[Path]:
     "Delete decoded images, those of images that are deleted or changed among them, and what a killed process left; returns the files that are gone."
-    gone = [*caches_of(source), *_unfinished()]
+    gone = [*caches_of(source), *unfinished()]
     for path in gone:
         path.unlink(missing_ok=True)
     return gone
@@ -203,7 +203,7 @@ def _said(path: Path) -> _Said | None:
         return None
 
 
-def _unfinished() -> list[Path]:
+def unfinished() -> list[Path]:
     "What a killed process left of decoding: unfinished files to which nothing was written for a minute. They do not say whose images they hold."
     def idle(path: Path) -> bool:
         try:
@@ -217,7 +217,7 @@ def _unfinished() -> list[Path]:
 
 def _drop_stale(folders: Sequence[str], asked: str) -> None:
     "Delete caches that share a folder with these and were made in the same way: the images have changed since. Unfinished ones go, too."
-    for path in _unfinished():
+    for path in unfinished():
         path.unlink(missing_ok=True)
     for path in cache_folder().glob("*.safetensors"):
         if (said := _said(path)) and said.asked == asked and said.folders.intersection(folders):

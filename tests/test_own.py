@@ -29,7 +29,7 @@ from maga.own import command
 from maga.own.ledger import Entry, in_force, open_result
 from maga.own.networks import in_model_order, open_network, write_weights
 from maga.requests import after
-from maga.sources import digits
+from maga.sources import digits, from_folder
 from maga.training import Examples, FitConfig, fit
 
 from .forked import ROOT, Forked
@@ -522,3 +522,37 @@ def test_an_original_that_is_at_chance_is_named(at, desk, capsys):
     "A wrong normalisation is no error of any single step; the report says what to check."
     at(f"{GOOD} --forget three --mean 0 --std 0.004 --classes nine,eight,seven,six,five,four,three,two,one,zero --out wrong --set fit.epochs=1", capsys)
     assert any("near chance" in w for w in json.loads((desk / "wrong/report.json").read_text())["warnings"])
+
+
+def test_purge_deletes_what_is_decoded_after_the_request(at, desk, capsys, tmp_path, monkeypatch):
+    "At another size, by a process that was killed, into a cache that was named by a relative path, and from another working folder."
+    monkeypatch.setenv("MAGA_CACHE", "near")
+    few = [s.subset(torch.arange(100)) for s in digits()]
+    as_folder(desk / "some", dict(zip(("train", "test"), few, strict=True)))
+    assert at("maga forget --model model.safetensors --data some --forget three --out purged --set fit.lr=0.05 --set fit.epochs=1", capsys)[0] == 0
+    (first,) = (desk / "near").iterdir()
+    from_folder(desk / "some", 16)
+    (left := desk / "near" / f".{first.name}.a1").write_bytes(b"pixels")
+    os.utime(left, (0, 0))
+    monkeypatch.setenv("MAGA_CACHE", str(desk / "near"))
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = at(f"maga purge {desk}/purged", capsys)
+    assert code == 0 and out.count("deleted: ") == 3 and str(first) in out and not list((desk / "near").iterdir())
+    assert "nothing of ours" in at(f"maga purge {desk}/purged", capsys)[1]
+
+
+def test_images_behind_links_are_listed_and_purged(at, desk, capsys, tmp_path):
+    "Links are deleted where the list says it, and what they lead to as well."
+    few = [s.subset(torch.arange(100)) for s in digits()]
+    as_folder(tmp_path / "store", dict(zip(("train", "test"), few, strict=True)))
+    for file in (tmp_path / "store").rglob("*.png"):
+        link = tmp_path / "linked" / file.relative_to(tmp_path / "store")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    line = f"maga forget --model model.safetensors --data {tmp_path}/linked --forget three --out {tmp_path}/out --set fit.lr=0.05 --set fit.epochs=1"
+    assert at(line, capsys)[0] == 0
+    with (tmp_path / "out/artefacts.csv").open() as f:
+        listed = {a["path"]: a for a in csv.DictReader(f)}
+    assert listed[f"{tmp_path}/linked/train/three"]["what"].endswith("forgotten images")
+    assert listed[f"{tmp_path}/store/train/three"]["what"].endswith("behind links")
+    assert at(f"maga purge {tmp_path}/out", capsys)[1].count("deleted: ") == 1

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import caches_of, sources_of
+from ..cache import caches_of, sources_of, unfinished
 from ..checks import Checked, MagaError, write_whole
 from ..data import ForgetSplit, class_id
 from ..judges.contract import image_hashes
@@ -26,7 +26,8 @@ from ..requests import remembering
 from ..sources import NAMES, TUNING
 
 # %% auto #0
-__all__ = ['Entry', 'Ledger', 'open_result', 'in_force', 'earlier_ones', 'Artefact', 'artefacts', 'write_artefacts', 'purge']
+__all__ = ['Entry', 'Ledger', 'open_result', 'in_force', 'earlier_ones', 'Artefact', 'read_from', 'artefacts', 'write_artefacts',
+           'purge']
 
 # %% ../../nbs/702_ledger.ipynb #22e703e1
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Ledger(Checked):
     std: tuple[float, ...]
     head: str = ""  # the named last layer; "": found
     entries: tuple[Any, ...] = field(default_factory=tuple)  # of the first request to the last
+    data_folder: str = ""  # that the images were read from; "": none, or not said
+    data_name: str = ""  # of the data set, where its caches are known by that
 
     def decoded_at(self, size: int | None) -> int | None:
         "The side to decode images at, so that hashes find those of earlier requests; None: as they are. Where no entry says it, `size`."
@@ -150,15 +153,23 @@ class Artefact:
 _CUT_FROM = {"cifar20": "cifar100", "cifar10_small": "cifar10"}
 
 
-def _caches(data: str, data_root: str | Path) -> list[Path]:
-    "The files of maga's cache that hold decoded images of a data set."
-    name, root = data.removesuffix(TUNING), Path(data_root).expanduser()
+def read_from(
+    data: str,  # as `load` takes it, or a folder
+    data_root: str | Path = "data",  # the folder of local data sets
+) -> tuple[str, str]:
+    "(folder, name): what the caches of a data set are known by, from any working folder; two empty texts where it has none."
+    name, root = data.removesuffix(TUNING), Path(data_root).expanduser().absolute()
     if name.startswith("hub:"):
-        return caches_of(name=name.removeprefix("hub:"))
+        return "", name.removeprefix("hub:")
     if name in NAMES:
         stored = next((f for f in (root / _CUT_FROM.get(name, name), root) if any(f.glob("train-*.parquet"))), None)
-        return caches_of(stored, stored.name) if stored else []
-    return caches_of(name.removeprefix("folder:"))
+        return (str(stored), stored.name) if stored else ("", "")
+    return str(Path(name.removeprefix("folder:")).expanduser().absolute()), ""
+
+
+def _caches(folder: str, name: str) -> list[Path]:
+    "The files of maga's cache that hold decoded images of a data set."
+    return caches_of(folder or None, name) if folder or name else []
 
 
 def artefacts(
@@ -173,13 +184,16 @@ def artefacts(
     found = [Artefact(str(network.weights), "the original network", "weights", "yours", accepted)]
     root = Path(data.removeprefix("folder:")).expanduser()
     rows = ((split.train, split.forget_train), (split.test, split.forget_test))
-    places = Counter(str((root / images.files[i]).parent) for images, gone in rows if images.files for i in gone.tolist())
+    files = [root / images.files[i] for images, gone in rows if images.files for i in gone.tolist()]
+    places, behind = Counter(str(f.parent) for f in files), Counter(str(f.resolve().parent) for f in files if f.is_symlink())
     found += [Artefact(p, f"{n} forgotten images", "pixels", "yours", "delete those files") for p, n in sorted(places.items())]
+    found += [Artefact(p, f"{n} of them behind links", "pixels", "yours", "delete what the links lead to") for p, n in sorted(behind.items())]
     if not places:
         n = sum(len(gone) for _, gone in rows)
         found.append(Artefact(data, f"the data set, with {n:,} forgotten images", "pixels", "yours", "delete those rows"))
-    caches = _caches(data, data_root)
-    found += [Artefact(str(p), "decoded images of the data set", "pixels", "maga's", f"maga purge {folder}") for p in caches]
+    caches, ours = _caches(*read_from(data, data_root)), ("pixels", "maga's", f"maga purge {folder}")
+    found += [Artefact(str(p), "decoded images of the data set", *ours) for p in caches]
+    found += [Artefact(str(p), "decoded images that a killed process left, of whatever data", *ours) for p in unfinished()]
     downloads = sorted({p for c in caches for p in sources_of(c)}) if data.startswith("hub:") else []
     again = "delete it, and what was downloaded for it (`hf cache`); loaded again, the data set comes back whole"
     found += [Artefact(str(p), "the hub library's own copy of the data set", "pixels", "yours", again) for p in downloads]
@@ -202,7 +216,7 @@ def write_artefacts(found: Sequence[Artefact], path: str | Path) -> Path:
 def purge(
     folder: str | Path,  # of a result
 ) -> list[Path]:
-    "Delete maga's own files that hold pixels of forgotten images, as the result's list names them; returns what is gone."
+    "Delete maga's own files that hold pixels of forgotten images: those of the list, and what is decoded since; returns what is gone."
     path = Path(folder).expanduser() / "artefacts.csv"
     try:
         with path.open(newline="", encoding="utf-8") as f:
@@ -210,7 +224,10 @@ def purge(
     except (OSError, TypeError) as e:
         raise MagaError(f"{path} cannot be read ({e}); expected the list of a result of maga forget.") from e
     ours = [Path(a.path) for a in listed if a.whose == "maga's" and a.holds == "pixels"]
-    gone = [p for p in ours if p.exists()]
+    if path.with_name("ledger.json").is_file():
+        ledger = Ledger.load(folder)
+        ours += _caches(ledger.data_folder, ledger.data_name)
+    gone = [p for p in dict.fromkeys([*ours, *unfinished()]) if p.exists()]
     for p in gone:
         p.unlink()
     return gone

@@ -30,7 +30,7 @@ from ..measures.metrics import Measurement
 from ..methods.contract import show_flow
 from ..models import Classifier
 from .forgetting import Forgotten
-from .ledger import Artefact, Entry, Ledger, artefacts, write_artefacts
+from .ledger import Artefact, Entry, Ledger, artefacts, read_from, write_artefacts
 from .networks import Network
 from ..packaged import file_revision
 
@@ -287,7 +287,8 @@ def write_result(
         written = network.write(inner, part)
         entry, train = Entry.of(split, result.plan.method.name, datetime.now(UTC).date().isoformat()), split.train
         side = train.size or (train.images.shape[-1] if train.images.shape[-1] == train.images.shape[-2] else None)
-        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, (*entries, entry))
+        known = (*entries, entry), *read_from(data, data_root)
+        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known)
         ledger.save(part)
         found = artefacts(network, split, data, folder, data_root)
         write_artefacts(found, part / "artefacts.csv")
