@@ -36,7 +36,7 @@ from .packaged import no_waiting
 # %% auto #0
 __all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'HELD_OUT', 'ASIDE', 'ASIDE_SEED', 'Samples', 'NAMES', 'TUNING',
            'digits', 'from_parquet', 'from_torchvision', 'aside_files', 'from_folder', 'from_hub', 'load', 'halved',
-           'put_aside']
+           'without_tuning', 'put_aside']
 
 # %% ../nbs/002_sources.ipynb #d975a449
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -325,8 +325,8 @@ def load(
     check_value("size", size, Count | None)
     place = pick_device(str(device))
     kind, _, rest = name.partition(":")
-    if name.endswith(TUNING):
-        pair = put_aside(load(name.removesuffix(TUNING), root, device, size, download)[0])
+    if (whole := without_tuning(name)) != name:
+        pair = put_aside(load(whole, root, device, size, download, mean, std)[0])
     elif name == "digits":
         pair = digits()
     elif kind == "folder" and rest:
@@ -340,7 +340,7 @@ def load(
     seen: dict[str, Any] = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
     if size is not None and pair[0].sides != (size, size):
         seen["size"] = size
-    if kind in ("folder", "hub") and mean is None and not name.endswith(TUNING):
+    if kind in ("folder", "hub") and mean is None and whole == name:
         warnings.warn(f"{name} is normalised with CIFAR's mean and std: pass those of your model's training, mean=… and std=….", stacklevel=2)
     return replace(pair[0].to(place), **seen), replace(pair[1].to(place), **seen)
 
@@ -372,6 +372,12 @@ def halved(images: ImageSet) -> ImageSet:
 
 # %% ../nbs/002_sources.ipynb #d0faee1f
 TUNING = "_tuning"  # the end of a data set's name whose training images stand for both parts
+
+
+def without_tuning(name: str) -> str:
+    "The data set that a name with this ending is cut from; the name itself where it has another one, or is that of a folder."
+    there = name.startswith("folder:") and Path(name.removeprefix("folder:")).expanduser().is_dir()
+    return name if there else name.removesuffix(TUNING)
 
 
 def put_aside(

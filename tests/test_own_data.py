@@ -23,6 +23,7 @@ from maga.cache import caches_of, purge_cache
 from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class
 from maga.experiments.report import paper_folder, paper_numbers
 from maga.measures.attacks import quantised
+from maga.own.ledger import read_from
 from maga.requests import forget_files, twins_of
 from maga.sources import from_folder, from_parquet, load, put_aside
 
@@ -423,3 +424,18 @@ def test_a_cache_read_by_two_names_is_found_by_the_later_one(tmp_path):
             (tmp_path / "snapshots" / name / f"{part}-0.parquet").symlink_to(tmp_path / "blobs/abc")
         from_parquet(tmp_path / "snapshots" / name)
         assert len(caches_of(tmp_path / "snapshots" / name)) == len(caches_of(tmp_path / "blobs")) == 1
+
+
+def test_a_folder_whose_name_ends_as_a_tuning_split_is_itself(folder, tmp_path):
+    "`photos_tuning` beside `photos`: the ending means a split only where no folder has it."
+    seen = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    shutil.copytree(folder, tmp_path / "mine_tuning")
+    shutil.rmtree(tmp_path / "mine_tuning/train/dog"), shutil.rmtree(tmp_path / "mine_tuning/test/dog")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train, test = load(f"folder:{folder}_tuning", **seen)
+        assert train.classes == ("cat", "rocket") and (len(train), len(test)) == (12, 4)
+        assert read_from(f"{folder}_tuning") == read_from(f"folder:{folder}_tuning") == (f"{folder}_tuning", "")
+        shutil.rmtree(tmp_path / "mine_tuning")
+        train, aside = load(f"folder:{folder}_tuning", **seen)
+    assert (len(train), len(aside)) == (15, 3) and read_from(f"folder:{folder}_tuning") == (str(folder), "")

@@ -23,10 +23,10 @@ from ..data import ForgetSplit, class_id
 from ..judges.contract import image_hashes
 from .networks import Network, open_network
 from ..requests import remembering
-from ..sources import NAMES, TUNING
+from ..sources import NAMES, without_tuning
 
 # %% auto #0
-__all__ = ['Entry', 'Ledger', 'open_result', 'in_force', 'earlier_ones', 'Artefact', 'read_from', 'artefacts', 'write_artefacts',
+__all__ = ['Entry', 'Ledger', 'open_result', 'in_force', 'earlier_ones', 'read_from', 'Artefact', 'artefacts', 'write_artefacts',
            'purge']
 
 # %% ../../nbs/702_ledger.ipynb #22e703e1
@@ -139,6 +139,33 @@ def earlier_ones(
     return [e for e in entries if not (set(e.classes) <= set(now.classes) and set(e.images) <= set(now.images))]
 
 # %% ../../nbs/702_ledger.ipynb #dac39e5c
+_CUT_FROM = {"cifar20": "cifar100", "cifar10_small": "cifar10"}
+
+
+def read_from(
+    data: str,  # as `load` takes it, or a folder
+    data_root: str | Path = "data",  # the folder of local data sets
+) -> tuple[str, str]:
+    "(folder, name): what the caches of a data set are known by, from any working folder; two empty texts where it has none."
+    name, root = _whole(data), Path(data_root).expanduser().absolute()
+    if name.startswith("hub:"):
+        return "", name.removeprefix("hub:")
+    if name in NAMES:
+        stored = next((f for f in (root / _CUT_FROM.get(name, name), root) if any(f.glob("train-*.parquet"))), None)
+        return (str(stored), stored.name) if stored else ("", "")
+    return str(Path(name.removeprefix("folder:")).expanduser().absolute()), ""
+
+
+def _whole(data: str) -> str:
+    "Without the ending `_tuning`, unless that is the name of a folder."
+    return data if data not in NAMES and Path(data).expanduser().is_dir() else without_tuning(data)
+
+
+def _caches(folder: str, name: str) -> list[Path]:
+    "The files of maga's cache that hold decoded images of a data set."
+    return caches_of(folder or None, name) if folder or name else []
+
+# %% ../../nbs/702_ledger.ipynb #9145013a
 @dataclass(frozen=True)
 class Artefact:
     "A file or folder that was made from the forgotten images, or remembers them."
@@ -148,28 +175,6 @@ class Artefact:
     holds: str  # of the forgotten images: pixels, weights, hashes, numbers
     whose: str  # yours, or maga's
     remedy: str  # what deletes it, or why it may stay
-
-
-_CUT_FROM = {"cifar20": "cifar100", "cifar10_small": "cifar10"}
-
-
-def read_from(
-    data: str,  # as `load` takes it, or a folder
-    data_root: str | Path = "data",  # the folder of local data sets
-) -> tuple[str, str]:
-    "(folder, name): what the caches of a data set are known by, from any working folder; two empty texts where it has none."
-    name, root = data.removesuffix(TUNING), Path(data_root).expanduser().absolute()
-    if name.startswith("hub:"):
-        return "", name.removeprefix("hub:")
-    if name in NAMES:
-        stored = next((f for f in (root / _CUT_FROM.get(name, name), root) if any(f.glob("train-*.parquet"))), None)
-        return (str(stored), stored.name) if stored else ("", "")
-    return str(Path(name.removeprefix("folder:")).expanduser().absolute()), ""
-
-
-def _caches(folder: str, name: str) -> list[Path]:
-    "The files of maga's cache that hold decoded images of a data set."
-    return caches_of(folder or None, name) if folder or name else []
 
 
 def artefacts(
@@ -182,7 +187,7 @@ def artefacts(
     "Every file that is known to hold or remember what was forgotten; backups and copies made elsewhere are not known."
     accepted = "delete it, and its optimiser's state, when the result is accepted"
     found = [Artefact(str(network.weights), "the original network", "weights", "yours", accepted)]
-    root = Path(data.removeprefix("folder:")).expanduser()
+    root = Path(_whole(data).removeprefix("folder:")).expanduser()
     rows = ((split.train, split.forget_train), (split.test, split.forget_test))
     files = [root / images.files[i] for images, gone in rows if images.files for i in gone.tolist()]
     places, behind = Counter(str(f.parent) for f in files), Counter(str(f.resolve().parent) for f in files if f.is_symlink())
