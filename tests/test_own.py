@@ -28,7 +28,7 @@ from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command
 from maga.own.ledger import Entry, in_force, open_result
 from maga.own.networks import in_model_order, open_network, write_weights
-from maga.requests import after
+from maga.requests import after, forget_files
 from maga.sources import digits, from_folder
 from maga.training import Examples, FitConfig, fit
 
@@ -556,3 +556,19 @@ def test_images_behind_links_are_listed_and_purged(at, desk, capsys, tmp_path):
     assert listed[f"{tmp_path}/linked/train/three"]["what"].endswith("forgotten images")
     assert listed[f"{tmp_path}/store/train/three"]["what"].endswith("behind links")
     assert at(f"maga purge {tmp_path}/out", capsys)[1].count("deleted: ") == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*the same pixels")
+def test_a_list_that_names_an_image_of_a_forgotten_class_keeps_the_size_of_the_others():
+    "Three is forgotten as a whole, then a list has one three and five ones: the ones are found by hashes alone, so at that size alone."
+    train, test = digits()
+    first = Entry.of(forget_class(train, test, "three"), "restart", "2026-01-01")
+    rows = [int((train.labels == 3).nonzero()[0]), *(train.labels == 1).nonzero().flatten()[:5].tolist()]
+    second = Entry.of(in_force(forget_files(train, test, rows), [first]), "restart", "2026-01-02")
+    assert second.classes == () and len(second.images) == 6
+    big = [replace(s, images=s.images.repeat_interleave(2, 2).repeat_interleave(2, 3)) for s in (train, test)]
+    for entry in (second, replace(second, classes=("three",))):  # the other is what ledgers said until now
+        third = in_force(forget_class(train, test, "eight"), [first, entry])
+        assert int((train.labels[third.earlier_train] == 1).sum()) == 5
+        with pytest.raises(MagaError, match="at 8×8 pixels"):
+            in_force(forget_class(*big, "eight"), [first, entry])

@@ -47,7 +47,7 @@ class Entry(Checked):
         "The entry of a request: its own images; those of earlier requests have entries of their own."
         train, test = split.train, split.test
         gone = {h for images, rows in ((train, split.forget_train), (test, split.forget_test)) for h in image_hashes(images.pixels(rows))}
-        whole = {int(k) for k in train.labels[split.forget_train].unique()} & set(split.forgotten)
+        whole = {int(k) for k in train.labels[split.forget_train].unique()} & set(split.forgotten) if split.task == "class" else set()
         classes = tuple(train.classes[k] for k in sorted(whole))
         return cls(split.target, split.task, method, date, classes, tuple(sorted(gone)), tuple(train.images.shape[-2:]))
 
@@ -109,7 +109,7 @@ def in_force(
         return split
     known, sides = {h for e in entries for h in e.images}, tuple(split.train.images.shape[-2:])
     gone = {class_id(split.train.classes, c) for e in entries for c in e.classes}
-    alone = [e for e in entries if e.images and not e.classes]  # no label stands for their images
+    alone = [e for e in entries if e.images and e.task != "class"]  # no label stands for their images
     if odd := next((e for e in alone if e.sides and e.sides != sides), None):
         h, w = odd.sides
         what = f"The images of the earlier request ({odd.what}) were hashed at {h}×{w} pixels, and these have {sides[0]}×{sides[1]}"
