@@ -572,3 +572,18 @@ def test_a_list_that_names_an_image_of_a_forgotten_class_keeps_the_size_of_the_o
         assert int((train.labels[third.earlier_train] == 1).sum()) == 5
         with pytest.raises(MagaError, match="at 8×8 pixels"):
             in_force(forget_class(*big, "eight"), [first, entry])
+
+
+def test_random_images_are_none_that_earlier_requests_named(at, capsys):
+    "They are drawn from the others; an audit of the result draws the same ones, whichever network is the original."
+    brief = "--set fit.lr=0.05 --set fit.epochs=1"
+    assert at(f"{GOOD} --forget eight --out no_eight_first {brief}", capsys)[0] == 0
+    code, _, err = at(f"maga forget --model no_eight_first --data photos --random 100 --seed 3 --out and_random {brief}", capsys)
+    assert code == 0, err
+    asked = re.search(r".*forget 100 random images.*", err)[0]
+    record, train = json.loads(Path("and_random/report.json").read_text()), digits()[0]
+    assert record["images"]["forgotten"] == 100 and record["images"]["retained"] == int((train.labels != 8).sum()) - 100
+    for original in ("no_eight_first", "model.safetensors"):
+        line = f"maga audit --original {original} --unlearned and_random --data photos --random 100 --seed 3"
+        code, _, err = at(line, capsys)
+        assert code == 0 and asked in err, (asked, err)

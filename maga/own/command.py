@@ -178,7 +178,7 @@ def forget_command(
     from maga.experiments.settings import names_of
     from maga.own.forgetting import Wanted, planned
     from maga.own.forgetting import forget as run
-    from maga.own.ledger import in_force
+    from maga.own.ledger import gone_before, in_force
     from maga.own.report import check_free, percent, write_result
     from maga.progress import ProgressBar
 
@@ -193,7 +193,7 @@ def forget_command(
         model, weights, data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head
     )
     entries = ledger.entries if ledger else ()
-    split = in_force(wanted.split(train, test), entries)
+    split = in_force(wanted.split(train, test, gone_before(train, entries) if random else None), entries)
     _tell(f"{split}")
     plan = planned(network.model, split, method, preset, part, trained_epochs, changes, judge, network.make, seed, ProgressBar("learning rates"))
     _tell(plan.why)
@@ -270,7 +270,7 @@ def audit_command(
     from maga.experiments.settings import names_of
     from maga.own.audit import audit
     from maga.own.forgetting import Wanted, trained_retrains, usual_training
-    from maga.own.ledger import earlier_ones, in_force
+    from maga.own.ledger import carried_out
     from maga.progress import ProgressBar
 
     if train_retrains and (trained_epochs is None or not out):
@@ -288,8 +288,7 @@ def audit_command(
 
     first, train, test, ledger = network(original)
     result, _, _, later = network(unlearned, train, test)
-    split = wanted.split(train, test)
-    split = in_force(split, earlier_ones(split, {e: None for known in (ledger, later) if known for e in known.entries}))
+    split = carried_out(wanted, train, test, *(book.entries if book else () for book in (ledger, later)))
     _tell(f"{split}")
     retrains = [network(r, train, test)[0].model for r in retrain or []]
     if train_retrains and trained_epochs is not None:

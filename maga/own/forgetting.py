@@ -60,7 +60,12 @@ class Wanted(Checked):
         if sum(map(bool, (self.classes, self.subclass, self.files, self.random))) != 1:
             raise MagaError("Say what must go, in one way: classes, a sub-class, files, or a number of random images.")
 
-    def split(self, train: ImageSet, test: ImageSet) -> ForgetSplit:
+    def split(
+        self,
+        train: ImageSet,
+        test: ImageSet,
+        gone: Tensor | None = None,  # bool [N]: training images that earlier requests forgot; random ones are among the others
+    ) -> ForgetSplit:
         "The request on these images; `MagaError` where they do not hold what is wanted."
 
         def named(wanted: str) -> str | int:
@@ -72,7 +77,7 @@ class Wanted(Checked):
             return forget_subclass(train, test, self.subclass)
         if self.files:
             return forget_files(train, test, [int(f) if f.isdigit() else f for f in self.files])
-        return forget_random(train, test, self.random, self.seed)
+        return forget_random(train, test, self.random, self.seed, None if gone is None else (~gone).nonzero().flatten())
 
     def __str__(self) -> str:
         if self.files:

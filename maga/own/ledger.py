@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,15 @@ from torch import Tensor
 
 from ..cache import caches_of, sources_of, unfinished
 from ..checks import Checked, MagaError, write_whole
-from ..data import ForgetSplit, class_id
+from ..data import ForgetSplit, ImageSet, class_id
 from ..judges.contract import image_hashes
 from .networks import Network, open_network
 from ..requests import remembering
 from ..sources import NAMES, without_tuning
 
 # %% auto #0
-__all__ = ['Entry', 'Ledger', 'open_result', 'in_force', 'earlier_ones', 'read_from', 'Artefact', 'artefacts', 'write_artefacts',
-           'purge']
+__all__ = ['Entry', 'Ledger', 'open_result', 'gone_before', 'in_force', 'earlier_ones', 'carried_out', 'read_from', 'Artefact',
+           'artefacts', 'write_artefacts', 'purge']
 
 # %% ../../nbs/702_ledger.ipynb #22e703e1
 @dataclass(frozen=True)
@@ -99,6 +100,18 @@ def open_result(
     return replace(network, source=ledger.source, classes=ledger.classes, size=ledger.size, mean=ledger.mean, std=ledger.std), ledger
 
 # %% ../../nbs/702_ledger.ipynb #1247cbf1
+def gone_before(
+    images: ImageSet,
+    entries: Iterable[Entry],
+) -> Tensor:
+    "bool [N]: which of the images these requests forgot, with their class or one by one."
+    entries = list(entries)
+    known, named = {h for e in entries for h in e.images}, {c for e in entries for c in e.classes}
+    labels = torch.tensor([k for k, c in enumerate(images.classes) if c in named], dtype=torch.int64, device=images.device)
+    listed = torch.tensor([h in known for h in image_hashes(images.images)], dtype=torch.bool, device=images.device)
+    return listed | torch.isin(images.labels, labels)
+
+
 def in_force(
     split: ForgetSplit,  # what to forget now
     entries: Iterable[Entry],
@@ -126,7 +139,7 @@ def in_force(
 
     return remembering(split, gone, before)
 
-
+# %% ../../nbs/702_ledger.ipynb #5e3d579d
 def earlier_ones(
     split: ForgetSplit,  # what is forgotten, alone
     entries: Iterable[Entry],  # of a network that has forgotten it, among others
@@ -137,6 +150,20 @@ def earlier_ones(
         return []
     now = Entry.of(split, "", "")
     return [e for e in entries if not (set(e.classes) <= set(now.classes) and set(e.images) <= set(now.images))]
+
+
+def carried_out(
+    wanted: Any,  # see `own.forgetting`
+    train: ImageSet,
+    test: ImageSet,
+    before: Sequence[Entry],  # of the original
+    after: Sequence[Entry],  # of the result
+) -> ForgetSplit:
+    "The request as it was carried out between two networks, with the other ones of both in force."
+    known = [*before, *(e for e in after if e not in before)]
+    earlier = [*before, *takewhile(lambda e: e.what != str(wanted), known[len(before) :])]
+    split = wanted.split(train, test, gone_before(train, earlier) if wanted.random else None)
+    return in_force(split, earlier_ones(split, known))
 
 # %% ../../nbs/702_ledger.ipynb #dac39e5c
 _CUT_FROM = {"cifar20": "cifar100", "cifar10_small": "cifar10"}
