@@ -25,10 +25,10 @@ from typer.main import get_command
 from maga.checks import MagaError
 from maga.data import forget_class
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
-from maga.own import command
+from maga.own import command, forgetting
 from maga.own.ledger import Entry, in_force, open_result
 from maga.own.networks import in_model_order, open_network, write_weights
-from maga.requests import after, forget_files
+from maga.requests import after, forget_files, same_images
 from maga.sources import digits, from_folder
 from maga.training import Examples, FitConfig, fit
 
@@ -587,3 +587,24 @@ def test_random_images_are_none_that_earlier_requests_named(at, capsys):
         line = f"maga audit --original {original} --unlearned and_random --data photos --random 100 --seed 3"
         code, _, err = at(line, capsys)
         assert code == 0 and asked in err, (asked, err)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+@pytest.mark.parametrize("task", ["class", "files"])
+def test_a_judge_sees_nothing_of_earlier_requests(task, deleted, split, original, monkeypatch):
+    "Its exemplars are of images that may be shown; a class that has none of them resembles itself alone, also where its images are deleted."
+    train, test = digits()
+    first = forget_class(train, test, "eight") if task == "class" else forget_files(train, test, list(range(200)))
+    entry = Entry.of(first, "restart", "2026-01-01")
+    if deleted:
+        train = train.subset(first.retain_train)
+    second, drawn = in_force(forget_class(train, test, "three"), [entry]), []
+    estimated = forgetting.estimate_transition
+    monkeypatch.setattr(forgetting, "estimate_transition", lambda judge, shown: drawn.append(shown) or estimated(judge, shown))
+    plan = forgetting.planned(original, second, "maga", "digits")
+    assert not same_images(drawn[0], first.train, first.forget_train).any()
+    T = plan.config.transition
+    assert T.classes == train.classes and ("eight" in drawn[0].classes) == (task == "files")
+    if task == "class":
+        assert T.T[8].tolist() == T.T[:, 8].tolist() == torch.eye(10)[8].tolist()
+        assert forgetting.forget(original, second, plan).after.A_f <= 5

@@ -212,13 +212,20 @@ def transition_of(
     generator: torch.Generator,
     exemplars: int = 10,  # of each class
 ) -> TransitionMatrix:
-    "T for MaGA and its relatives; `MagaError` where a class has too few images."
+    "T for MaGA and its relatives, from images that may be shown: a class without any resembles itself alone. `MagaError` where a class has too few."
     if judge.endswith(".safetensors"):
         return TransitionMatrix.load(judge)
-    shown = draw_exemplars(split.train, exemplars, generator)
-    return estimate_transition(make_judge(judge, shown, model, JudgeOptions(device=str(split.device))), shown)
+    shown = split.train if split.earlier_train is None else split.train.subset(split.shown_train)
+    there = shown.labels.unique()
+    known = replace(shown, labels=torch.searchsorted(there, shown.labels), classes=tuple(shown.classes[k] for k in there.tolist()))
+    drawn = draw_exemplars(known, exemplars, generator)
+    found = estimate_transition(make_judge(judge, drawn, model, JudgeOptions(device=str(split.device))), drawn)
+    S, rows = torch.eye(split.num_classes), there.cpu()
+    S[rows[:, None], rows] = found.S
+    return TransitionMatrix.from_similarity(S, shown.classes, **found.about)
 
 
+# %% ../../nbs/701_forgetting.ipynb #b7c3b54e
 def planned(
     model: nn.Module,
     split: ForgetSplit,
