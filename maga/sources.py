@@ -199,15 +199,17 @@ Samples = tuple[list[str], list[tuple[str, int]]]
 
 
 def _samples(root: Path, place: Path) -> Samples:
-    "The classes of a folder of class folders, and (path, label) of its images; hidden ones are left out."
+    "The classes of a folder of class folders, and (path, label) of its images; hidden ones are left out, and a class may be empty."
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
     try:
         classes = [c for c in find_classes(place)[0] if not c.startswith(".")]
-        samples = make_dataset(place, {c: k for k, c in enumerate(classes)}, IMG_EXTENSIONS)
+        samples = make_dataset(place, {c: k for k, c in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True)
     except OSError as e:
         raise MagaError(f"{root} is no folder of class folders ({e}); expected <class>/<image> in it, or train and test with class folders.") from e
-    return classes, [s for s in samples if not any(p.startswith(".") for p in Path(s[0]).relative_to(place).parts)]
+    if shown := [s for s in samples if not any(p.startswith(".") for p in Path(s[0]).relative_to(place).parts)]:
+        return classes, shown
+    raise MagaError(f"{place} has class folders, and no image in any of them; expected files that end in {', '.join(IMG_EXTENSIONS)}.")
 
 
 def aside_files(

@@ -608,3 +608,27 @@ def test_a_judge_sees_nothing_of_earlier_requests(task, deleted, split, original
     if task == "class":
         assert T.T[8].tolist() == T.T[:, 8].tolist() == torch.eye(10)[8].tolist()
         assert forgetting.forget(original, second, plan).after.A_f <= 5
+
+
+def test_the_forgotten_images_are_deleted_and_their_folders_stay(at, desk, capsys):
+    "As the report advises. The next request and its audit go on from there; an audit of the first one says what it lacks."
+    brief = "--set fit.lr=0.05 --set fit.epochs=1"
+    shutil.copytree(desk / "photos", desk / "kept/photos")
+    assert at(f"maga forget --model model.safetensors --data kept/photos --forget three --out emptied {brief}", capsys)[0] == 0
+    with (desk / "emptied/artefacts.csv").open() as f:
+        for a in csv.DictReader(f):
+            if a["remedy"] == "delete those files":
+                for file in (desk / a["path"]).iterdir():
+                    file.unlink()
+    assert not list((desk / "kept/photos/train/three").iterdir())
+    for line in (f"--forget eight --out emptied_2 {brief}", f"--forget eight --method maga --preset digits --out emptied_3 {brief}"):
+        code, _, err = at(f"maga forget --model emptied --data kept/photos {line}", capsys)
+        assert code == 0, err
+    code, _, err = at("maga audit --original emptied --unlearned emptied_2 --data kept/photos --forget eight", capsys)
+    assert code == 0, err
+    code, _, err = at("maga audit --original model.safetensors --unlearned emptied --data kept/photos --forget three", capsys)
+    assert code == 1 and "no training image belongs to 'three'" in err and "Traceback" not in err, err
+    for file in (desk / "kept/photos/test").rglob("*.png"):
+        file.unlink()
+    code, _, err = at(f"maga forget --model emptied --data kept/photos --forget two --out emptied_4 {brief}", capsys)
+    assert code == 1 and "no image in any of them" in err, err
