@@ -194,6 +194,28 @@ def test_a_list_with_a_mistake_ends_in_one_sentence(folder, wanted, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_listed_image_that_was_put_aside_can_be_forgotten(loose, monkeypatch):
+    "A folder without test images of its own: whoever trained on all of it has trained on these."
+    with pytest.warns(UserWarning, match="put aside as the test set"):
+        train, test = from_folder(loose)
+    assert test.files[:2] == tuple(sorted(test.files[:2])) and all(f.startswith("cat/") for f in test.files[:2])
+    wanted = [test.files[1], train.files[3], f"{loose}/{test.files[2]}"]
+    with pytest.warns(UserWarning, match=rf"2 listed images \({test.files[1]}, {test.files[2]}\) were put aside .* has seen them"):
+        split = forget_files(train, test, wanted)
+    assert [split.train.files[k] for k in split.forget_train] == [train.files[3], test.files[1], test.files[2]]
+    assert (len(split.train), split.test.files) == (len(train) + 2, (test.files[0], test.files[3])) and len(split.forget_test) == 0
+    for images in (split.train, split.test):
+        for name, label, picture in zip(images.files, images.labels.tolist(), images.images, strict=True):
+            assert name.startswith(images.classes[label]) and np.array_equal(np.asarray(Image.open(loose / name)), picture.permute(1, 2, 0).numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert forget_files(train, test, wanted[::-1]).digest == split.digest
+        monkeypatch.setattr("maga.mapped.room", lambda device="cpu": 1000.0)
+        assert forget_files(train, test, wanted).digest == split.digest, "also where memory has no room"
+        with pytest.raises(MagaError, match="names all 4 images that were put aside"):
+            forget_files(train, test, test.files)
+
+
 def test_rows_without_names_are_numbers(digit_sets):
     assert forget_files(*digit_sets, [3, 1]).forget_train.tolist() == [1, 3]
     with pytest.raises(MagaError, match="images of digits have no names; give the numbers of rows, 0 to 1436"):
