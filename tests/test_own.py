@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import csv
+import errno
 import importlib
 import json
 import os
@@ -632,3 +633,34 @@ def test_the_forgotten_images_are_deleted_and_their_folders_stay(at, desk, capsy
         file.unlink()
     code, _, err = at(f"maga forget --model emptied --data kept/photos --forget two --out emptied_4 {brief}", capsys)
     assert code == 1 and "no image in any of them" in err, err
+
+
+def test_what_cannot_be_purged_is_named_beside_what_is_gone(at, desk, capsys, monkeypatch):
+    "A cache on a read-only disk: the others are deleted, and one sentence has both."
+    monkeypatch.setenv("MAGA_CACHE", str(desk / "locked"))
+    line = "maga forget --model model.safetensors --data photos --forget three --out locked_out --set fit.lr=0.05 --set fit.epochs=1"
+    assert at(line, capsys)[0] == 0
+    (first,) = (desk / "locked").iterdir()
+    from_folder(desk / "photos", 16)
+    unlink = Path.unlink
+
+    def refused(path, *a, **k):
+        if path == first:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        unlink(path, *a, **k)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    code, _, err = at("maga purge locked_out", capsys)
+    assert code == 1 and re.match(rf"Not deleted: {first} \(Read-only file system\); deleted: \S+safetensors\. Delete", err), err
+    assert list((desk / "locked").iterdir()) == [first]
+
+
+def test_numbers_and_lists_as_other_systems_write_them(tmp_path):
+    "A superscript is no number of a class or a row, and the mark at the beginning of a list is no part of a name."
+    train, test = digits()
+    with pytest.raises(MagaError, match="There is no class named '²'"):
+        forgetting.Wanted(classes=("²",)).split(train, test)
+    with pytest.raises(MagaError, match="images of digits have no names"):
+        forgetting.Wanted(files=("²",)).split(train, test)
+    (tmp_path / "list.txt").write_text("\ufefftrain/a/0.png\r\n3\r\n", encoding="utf-8")
+    assert command.lines_of(str(tmp_path / "list.txt")) == ("train/a/0.png", "3")

@@ -64,7 +64,7 @@ def settings_given(texts: Sequence[str]) -> dict[str, Any]:
 def lines_of(path: str) -> tuple[str, ...]:
     "The lines of a text file that are not empty; `MagaError` where it cannot be read."
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")  # Windows begins it with a mark
     except (OSError, UnicodeDecodeError) as e:
         raise MagaError(f"The list {path} cannot be read ({e}); expected a text file with an image or a row number a line.") from e
     return tuple(line.strip() for line in text.splitlines() if line.strip())

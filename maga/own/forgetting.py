@@ -69,14 +69,14 @@ class Wanted(Checked):
         "The request on these images; `MagaError` where they do not hold what is wanted."
 
         def named(wanted: str) -> str | int:
-            return int(wanted) if wanted.isdigit() and wanted not in train.classes else wanted
+            return int(wanted) if wanted.isdecimal() and wanted not in train.classes else wanted
 
         if self.classes:
             return forget_class(train, test, [named(c) for c in self.classes])
         if self.subclass:
             return forget_subclass(train, test, self.subclass)
         if self.files:
-            return forget_files(train, test, [int(f) if f.isdigit() else f for f in self.files])
+            return forget_files(train, test, [int(f) if f.isdecimal() else f for f in self.files])
         return forget_random(train, test, self.random, self.seed, None if gone is None else (~gone).nonzero().flatten())
 
     def __str__(self) -> str:

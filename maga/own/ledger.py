@@ -259,7 +259,16 @@ def purge(
     if path.with_name("ledger.json").is_file():
         ledger = Ledger.load(folder)
         ours += _caches(ledger.data_folder, ledger.data_name)
-    gone = [p for p in dict.fromkeys([*ours, *unfinished()]) if p.exists()]
-    for p in gone:
-        p.unlink()
+    gone, kept = list[Path](), list[str]()
+    for p in dict.fromkeys([*ours, *unfinished()]):
+        try:
+            p.unlink()
+            gone.append(p)
+        except FileNotFoundError:
+            continue
+        except OSError as e:
+            kept.append(f"{p} ({e.strerror})")
+    if kept:
+        what = f"Not deleted: {', '.join(kept)}; deleted: {', '.join(map(str, gone)) or 'nothing'}"
+        raise MagaError(f"{what}. Delete the former as a user who may write into their folder, then run it again.")
     return gone
