@@ -25,10 +25,12 @@ from typer.main import get_command
 
 from maga.checks import MagaError
 from maga.data import forget_class
+from maga.judges.transition import TransitionMatrix
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command, forgetting
 from maga.own.ledger import Entry, in_force, open_result
 from maga.own.networks import in_model_order, open_network, write_weights
+from maga.own.report import inputs_of
 from maga.requests import after, forget_files, same_images
 from maga.sources import digits, from_folder
 from maga.training import Examples, FitConfig, fit
@@ -664,3 +666,27 @@ def test_numbers_and_lists_as_other_systems_write_them(tmp_path):
         forgetting.Wanted(files=("²",)).split(train, test)
     (tmp_path / "list.txt").write_text("\ufefftrain/a/0.png\r\n3\r\n", encoding="utf-8")
     assert command.lines_of(str(tmp_path / "list.txt")) == ("train/a/0.png", "3")
+
+
+def test_inputs_that_changed_are_another_request(at, desk, capsys, tmp_path):
+    "The code of the network, the judge's matrix, an image: the same line is refused after each. What cannot be looked at is named."
+    shutil.copytree(desk / "photos", tmp_path / "photos")
+    (tmp_path / "net.py").write_text(NET)
+    TransitionMatrix.from_similarity(torch.rand(10, 10) + 0.1, sorted(digits()[0].classes)).save(tmp_path / "T.safetensors")
+    line = f"maga forget --model {tmp_path}/net.py:Net --weights net.pth --mean 0.5 --std 0.5 --data {tmp_path}/photos --forget three"
+    line += f" --judge {tmp_path}/T.safetensors --set fit.epochs=1 --set fit.lr=0.05 --out inputs"
+    code, _, err = at(line, capsys)
+    assert code == 0, err
+    for file in (tmp_path / "net.py", tmp_path / "T.safetensors", next((tmp_path / "photos/train/two").iterdir())):
+        code, out, _ = at(line, capsys)
+        assert code == 0 and out.strip() == "This very request is done: inputs/report.html"
+        held, time = file.read_bytes(), file.stat().st_mtime_ns
+        file.write_bytes(held + b"\n")
+        code, _, err = at(line, capsys)
+        assert code == 1 and "inputs that changed since" in err, (file, err)
+        file.write_bytes(held), os.utime(file, ns=(time, time))
+    next((tmp_path / "photos/test/two").iterdir()).unlink()
+    assert at(line, capsys)[0] == 1
+    line = "maga forget --model model.safetensors --data digits --forget three --set fit.epochs=1 --set fit.lr=0.05 --out inputs_2"
+    assert at(line, capsys)[0] == 0 and "(not known: whether digits changed since)" in at(line, capsys)[1]
+    assert inputs_of("package.module:Net", "", "features", "hub:x/y") == ([], ["package.module:Net", "hub:x/y"])

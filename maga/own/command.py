@@ -184,9 +184,9 @@ def forget_command(
 
     given = {k: v for k, v in locals().items() if isinstance(v, str | int | float | list | None) and k not in ("out", "as_json", "device")}
     wanted = Wanted(names_of(forget), subclass, lines_of(files) if files else (), random, seed)
-    request = _request(given, wanted)
+    request, unseen = _request(given, wanted)
     if check_free(out, request):
-        print(f"This very request is done: {out}/report.html")
+        print(f"This very request is done: {out}/report.html" + f" (not known: whether {', '.join(unseen)} changed since)" * bool(unseen))
         return
     part, changes = share_of(budget), settings_given(set_ or [])
     network, train, test, ledger = opened(
@@ -210,12 +210,13 @@ def forget_command(
     print(f"Weights, report and the list of what still remembers: {out}")
 
 # %% ../../nbs/707_command.ipynb #de3b50ff
-def _request(given: Mapping[str, Any], wanted: Any) -> str:
-    "A hash of what was asked for and of the weights' files as they are now, 16 hexadecimal digits."
-    places = [Path(given[k]).expanduser() for k in ("model", "weights") if given[k]]
-    files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
-    stamp = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(json.dumps([given, stamp, str(wanted), wanted.files], sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _request(given: Mapping[str, Any], wanted: Any) -> tuple[str, list[str]]:
+    "A hash of what was asked for and of its files as they are now, 16 hexadecimal digits; and what it depends on beside them."
+    from maga.own.report import inputs_of
+
+    stamp, unseen = inputs_of(given["model"], given["weights"], given["judge"], given["data"])
+    text = json.dumps([given, stamp, str(wanted), wanted.files], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16], unseen
 
 
 def _tell(text: str) -> None:
