@@ -15,6 +15,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -24,12 +25,12 @@ from torch import nn
 from typer.main import get_command
 
 from maga.checks import MagaError
-from maga.data import forget_class
+from maga.data import ImageSet, forget_class
 from maga.judges.transition import TransitionMatrix
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command, forgetting
 from maga.own.ledger import Entry, in_force, open_result
-from maga.own.networks import in_model_order, open_network, write_weights
+from maga.own.networks import _processor, in_model_order, open_network, write_weights
 from maga.own.report import inputs_of
 from maga.requests import after, forget_files, same_images
 from maga.sources import digits, from_folder
@@ -335,6 +336,8 @@ def test_timm_and_hugging_face(at, desk, capsys):
     again = AutoModelForImageClassification.from_pretrained(desk / "with_hf/model")
     assert load_file(desk / "hf/model.safetensors").keys() == load_file(desk / "with_hf/model/model.safetensors").keys()
     assert again.config.id2label == vit.config.id2label and (desk / "with_hf/model/preprocessor_config.json").exists()
+    (desk / "hf/preprocessor_config.json").write_text(json.dumps(about | {"size": {"height": 12, "width": 12}}))
+    assert open_network(str(desk / "hf")).size == 12, "what the processor says goes before the network's configuration"
     config.save_pretrained(desk / "hollow")
     from safetensors.torch import save_file
 
@@ -690,3 +693,56 @@ def test_inputs_that_changed_are_another_request(at, desk, capsys, tmp_path):
     line = "maga forget --model model.safetensors --data digits --forget three --set fit.epochs=1 --set fit.lr=0.05 --out inputs_2"
     assert at(line, capsys)[0] == 0 and "(not known: whether digits changed since)" in at(line, capsys)[1]
     assert inputs_of("package.module:Net", "", "features", "hub:x/y") == ([], ["package.module:Net", "hub:x/y"])
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("ViTImageProcessor", {}),
+        ("ViTImageProcessor", {"do_resize": False}),
+        ("ViTImageProcessor", {"do_normalize": False}),
+        ("ViTImageProcessor", {"do_rescale": False, "image_mean": [120.0] * 3, "image_std": [60.0] * 3}),
+        ("ViTImageProcessor", {"do_rescale": False, "do_normalize": False}),
+        ("ViTImageProcessor", {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}),
+        ("EfficientNetImageProcessor", {"size": {"height": 16, "width": 16}}),
+        ("EfficientNetImageProcessor", {"rescale_offset": True, "rescale_factor": 1 / 127.5, "include_top": False}),
+        ("MobileNetV2ImageProcessor", {}),
+        ("CLIPImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": {"height": 48, "width": 48}}),
+    ],
+)
+def test_an_image_processor_is_read_as_it_works(kind, options, tmp_path):
+    "Its side, and its normalisation to the last digit that matters, whatever it is written as."
+    import transformers
+
+    processor = getattr(transformers, kind)(**options)
+    processor.save_pretrained(tmp_path)
+    said = _processor(tmp_path)
+    image = Image.new("RGB", (100, 100), (200, 30, 90))
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0].float()
+    side = theirs.shape[-1]
+    assert said["size"] == (None if side == 100 else side)
+    picture = torch.tensor(np.asarray(image.resize((side, side)))).permute(2, 0, 1)[None].contiguous()
+    ours = ImageSet(picture, torch.tensor([0]), ("a",), mean=said["mean"], std=said["std"]).batch(torch.tensor([0]))[0]
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    if kind == "CLIPImageProcessor":
+        assert said["mean"] == tuple(processor.image_mean)
+
+
+@pytest.mark.parametrize(
+    "kind, options, message",
+    [
+        ("MobileViTImageProcessor", {}, "turns channels round"),
+        ("ViTImageProcessor", {"size": {"height": 8, "width": 16}}, "squares"),
+        ("ViTImageProcessor", {"image_std": [2.0] * 3}, "std is"),
+        ("EfficientNetImageProcessor", {"rescale_offset": True}, "mean is"),
+    ],
+)
+def test_an_image_processor_that_does_more_is_refused(kind, options, message, tmp_path):
+    import transformers
+
+    getattr(transformers, kind)(**options).save_pretrained(tmp_path)
+    with pytest.raises(MagaError, match=message):
+        _processor(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("no JSON")
+    with pytest.raises(MagaError, match="is damaged"):
+        _processor(tmp_path)
