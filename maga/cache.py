@@ -100,9 +100,10 @@ def cached(
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) from the cache; if they are not there, they are decoded into it. Works without a readable or writable cache."
     stamp, folders, asked = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files], _folders(files), repr(extra)
-    key = hashlib.sha256(json.dumps([stamp, folders, asked]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps([stamp, asked, 1]).encode()).hexdigest()[:24]
     path = cache_folder() / f"{key}.safetensors"
-    if path.exists():
+    known = said.folders if (said := _said(path)) else frozenset()
+    if path.exists() and known.issuperset(folders):  # else it would not be found by a name that leads to the images
         try:
             return _from_cache(path)
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError):
@@ -111,6 +112,7 @@ def cached(
     for s in (train, test):
         s.filled(torch.zeros((), dtype=torch.uint8).expand(len(s.labels), 3, 1, 1))  # what does not fit is said before the work
     names = {"classes": train.classes, "coarse_classes": train.coarse_classes, "name": train.name}
+    folders = sorted(known.union(folders))
     about = {"about": json.dumps(names), "folders": json.dumps(folders), "asked": asked}
     try:
         _drop_stale(folders, asked)
