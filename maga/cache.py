@@ -25,12 +25,12 @@ from .data import ImageSet
 from .mapped import metadata, read_tensors, room, write_in_parts
 
 # %% auto #0
-__all__ = ['cache_folder', 'Undecoded', 'cached', 'caches_of', 'sources_of', 'purge_cache']
+__all__ = ['cache_folder', 'Undecoded', 'cached', 'caches_of', 'sources_of', 'purge_cache', 'unfinished']
 
 # %% ../nbs/012_cache.ipynb #d939657b
 def cache_folder() -> Path:
     "The folder of decoded data sets: `$MAGA_CACHE`, else (not set, or empty) `~/.cache/maga`."
-    return Path(os.environ.get("MAGA_CACHE") or Path.home() / ".cache" / "maga").expanduser()
+    return Path(os.environ.get("MAGA_CACHE") or Path.home() / ".cache" / "maga").expanduser().absolute()
 
 # %% ../nbs/012_cache.ipynb #04fb3628
 @dataclass(frozen=True, eq=False)
@@ -99,10 +99,11 @@ def cached(
     extra: object = None,  # other things that the result depends on
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) from the cache; if they are not there, they are decoded into it. Works without a readable or writable cache."
-    stamp = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    key = hashlib.sha256(json.dumps([stamp, repr(extra), 1]).encode()).hexdigest()[:24]
+    stamp, folders, asked = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files], _folders(files), repr(extra)
+    key = hashlib.sha256(json.dumps([stamp, asked, 1]).encode()).hexdigest()[:24]
     path = cache_folder() / f"{key}.safetensors"
-    if path.exists():
+    known = said.folders if (said := _said(path)) else frozenset()
+    if path.exists() and known.issuperset(folders):  # else it would not be found by a name that leads to the images
         try:
             return _from_cache(path)
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError):
@@ -111,7 +112,7 @@ def cached(
     for s in (train, test):
         s.filled(torch.zeros((), dtype=torch.uint8).expand(len(s.labels), 3, 1, 1))  # what does not fit is said before the work
     names = {"classes": train.classes, "coarse_classes": train.coarse_classes, "name": train.name}
-    folders, asked = sorted({str(f.resolve().parent) for f in files}), repr(extra)
+    folders = sorted(known.union(folders))
     about = {"about": json.dumps(names), "folders": json.dumps(folders), "asked": asked}
     try:
         _drop_stale(folders, asked)
@@ -152,21 +153,22 @@ def caches_of(
     name: str = "",  # of the data set, as `ImageSet.name`; "": any
 ) -> list[Path]:
     "The files of the cache that hold decoded images of a folder, or of a data set. Files of others that lie beside them are none."
-    root = None if source is None else Path(source).expanduser().resolve()
+    place = Path(source or "").expanduser()
+    names = {place.absolute(), place.resolve()}
     found = [(path, said) for path in sorted(cache_folder().glob("*.safetensors")) if (said := _said(path))]
-    return [path for path, said in found if (root is None or root in said.places) and name in ("", said.name)]
+    return [path for path, said in found if (source is None or names & said.places) and name in ("", said.name)]
 
 
 def sources_of(cache: Path) -> list[Path]:
     "The folders that a file of the cache was decoded from."
-    return sorted(Path(folder) for folder in said.folders) if (said := _said(cache)) else []
+    return sorted({Path(folder).resolve() for folder in said.folders}) if (said := _said(cache)) else []
 
 
 def purge_cache(
     source: str | Path | None = None,  # a folder whose decoded images go; None: all that a cache holds
 ) -> list[Path]:
     "Delete decoded images, those of images that are deleted or changed among them, and what a killed process left; returns the files that are gone."
-    gone = [*caches_of(source), *_unfinished()]
+    gone = [*caches_of(source), *unfinished()]
     for path in gone:
         path.unlink(missing_ok=True)
     return gone
@@ -186,6 +188,14 @@ class _Said:
         return {place for folder in map(Path, self.folders) for place in (folder, *folder.parents)}
 
 
+def _folders(files: Sequence[Path]) -> list[str]:
+    "The folders that files lie in, by every name: as given, and with the links at any height followed."
+    found = {f.resolve().parent for f in files}
+    for folder in {f.absolute().parent for f in files}:
+        found |= {above.resolve() / folder.relative_to(above) for above in (folder, *folder.parents)}
+    return sorted(map(str, found))
+
+
 def _said(path: Path) -> _Said | None:
     "What the header says; None where the file is no cache, or damaged."
     try:
@@ -195,7 +205,7 @@ def _said(path: Path) -> _Said | None:
         return None
 
 
-def _unfinished() -> list[Path]:
+def unfinished() -> list[Path]:
     "What a killed process left of decoding: unfinished files to which nothing was written for a minute. They do not say whose images they hold."
     def idle(path: Path) -> bool:
         try:
@@ -209,7 +219,7 @@ def _unfinished() -> list[Path]:
 
 def _drop_stale(folders: Sequence[str], asked: str) -> None:
     "Delete caches that share a folder with these and were made in the same way: the images have changed since. Unfinished ones go, too."
-    for path in _unfinished():
+    for path in unfinished():
         path.unlink(missing_ok=True)
     for path in cache_folder().glob("*.safetensors"):
         if (said := _said(path)) and said.asked == asked and said.folders.intersection(folders):

@@ -366,13 +366,15 @@ def forget_random(
     test: ImageSet,
     n: int = 100,  # how many images; 100 in the paper
     seed: int = 0,  # of the choice
+    among: Tensor | None = None,  # rows to choose from, int64; None: all
 ) -> ForgetSplit:
     "Forget n random training images."
     _check_images(train, test)
     check_value("n", n, int)
     check_value("seed", seed, Seed)
-    if not 0 <= n <= len(train):
-        raise MagaError(f"{n} images cannot be forgotten out of {len(train)}.")
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:n].sort().values
+    rows = torch.arange(len(train)) if among is None else among.cpu()
+    if not 0 <= n <= len(rows):
+        raise MagaError(f"{n} images cannot be forgotten out of {len(rows)}.")
+    chosen = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]].sort().values
     nothing = torch.empty(0, dtype=torch.int64, device=test.device)
     return ForgetSplit(train, test, chosen.to(train.device), nothing, "random", f"{n} random images (seed {seed})")

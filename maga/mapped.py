@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from torch import Tensor
 from .checks import MagaError
 
 # %% auto #0
-__all__ = ['SHARE', 'PIECE', 'room', 'has_room', 'placed', 'write_in_parts', 'metadata', 'read_tensors', 'pieces', 'gathered']
+__all__ = ['SHARE', 'PIECE', 'room', 'has_room', 'placed', 'write_in_parts', 'metadata', 'read_tensors', 'pieces', 'gathered',
+           'joined']
 
 # %% ../nbs/017_mapped.ipynb #cc287f12
 SHARE = 0.5  # of the memory that is left: what a set of images may take
@@ -151,24 +153,39 @@ def pieces(images: Tensor) -> Iterator[Tensor]:
     return iter(images.split(max(1, PIECE // max(1, images[:1].nbytes))))
 
 
+def _in_a_file(parts: Iterator[Tensor], n: int, row: Tensor) -> Tensor:
+    "Parts that are n rows like this one together, in a nameless file; `MagaError` where the disk has no room."
+    folder = os.environ.get("MAGA_CACHE") or None
+    try:
+        with tempfile.TemporaryFile(dir=folder if folder and Path(folder).is_dir() else None) as f:
+            for part in parts:
+                f.write(part.contiguous().numpy().data)
+            f.flush()
+            content = np.memmap(f, mode="r")
+    except OSError as e:
+        what = f"{n:,} images of {n * row.nbytes / 2**30:.1f} GB fit neither into memory nor on the disk"
+        raise MagaError(f"{what} ({e}): name a folder with room as MAGA_CACHE.") from e
+    with warnings.catch_warnings():  # that it cannot be written to
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(content).view(n, *row.shape)
+
+
 def gathered(
     images: Tensor,  # uint8 [N, …]
     rows: Tensor,  # int64 [n] on the same device
 ) -> Tensor:
     "These rows, uint8 [n, …]: a copy in memory, or in a nameless file where memory has no room for it; `MagaError` where the disk has none either."
-    nbytes = len(rows) * images[:1].nbytes
-    if images.device.type != "cpu" or has_room(nbytes):
+    if images.device.type != "cpu" or has_room(len(rows) * images[:1].nbytes):
         return images[rows]
-    folder = os.environ.get("MAGA_CACHE") or None
-    try:
-        with tempfile.TemporaryFile(dir=folder if folder and Path(folder).is_dir() else None) as f:
-            for some in rows.split(max(1, PIECE // max(1, images[:1].nbytes))):
-                f.write(images[some].numpy().data)
-            f.flush()
-            content = np.memmap(f, mode="r")
-    except OSError as e:
-        what = f"A subset of {nbytes / 2**30:.1f} GB fits neither into memory nor on the disk"
-        raise MagaError(f"{what} ({e}): name a folder with room as MAGA_CACHE.") from e
-    with warnings.catch_warnings():  # that it cannot be written to
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(content).view(len(rows), *images.shape[1:])
+    step = max(1, PIECE // max(1, images[:1].nbytes))
+    return _in_a_file((images[some] for some in rows.split(step)), len(rows), images[0])
+
+
+def joined(
+    images: Tensor,  # uint8 [N, …]
+    more: Tensor,  # uint8 [n, …] on the same device
+) -> Tensor:
+    "Both, one behind the other, uint8 [N + n, …]; kept as `gathered` keeps rows."
+    if images.device.type != "cpu" or has_room(images.nbytes + more.nbytes):
+        return torch.cat([images, more])
+    return _in_a_file(chain(pieces(images), pieces(more)), len(images) + len(more), images[0])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .checks import Amount, MagaError, check_value, did_you_mean, shown
 from .data import ForgetSplit, ImageSet, class_id
+from .mapped import joined, placed
 
 # %% auto #0
 __all__ = ['same_images', 'twins_of', 'forget_files', 'remembering', 'after']
@@ -48,8 +49,14 @@ def _row_of_name(name: str, images: ImageSet, rows: dict[str, int], tails: dict[
     return rows[found[0]]
 
 
+def _part(file: str) -> str:
+    "The first folder of its path: train and test have different ones, unless `from_folder` put test images aside."
+    return file.partition("/")[0]
+
+
 def _rows(train: ImageSet, test: ImageSet, wanted: Sequence[Any]) -> list[int]:
-    "The rows of train that a list names, in its order; `MagaError` for the first entry that names none."
+    "The rows that a list names, in its order: of train, behind them of a test set put aside; `MagaError` for the first entry that names none."
+    aside = not {_part(f) for f in train.files}.isdisjoint(map(_part, test.files))
     rows = {f: k for k, f in enumerate((*train.files, *test.files) if train.files else ())}
     texts = [os.fspath(w).strip().replace(os.sep, "/").removeprefix("./") if isinstance(w, str | os.PathLike) else None for w in wanted]
     asked, tails = set(texts), defaultdict(list)
@@ -70,7 +77,7 @@ def _rows(train: ImageSet, test: ImageSet, wanted: Sequence[Any]) -> list[int]:
         if not text:
             raise MagaError("An entry of the list is empty; expected the name of a file or the number of a row.")
         found.append(_row_of_name(text, train, rows, tails))
-        if found[-1] >= len(train):
+        if found[-1] >= len(train) and not aside:
             raise MagaError(f"{text} is a test image: no model was trained on it, so there is nothing to forget; leave it out of the list.")
     return found
 
@@ -107,6 +114,18 @@ def _listed(images: ImageSet, rows: Sequence[int]) -> str:
     return ", ".join(images.files[k] if images.files else str(k) for k in rows[:5]) + " …" * (len(rows) > 5)
 
 
+def _with_test_rows(train: ImageSet, test: ImageSet, rows: Tensor) -> tuple[ImageSet, ImageSet]:
+    "(train, test) with these test images behind the training images."
+    some, left = test.subset(rows), torch.ones(len(test), dtype=torch.bool, device=test.device).index_fill(0, rows, False)
+    if not left.any():
+        raise MagaError(f"The list names all {len(test):,} images that were put aside as test images; leave one of them out, to measure on.")
+    images = placed(joined(train.images, some.images.to(train.images.device)), train.device)
+    a, b = train.coarse_labels, some.coarse_labels
+    coarse = None if a is None or b is None else torch.cat([a, b])
+    more = replace(train, images=images, labels=torch.cat([train.labels, some.labels]), coarse_labels=coarse, files=train.files + some.files)
+    return more, test.subset(left.nonzero().flatten())
+
+# %% ../nbs/013_requests.ipynb #27787426
 def forget_files(
     train: ImageSet,
     test: ImageSet,
@@ -124,6 +143,14 @@ def forget_files(
     if not entries:
         raise MagaError("Nothing is to be forgotten: the list is empty; expected names of files or numbers of rows.")
     found = _rows(train, test, entries)
+    if moved := sorted({k - len(train) for k in found if k >= len(train)}):
+        warnings.warn(
+            f"{len(moved)} listed images ({_listed(test, moved)}) were put aside as test images, because {test.name} has no folder of these. "
+            "They count as training images now: a model that was trained on the whole folder has seen them.",
+            stacklevel=2,
+        )
+        place = {k + len(train): i for i, k in enumerate(moved, len(train))}
+        found, (train, test) = [place.get(k, k) for k in found], _with_test_rows(train, test, torch.tensor(moved, device=test.device))
     if twice := [k for k, n in Counter(found).items() if n > 1]:
         warnings.warn(f"The list names images more than once ({_listed(train, twice)}); they count once.", stacklevel=2)
     rows = torch.tensor(sorted(set(found)), device=train.device)

@@ -36,7 +36,7 @@ from .packaged import no_waiting
 # %% auto #0
 __all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'HELD_OUT', 'ASIDE', 'ASIDE_SEED', 'Samples', 'NAMES', 'TUNING',
            'digits', 'from_parquet', 'from_torchvision', 'aside_files', 'from_folder', 'from_hub', 'load', 'halved',
-           'put_aside']
+           'without_tuning', 'put_aside']
 
 # %% ../nbs/002_sources.ipynb #d975a449
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -199,15 +199,17 @@ Samples = tuple[list[str], list[tuple[str, int]]]
 
 
 def _samples(root: Path, place: Path) -> Samples:
-    "The classes of a folder of class folders, and (path, label) of its images; hidden ones are left out."
+    "The classes of a folder of class folders, and (path, label) of its images; hidden ones are left out, and a class may be empty."
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
     try:
         classes = [c for c in find_classes(place)[0] if not c.startswith(".")]
-        samples = make_dataset(place, {c: k for k, c in enumerate(classes)}, IMG_EXTENSIONS)
+        samples = make_dataset(place, {c: k for k, c in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True)
     except OSError as e:
         raise MagaError(f"{root} is no folder of class folders ({e}); expected <class>/<image> in it, or train and test with class folders.") from e
-    return classes, [s for s in samples if not any(p.startswith(".") for p in Path(s[0]).relative_to(place).parts)]
+    if shown := [s for s in samples if not any(p.startswith(".") for p in Path(s[0]).relative_to(place).parts)]:
+        return classes, shown
+    raise MagaError(f"{place} has class folders, and no image in any of them; expected files that end in {', '.join(IMG_EXTENSIONS)}.")
 
 
 def aside_files(
@@ -325,8 +327,8 @@ def load(
     check_value("size", size, Count | None)
     place = pick_device(str(device))
     kind, _, rest = name.partition(":")
-    if name.endswith(TUNING):
-        pair = put_aside(load(name.removesuffix(TUNING), root, device, size, download)[0])
+    if (whole := without_tuning(name)) != name:
+        pair = put_aside(load(whole, root, device, size, download, mean, std)[0])
     elif name == "digits":
         pair = digits()
     elif kind == "folder" and rest:
@@ -340,7 +342,7 @@ def load(
     seen: dict[str, Any] = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
     if size is not None and pair[0].sides != (size, size):
         seen["size"] = size
-    if kind in ("folder", "hub") and mean is None and not name.endswith(TUNING):
+    if kind in ("folder", "hub") and mean is None and whole == name:
         warnings.warn(f"{name} is normalised with CIFAR's mean and std: pass those of your model's training, mean=… and std=….", stacklevel=2)
     return replace(pair[0].to(place), **seen), replace(pair[1].to(place), **seen)
 
@@ -372,6 +374,12 @@ def halved(images: ImageSet) -> ImageSet:
 
 # %% ../nbs/002_sources.ipynb #d0faee1f
 TUNING = "_tuning"  # the end of a data set's name whose training images stand for both parts
+
+
+def without_tuning(name: str) -> str:
+    "The data set that a name with this ending is cut from; the name itself where it has another one, or is that of a folder."
+    there = name.startswith("folder:") and Path(name.removeprefix("folder:")).expanduser().is_dir()
+    return name if there else name.removesuffix(TUNING)
 
 
 def put_aside(

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import csv
+import errno
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -23,13 +25,15 @@ from torch import nn
 from typer.main import get_command
 
 from maga.checks import MagaError
-from maga.data import forget_class
+from maga.data import ImageSet, forget_class
+from maga.judges.transition import TransitionMatrix
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
-from maga.own import command
+from maga.own import command, forgetting
 from maga.own.ledger import Entry, in_force, open_result
-from maga.own.networks import in_model_order, open_network, write_weights
-from maga.requests import after
-from maga.sources import digits
+from maga.own.networks import _processor, in_model_order, open_network, write_weights
+from maga.own.report import inputs_of
+from maga.requests import after, forget_files, same_images
+from maga.sources import digits, from_folder
 from maga.training import Examples, FitConfig, fit
 
 from .forked import ROOT, Forked
@@ -332,6 +336,8 @@ def test_timm_and_hugging_face(at, desk, capsys):
     again = AutoModelForImageClassification.from_pretrained(desk / "with_hf/model")
     assert load_file(desk / "hf/model.safetensors").keys() == load_file(desk / "with_hf/model/model.safetensors").keys()
     assert again.config.id2label == vit.config.id2label and (desk / "with_hf/model/preprocessor_config.json").exists()
+    (desk / "hf/preprocessor_config.json").write_text(json.dumps(about | {"size": {"height": 12, "width": 12}}))
+    assert open_network(str(desk / "hf")).size == 12, "what the processor says goes before the network's configuration"
     config.save_pretrained(desk / "hollow")
     from safetensors.torch import save_file
 
@@ -522,3 +528,221 @@ def test_an_original_that_is_at_chance_is_named(at, desk, capsys):
     "A wrong normalisation is no error of any single step; the report says what to check."
     at(f"{GOOD} --forget three --mean 0 --std 0.004 --classes nine,eight,seven,six,five,four,three,two,one,zero --out wrong --set fit.epochs=1", capsys)
     assert any("near chance" in w for w in json.loads((desk / "wrong/report.json").read_text())["warnings"])
+
+
+def test_purge_deletes_what_is_decoded_after_the_request(at, desk, capsys, tmp_path, monkeypatch):
+    "At another size, by a process that was killed, into a cache that was named by a relative path, and from another working folder."
+    monkeypatch.setenv("MAGA_CACHE", "near")
+    few = [s.subset(torch.arange(100)) for s in digits()]
+    as_folder(desk / "some", dict(zip(("train", "test"), few, strict=True)))
+    assert at("maga forget --model model.safetensors --data some --forget three --out purged --set fit.lr=0.05 --set fit.epochs=1", capsys)[0] == 0
+    (first,) = (desk / "near").iterdir()
+    from_folder(desk / "some", 16)
+    (left := desk / "near" / f".{first.name}.a1").write_bytes(b"pixels")
+    os.utime(left, (0, 0))
+    monkeypatch.setenv("MAGA_CACHE", str(desk / "near"))
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = at(f"maga purge {desk}/purged", capsys)
+    assert code == 0 and out.count("deleted: ") == 3 and str(first) in out and not list((desk / "near").iterdir())
+    assert "nothing of ours" in at(f"maga purge {desk}/purged", capsys)[1]
+
+
+def test_images_behind_links_are_listed_and_purged(at, desk, capsys, tmp_path):
+    "Links are deleted where the list says it, and what they lead to as well."
+    few = [s.subset(torch.arange(100)) for s in digits()]
+    as_folder(tmp_path / "store", dict(zip(("train", "test"), few, strict=True)))
+    for file in (tmp_path / "store").rglob("*.png"):
+        link = tmp_path / "linked" / file.relative_to(tmp_path / "store")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    line = f"maga forget --model model.safetensors --data {tmp_path}/linked --forget three --out {tmp_path}/out --set fit.lr=0.05 --set fit.epochs=1"
+    assert at(line, capsys)[0] == 0
+    with (tmp_path / "out/artefacts.csv").open() as f:
+        listed = {a["path"]: a for a in csv.DictReader(f)}
+    assert listed[f"{tmp_path}/linked/train/three"]["what"].endswith("forgotten images")
+    assert listed[f"{tmp_path}/store/train/three"]["what"].endswith("behind links")
+    assert at(f"maga purge {tmp_path}/out", capsys)[1].count("deleted: ") == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*the same pixels")
+def test_a_list_that_names_an_image_of_a_forgotten_class_keeps_the_size_of_the_others():
+    "Three is forgotten as a whole, then a list has one three and five ones: the ones are found by hashes alone, so at that size alone."
+    train, test = digits()
+    first = Entry.of(forget_class(train, test, "three"), "restart", "2026-01-01")
+    rows = [int((train.labels == 3).nonzero()[0]), *(train.labels == 1).nonzero().flatten()[:5].tolist()]
+    second = Entry.of(in_force(forget_files(train, test, rows), [first]), "restart", "2026-01-02")
+    assert second.classes == () and len(second.images) == 6
+    big = [replace(s, images=s.images.repeat_interleave(2, 2).repeat_interleave(2, 3)) for s in (train, test)]
+    for entry in (second, replace(second, classes=("three",))):  # the other is what ledgers said until now
+        third = in_force(forget_class(train, test, "eight"), [first, entry])
+        assert int((train.labels[third.earlier_train] == 1).sum()) == 5
+        with pytest.raises(MagaError, match="at 8×8 pixels"):
+            in_force(forget_class(*big, "eight"), [first, entry])
+
+
+def test_random_images_are_none_that_earlier_requests_named(at, capsys):
+    "They are drawn from the others; an audit of the result draws the same ones, whichever network is the original."
+    brief = "--set fit.lr=0.05 --set fit.epochs=1"
+    assert at(f"{GOOD} --forget eight --out no_eight_first {brief}", capsys)[0] == 0
+    code, _, err = at(f"maga forget --model no_eight_first --data photos --random 100 --seed 3 --out and_random {brief}", capsys)
+    assert code == 0, err
+    asked = re.search(r".*forget 100 random images.*", err)[0]
+    record, train = json.loads(Path("and_random/report.json").read_text()), digits()[0]
+    assert record["images"]["forgotten"] == 100 and record["images"]["retained"] == int((train.labels != 8).sum()) - 100
+    for original in ("no_eight_first", "model.safetensors"):
+        line = f"maga audit --original {original} --unlearned and_random --data photos --random 100 --seed 3"
+        code, _, err = at(line, capsys)
+        assert code == 0 and asked in err, (asked, err)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+@pytest.mark.parametrize("task", ["class", "files"])
+def test_a_judge_sees_nothing_of_earlier_requests(task, deleted, split, original, monkeypatch):
+    "Its exemplars are of images that may be shown; a class that has none of them resembles itself alone, also where its images are deleted."
+    train, test = digits()
+    first = forget_class(train, test, "eight") if task == "class" else forget_files(train, test, list(range(200)))
+    entry = Entry.of(first, "restart", "2026-01-01")
+    if deleted:
+        train = train.subset(first.retain_train)
+    second, drawn = in_force(forget_class(train, test, "three"), [entry]), []
+    estimated = forgetting.estimate_transition
+    monkeypatch.setattr(forgetting, "estimate_transition", lambda judge, shown: drawn.append(shown) or estimated(judge, shown))
+    plan = forgetting.planned(original, second, "maga", "digits")
+    assert not same_images(drawn[0], first.train, first.forget_train).any()
+    T = plan.config.transition
+    assert T.classes == train.classes and ("eight" in drawn[0].classes) == (task == "files")
+    if task == "class":
+        assert T.T[8].tolist() == T.T[:, 8].tolist() == torch.eye(10)[8].tolist()
+        assert forgetting.forget(original, second, plan).after.A_f <= 5
+
+
+def test_the_forgotten_images_are_deleted_and_their_folders_stay(at, desk, capsys):
+    "As the report advises. The next request and its audit go on from there; an audit of the first one says what it lacks."
+    brief = "--set fit.lr=0.05 --set fit.epochs=1"
+    shutil.copytree(desk / "photos", desk / "kept/photos")
+    assert at(f"maga forget --model model.safetensors --data kept/photos --forget three --out emptied {brief}", capsys)[0] == 0
+    with (desk / "emptied/artefacts.csv").open() as f:
+        for a in csv.DictReader(f):
+            if a["remedy"] == "delete those files":
+                for file in (desk / a["path"]).iterdir():
+                    file.unlink()
+    assert not list((desk / "kept/photos/train/three").iterdir())
+    for line in (f"--forget eight --out emptied_2 {brief}", f"--forget eight --method maga --preset digits --out emptied_3 {brief}"):
+        code, _, err = at(f"maga forget --model emptied --data kept/photos {line}", capsys)
+        assert code == 0, err
+    code, _, err = at("maga audit --original emptied --unlearned emptied_2 --data kept/photos --forget eight", capsys)
+    assert code == 0, err
+    code, _, err = at("maga audit --original model.safetensors --unlearned emptied --data kept/photos --forget three", capsys)
+    assert code == 1 and "no training image belongs to 'three'" in err and "Traceback" not in err, err
+    for file in (desk / "kept/photos/test").rglob("*.png"):
+        file.unlink()
+    code, _, err = at(f"maga forget --model emptied --data kept/photos --forget two --out emptied_4 {brief}", capsys)
+    assert code == 1 and "no image in any of them" in err, err
+
+
+def test_what_cannot_be_purged_is_named_beside_what_is_gone(at, desk, capsys, monkeypatch):
+    "A cache on a read-only disk: the others are deleted, and one sentence has both."
+    monkeypatch.setenv("MAGA_CACHE", str(desk / "locked"))
+    line = "maga forget --model model.safetensors --data photos --forget three --out locked_out --set fit.lr=0.05 --set fit.epochs=1"
+    assert at(line, capsys)[0] == 0
+    (first,) = (desk / "locked").iterdir()
+    from_folder(desk / "photos", 16)
+    unlink = Path.unlink
+
+    def refused(path, *a, **k):
+        if path == first:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        unlink(path, *a, **k)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    code, _, err = at("maga purge locked_out", capsys)
+    assert code == 1 and re.match(rf"Not deleted: {first} \(Read-only file system\); deleted: \S+safetensors\. Delete", err), err
+    assert list((desk / "locked").iterdir()) == [first]
+
+
+def test_numbers_and_lists_as_other_systems_write_them(tmp_path):
+    "A superscript is no number of a class or a row, and the mark at the beginning of a list is no part of a name."
+    train, test = digits()
+    with pytest.raises(MagaError, match="There is no class named '²'"):
+        forgetting.Wanted(classes=("²",)).split(train, test)
+    with pytest.raises(MagaError, match="images of digits have no names"):
+        forgetting.Wanted(files=("²",)).split(train, test)
+    (tmp_path / "list.txt").write_text("\ufefftrain/a/0.png\r\n3\r\n", encoding="utf-8")
+    assert command.lines_of(str(tmp_path / "list.txt")) == ("train/a/0.png", "3")
+
+
+def test_inputs_that_changed_are_another_request(at, desk, capsys, tmp_path):
+    "The code of the network, the judge's matrix, an image: the same line is refused after each. What cannot be looked at is named."
+    shutil.copytree(desk / "photos", tmp_path / "photos")
+    (tmp_path / "net.py").write_text(NET)
+    TransitionMatrix.from_similarity(torch.rand(10, 10) + 0.1, sorted(digits()[0].classes)).save(tmp_path / "T.safetensors")
+    line = f"maga forget --model {tmp_path}/net.py:Net --weights net.pth --mean 0.5 --std 0.5 --data {tmp_path}/photos --forget three"
+    line += f" --judge {tmp_path}/T.safetensors --set fit.epochs=1 --set fit.lr=0.05 --out inputs"
+    code, _, err = at(line, capsys)
+    assert code == 0, err
+    for file in (tmp_path / "net.py", tmp_path / "T.safetensors", next((tmp_path / "photos/train/two").iterdir())):
+        code, out, _ = at(line, capsys)
+        assert code == 0 and out.strip() == "This very request is done: inputs/report.html"
+        held, time = file.read_bytes(), file.stat().st_mtime_ns
+        file.write_bytes(held + b"\n")
+        code, _, err = at(line, capsys)
+        assert code == 1 and "inputs that changed since" in err, (file, err)
+        file.write_bytes(held), os.utime(file, ns=(time, time))
+    next((tmp_path / "photos/test/two").iterdir()).unlink()
+    assert at(line, capsys)[0] == 1
+    line = "maga forget --model model.safetensors --data digits --forget three --set fit.epochs=1 --set fit.lr=0.05 --out inputs_2"
+    assert at(line, capsys)[0] == 0 and "(not known: whether digits changed since)" in at(line, capsys)[1]
+    assert inputs_of("package.module:Net", "", "features", "hub:x/y") == ([], ["package.module:Net", "hub:x/y"])
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("ViTImageProcessor", {}),
+        ("ViTImageProcessor", {"do_resize": False}),
+        ("ViTImageProcessor", {"do_normalize": False}),
+        ("ViTImageProcessor", {"do_rescale": False, "image_mean": [120.0] * 3, "image_std": [60.0] * 3}),
+        ("ViTImageProcessor", {"do_rescale": False, "do_normalize": False}),
+        ("ViTImageProcessor", {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}),
+        ("EfficientNetImageProcessor", {"size": {"height": 16, "width": 16}}),
+        ("EfficientNetImageProcessor", {"rescale_offset": True, "rescale_factor": 1 / 127.5, "include_top": False}),
+        ("MobileNetV2ImageProcessor", {}),
+        ("CLIPImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": {"height": 48, "width": 48}}),
+    ],
+)
+def test_an_image_processor_is_read_as_it_works(kind, options, tmp_path):
+    "Its side, and its normalisation to the last digit that matters, whatever it is written as."
+    import transformers
+
+    processor = getattr(transformers, kind)(**options)
+    processor.save_pretrained(tmp_path)
+    said = _processor(tmp_path)
+    image = Image.new("RGB", (100, 100), (200, 30, 90))
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0].float()
+    side = theirs.shape[-1]
+    assert said["size"] == (None if side == 100 else side)
+    picture = torch.tensor(np.asarray(image.resize((side, side)))).permute(2, 0, 1)[None].contiguous()
+    ours = ImageSet(picture, torch.tensor([0]), ("a",), mean=said["mean"], std=said["std"]).batch(torch.tensor([0]))[0]
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    if kind == "CLIPImageProcessor":
+        assert said["mean"] == tuple(processor.image_mean)
+
+
+@pytest.mark.parametrize(
+    "kind, options, message",
+    [
+        ("MobileViTImageProcessor", {}, "turns channels round"),
+        ("ViTImageProcessor", {"size": {"height": 8, "width": 16}}, "squares"),
+        ("ViTImageProcessor", {"image_std": [2.0] * 3}, "std is"),
+        ("EfficientNetImageProcessor", {"rescale_offset": True}, "mean is"),
+    ],
+)
+def test_an_image_processor_that_does_more_is_refused(kind, options, message, tmp_path):
+    import transformers
+
+    getattr(transformers, kind)(**options).save_pretrained(tmp_path)
+    with pytest.raises(MagaError, match=message):
+        _processor(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("no JSON")
+    with pytest.raises(MagaError, match="is damaged"):
+        _processor(tmp_path)

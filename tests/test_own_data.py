@@ -1,5 +1,7 @@
 """A user's own images: folders with and without a test part, the names of rows, and a request that lists files."""
 
+import io
+import json
 import os
 import re
 import shutil
@@ -11,15 +13,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from maga.cache import caches_of, purge_cache
 from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class
 from maga.experiments.report import paper_folder, paper_numbers
 from maga.measures.attacks import quantised
+from maga.own.ledger import read_from
 from maga.requests import forget_files, twins_of
-from maga.sources import from_folder, load, put_aside
+from maga.sources import from_folder, from_parquet, load, put_aside
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +192,28 @@ def test_a_list_with_a_mistake_ends_in_one_sentence(folder, wanted, message):
     with pytest.raises(MagaError, match=message) as caught:
         forget_files(*from_folder(folder), wanted)
     assert "\n" not in str(caught.value)
+
+
+def test_a_listed_image_that_was_put_aside_can_be_forgotten(loose, monkeypatch):
+    "A folder without test images of its own: whoever trained on all of it has trained on these."
+    with pytest.warns(UserWarning, match="put aside as the test set"):
+        train, test = from_folder(loose)
+    assert test.files[:2] == tuple(sorted(test.files[:2])) and all(f.startswith("cat/") for f in test.files[:2])
+    wanted = [test.files[1], train.files[3], f"{loose}/{test.files[2]}"]
+    with pytest.warns(UserWarning, match=rf"2 listed images \({test.files[1]}, {test.files[2]}\) were put aside .* has seen them"):
+        split = forget_files(train, test, wanted)
+    assert [split.train.files[k] for k in split.forget_train] == [train.files[3], test.files[1], test.files[2]]
+    assert (len(split.train), split.test.files) == (len(train) + 2, (test.files[0], test.files[3])) and len(split.forget_test) == 0
+    for images in (split.train, split.test):
+        for name, label, picture in zip(images.files, images.labels.tolist(), images.images, strict=True):
+            assert name.startswith(images.classes[label]) and np.array_equal(np.asarray(Image.open(loose / name)), picture.permute(1, 2, 0).numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert forget_files(train, test, wanted[::-1]).digest == split.digest
+        monkeypatch.setattr("maga.mapped.room", lambda device="cpu": 1000.0)
+        assert forget_files(train, test, wanted).digest == split.digest, "also where memory has no room"
+        with pytest.raises(MagaError, match="names all 4 images that were put aside"):
+            forget_files(train, test, test.files)
 
 
 def test_rows_without_names_are_numbers(digit_sets):
@@ -370,3 +398,70 @@ def test_rows_that_were_restored_without_outputs_are_named(monkeypatch, tmp_path
     row = SimpleNamespace(key="k", spec=SimpleNamespace(method="maga", target="rocket", unlearning_seed=0))
     with pytest.raises(MagaError, match=r"outputs of a run \(maga, rocket, seed 0\) are not in .*restored without them: run it in another folder"):
         opinions.said_by(SimpleNamespace(store=SimpleNamespace(folder=tmp_path)), row, torch.arange(3))
+
+
+# Caches of data behind links
+
+
+def behind_links(place, kind):
+    "The data of a folder under another name: its files are links, or its class folders, or itself."
+    other, store = place / "linked", (place / "mine").rename(place / "store")
+    if kind == "itself":
+        other.symlink_to(store)
+    for file in sorted(store.rglob("*.png")) if kind != "itself" else ():
+        link = other / file.relative_to(store)
+        source, link = (file.parent, link.parent) if kind == "classes" else (file, link)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(source)
+    return other, store
+
+
+@pytest.mark.parametrize("kind", ["files", "classes", "itself"])
+def test_the_cache_of_linked_images_is_found_by_every_name(kind, folder, tmp_path, monkeypatch):
+    linked, store = behind_links(tmp_path, kind)
+    from_folder(linked)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    for name in (linked, store, linked / "train", store / "train" / "cat"):
+        assert len(caches_of(name)) == 1, name
+    monkeypatch.chdir(tmp_path)
+    assert len(caches_of("linked")) == len(caches_of("store")) == 1 and caches_of("elsewhere") == []
+    (tmp_path / "third").symlink_to(linked)  # the folder with the links by a name of its own
+    from_folder("third")
+    assert purge_cache("third") and not list((tmp_path / "cache").iterdir())
+
+
+def test_a_cache_read_by_two_names_is_found_by_both(tmp_path):
+    "Revisions of a data set link to the same files, as in the hub library's cache."
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["cat"]}}
+    (tmp_path / "blobs").mkdir()
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(buffer, "PNG")
+    table = pa.table({"image": [{"bytes": buffer.getvalue(), "path": ""}], "label": [0]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "blobs/abc")
+    for name in ("old", "new"):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+        for part in ("train", "test"):
+            (tmp_path / "snapshots" / name / f"{part}-0.parquet").symlink_to(tmp_path / "blobs/abc")
+        from_parquet(tmp_path / "snapshots" / name)
+    (whole,) = caches_of(tmp_path / "blobs")
+    made = whole.stat().st_mtime_ns
+    for name in ("old", "new"):
+        from_parquet(tmp_path / "snapshots" / name)
+        assert caches_of(tmp_path / "snapshots" / name) == [whole] and whole.stat().st_mtime_ns == made, "decoded again for no name that it knows"
+
+
+def test_a_folder_whose_name_ends_as_a_tuning_split_is_itself(folder, tmp_path):
+    "`photos_tuning` beside `photos`: the ending means a split only where no folder has it."
+    seen = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    shutil.copytree(folder, tmp_path / "mine_tuning")
+    shutil.rmtree(tmp_path / "mine_tuning/train/dog"), shutil.rmtree(tmp_path / "mine_tuning/test/dog")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train, test = load(f"folder:{folder}_tuning", **seen)
+        assert train.classes == ("cat", "rocket") and (len(train), len(test)) == (12, 4)
+        assert read_from(f"{folder}_tuning") == read_from(f"folder:{folder}_tuning") == (f"{folder}_tuning", "")
+        shutil.rmtree(tmp_path / "mine_tuning")
+        train, aside = load(f"folder:{folder}_tuning", **seen)
+    assert (len(train), len(aside)) == (15, 3) and read_from(f"folder:{folder}_tuning") == (str(folder), "")

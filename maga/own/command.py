@@ -64,7 +64,7 @@ def settings_given(texts: Sequence[str]) -> dict[str, Any]:
 def lines_of(path: str) -> tuple[str, ...]:
     "The lines of a text file that are not empty; `MagaError` where it cannot be read."
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")  # Windows begins it with a mark
     except (OSError, UnicodeDecodeError) as e:
         raise MagaError(f"The list {path} cannot be read ({e}); expected a text file with an image or a row number a line.") from e
     return tuple(line.strip() for line in text.splitlines() if line.strip())
@@ -178,22 +178,22 @@ def forget_command(
     from maga.experiments.settings import names_of
     from maga.own.forgetting import Wanted, planned
     from maga.own.forgetting import forget as run
-    from maga.own.ledger import in_force
+    from maga.own.ledger import gone_before, in_force
     from maga.own.report import check_free, percent, write_result
     from maga.progress import ProgressBar
 
     given = {k: v for k, v in locals().items() if isinstance(v, str | int | float | list | None) and k not in ("out", "as_json", "device")}
     wanted = Wanted(names_of(forget), subclass, lines_of(files) if files else (), random, seed)
-    request = _request(given, wanted)
+    request, unseen = _request(given, wanted)
     if check_free(out, request):
-        print(f"This very request is done: {out}/report.html")
+        print(f"This very request is done: {out}/report.html" + f" (not known: whether {', '.join(unseen)} changed since)" * bool(unseen))
         return
     part, changes = share_of(budget), settings_given(set_ or [])
     network, train, test, ledger = opened(
         model, weights, data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head
     )
     entries = ledger.entries if ledger else ()
-    split = in_force(wanted.split(train, test), entries)
+    split = in_force(wanted.split(train, test, gone_before(train, entries) if random else None), entries)
     _tell(f"{split}")
     plan = planned(network.model, split, method, preset, part, trained_epochs, changes, judge, network.make, seed, ProgressBar("learning rates"))
     _tell(plan.why)
@@ -210,12 +210,13 @@ def forget_command(
     print(f"Weights, report and the list of what still remembers: {out}")
 
 # %% ../../nbs/707_command.ipynb #de3b50ff
-def _request(given: Mapping[str, Any], wanted: Any) -> str:
-    "A hash of what was asked for and of the weights' files as they are now, 16 hexadecimal digits."
-    places = [Path(given[k]).expanduser() for k in ("model", "weights") if given[k]]
-    files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
-    stamp = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(json.dumps([given, stamp, str(wanted), wanted.files], sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _request(given: Mapping[str, Any], wanted: Any) -> tuple[str, list[str]]:
+    "A hash of what was asked for and of its files as they are now, 16 hexadecimal digits; and what it depends on beside them."
+    from maga.own.report import inputs_of
+
+    stamp, unseen = inputs_of(given["model"], given["weights"], given["judge"], given["data"])
+    text = json.dumps([given, stamp, str(wanted), wanted.files], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16], unseen
 
 
 def _tell(text: str) -> None:
@@ -270,7 +271,7 @@ def audit_command(
     from maga.experiments.settings import names_of
     from maga.own.audit import audit
     from maga.own.forgetting import Wanted, trained_retrains, usual_training
-    from maga.own.ledger import earlier_ones, in_force
+    from maga.own.ledger import carried_out
     from maga.progress import ProgressBar
 
     if train_retrains and (trained_epochs is None or not out):
@@ -288,8 +289,7 @@ def audit_command(
 
     first, train, test, ledger = network(original)
     result, _, _, later = network(unlearned, train, test)
-    split = wanted.split(train, test)
-    split = in_force(split, earlier_ones(split, {e: None for known in (ledger, later) if known for e in known.entries}))
+    split = carried_out(wanted, train, test, *(book.entries if book else () for book in (ledger, later)))
     _tell(f"{split}")
     retrains = [network(r, train, test)[0].model for r in retrain or []]
     if train_retrains and trained_epochs is not None:

@@ -60,19 +60,24 @@ class Wanted(Checked):
         if sum(map(bool, (self.classes, self.subclass, self.files, self.random))) != 1:
             raise MagaError("Say what must go, in one way: classes, a sub-class, files, or a number of random images.")
 
-    def split(self, train: ImageSet, test: ImageSet) -> ForgetSplit:
+    def split(
+        self,
+        train: ImageSet,
+        test: ImageSet,
+        gone: Tensor | None = None,  # bool [N]: training images that earlier requests forgot; random ones are among the others
+    ) -> ForgetSplit:
         "The request on these images; `MagaError` where they do not hold what is wanted."
 
         def named(wanted: str) -> str | int:
-            return int(wanted) if wanted.isdigit() and wanted not in train.classes else wanted
+            return int(wanted) if wanted.isdecimal() and wanted not in train.classes else wanted
 
         if self.classes:
             return forget_class(train, test, [named(c) for c in self.classes])
         if self.subclass:
             return forget_subclass(train, test, self.subclass)
         if self.files:
-            return forget_files(train, test, [int(f) if f.isdigit() else f for f in self.files])
-        return forget_random(train, test, self.random, self.seed)
+            return forget_files(train, test, [int(f) if f.isdecimal() else f for f in self.files])
+        return forget_random(train, test, self.random, self.seed, None if gone is None else (~gone).nonzero().flatten())
 
     def __str__(self) -> str:
         if self.files:
@@ -207,13 +212,20 @@ def transition_of(
     generator: torch.Generator,
     exemplars: int = 10,  # of each class
 ) -> TransitionMatrix:
-    "T for MaGA and its relatives; `MagaError` where a class has too few images."
+    "T for MaGA and its relatives, from images that may be shown: a class without any resembles itself alone. `MagaError` where a class has too few."
     if judge.endswith(".safetensors"):
         return TransitionMatrix.load(judge)
-    shown = draw_exemplars(split.train, exemplars, generator)
-    return estimate_transition(make_judge(judge, shown, model, JudgeOptions(device=str(split.device))), shown)
+    shown = split.train if split.earlier_train is None else split.train.subset(split.shown_train)
+    there = shown.labels.unique()
+    known = replace(shown, labels=torch.searchsorted(there, shown.labels), classes=tuple(shown.classes[k] for k in there.tolist()))
+    drawn = draw_exemplars(known, exemplars, generator)
+    found = estimate_transition(make_judge(judge, drawn, model, JudgeOptions(device=str(split.device))), drawn)
+    S, rows = torch.eye(split.num_classes), there.cpu()
+    S[rows[:, None], rows] = found.S
+    return TransitionMatrix.from_similarity(S, shown.classes, **found.about)
 
 
+# %% ../../nbs/701_forgetting.ipynb #b7c3b54e
 def planned(
     model: nn.Module,
     split: ForgetSplit,

@@ -11,22 +11,24 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..cache import caches_of, sources_of
+from ..cache import caches_of, sources_of, unfinished
 from ..checks import Checked, MagaError, write_whole
-from ..data import ForgetSplit, class_id
+from ..data import ForgetSplit, ImageSet, class_id
 from ..judges.contract import image_hashes
 from .networks import Network, open_network
 from ..requests import remembering
-from ..sources import NAMES, TUNING
+from ..sources import NAMES, without_tuning
 
 # %% auto #0
-__all__ = ['Entry', 'Ledger', 'open_result', 'in_force', 'earlier_ones', 'Artefact', 'artefacts', 'write_artefacts', 'purge']
+__all__ = ['Entry', 'Ledger', 'open_result', 'gone_before', 'in_force', 'earlier_ones', 'carried_out', 'read_from', 'Artefact',
+           'artefacts', 'write_artefacts', 'purge']
 
 # %% ../../nbs/702_ledger.ipynb #22e703e1
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Entry(Checked):
         "The entry of a request: its own images; those of earlier requests have entries of their own."
         train, test = split.train, split.test
         gone = {h for images, rows in ((train, split.forget_train), (test, split.forget_test)) for h in image_hashes(images.pixels(rows))}
-        whole = {int(k) for k in train.labels[split.forget_train].unique()} & set(split.forgotten)
+        whole = {int(k) for k in train.labels[split.forget_train].unique()} & set(split.forgotten) if split.task == "class" else set()
         classes = tuple(train.classes[k] for k in sorted(whole))
         return cls(split.target, split.task, method, date, classes, tuple(sorted(gone)), tuple(train.images.shape[-2:]))
 
@@ -63,6 +65,8 @@ class Ledger(Checked):
     std: tuple[float, ...]
     head: str = ""  # the named last layer; "": found
     entries: tuple[Any, ...] = field(default_factory=tuple)  # of the first request to the last
+    data_folder: str = ""  # that the images were read from; "": none, or not said
+    data_name: str = ""  # of the data set, where its caches are known by that
 
     def decoded_at(self, size: int | None) -> int | None:
         "The side to decode images at, so that hashes find those of earlier requests; None: as they are. Where no entry says it, `size`."
@@ -96,6 +100,18 @@ def open_result(
     return replace(network, source=ledger.source, classes=ledger.classes, size=ledger.size, mean=ledger.mean, std=ledger.std), ledger
 
 # %% ../../nbs/702_ledger.ipynb #1247cbf1
+def gone_before(
+    images: ImageSet,
+    entries: Iterable[Entry],
+) -> Tensor:
+    "bool [N]: which of the images these requests forgot, with their class or one by one."
+    entries = list(entries)
+    known, named = {h for e in entries for h in e.images}, {c for e in entries for c in e.classes}
+    labels = torch.tensor([k for k, c in enumerate(images.classes) if c in named], dtype=torch.int64, device=images.device)
+    listed = torch.tensor([h in known for h in image_hashes(images.images)], dtype=torch.bool, device=images.device)
+    return listed | torch.isin(images.labels, labels)
+
+
 def in_force(
     split: ForgetSplit,  # what to forget now
     entries: Iterable[Entry],
@@ -106,7 +122,7 @@ def in_force(
         return split
     known, sides = {h for e in entries for h in e.images}, tuple(split.train.images.shape[-2:])
     gone = {class_id(split.train.classes, c) for e in entries for c in e.classes}
-    alone = [e for e in entries if e.images and not e.classes]  # no label stands for their images
+    alone = [e for e in entries if e.images and e.task != "class"]  # no label stands for their images
     if odd := next((e for e in alone if e.sides and e.sides != sides), None):
         h, w = odd.sides
         what = f"The images of the earlier request ({odd.what}) were hashed at {h}×{w} pixels, and these have {sides[0]}×{sides[1]}"
@@ -123,7 +139,7 @@ def in_force(
 
     return remembering(split, gone, before)
 
-
+# %% ../../nbs/702_ledger.ipynb #5e3d579d
 def earlier_ones(
     split: ForgetSplit,  # what is forgotten, alone
     entries: Iterable[Entry],  # of a network that has forgotten it, among others
@@ -135,7 +151,48 @@ def earlier_ones(
     now = Entry.of(split, "", "")
     return [e for e in entries if not (set(e.classes) <= set(now.classes) and set(e.images) <= set(now.images))]
 
+
+def carried_out(
+    wanted: Any,  # see `own.forgetting`
+    train: ImageSet,
+    test: ImageSet,
+    before: Sequence[Entry],  # of the original
+    after: Sequence[Entry],  # of the result
+) -> ForgetSplit:
+    "The request as it was carried out between two networks, with the other ones of both in force."
+    known = [*before, *(e for e in after if e not in before)]
+    earlier = [*before, *takewhile(lambda e: e.what != str(wanted), known[len(before) :])]
+    split = wanted.split(train, test, gone_before(train, earlier) if wanted.random else None)
+    return in_force(split, earlier_ones(split, known))
+
 # %% ../../nbs/702_ledger.ipynb #dac39e5c
+_CUT_FROM = {"cifar20": "cifar100", "cifar10_small": "cifar10"}
+
+
+def read_from(
+    data: str,  # as `load` takes it, or a folder
+    data_root: str | Path = "data",  # the folder of local data sets
+) -> tuple[str, str]:
+    "(folder, name): what the caches of a data set are known by, from any working folder; two empty texts where it has none."
+    name, root = _whole(data), Path(data_root).expanduser().absolute()
+    if name.startswith("hub:"):
+        return "", name.removeprefix("hub:")
+    if name in NAMES:
+        stored = next((f for f in (root / _CUT_FROM.get(name, name), root) if any(f.glob("train-*.parquet"))), None)
+        return (str(stored), stored.name) if stored else ("", "")
+    return str(Path(name.removeprefix("folder:")).expanduser().absolute()), ""
+
+
+def _whole(data: str) -> str:
+    "Without the ending `_tuning`, unless that is the name of a folder."
+    return data if data not in NAMES and Path(data).expanduser().is_dir() else without_tuning(data)
+
+
+def _caches(folder: str, name: str) -> list[Path]:
+    "The files of maga's cache that hold decoded images of a data set."
+    return caches_of(folder or None, name) if folder or name else []
+
+# %% ../../nbs/702_ledger.ipynb #9145013a
 @dataclass(frozen=True)
 class Artefact:
     "A file or folder that was made from the forgotten images, or remembers them."
@@ -145,20 +202,6 @@ class Artefact:
     holds: str  # of the forgotten images: pixels, weights, hashes, numbers
     whose: str  # yours, or maga's
     remedy: str  # what deletes it, or why it may stay
-
-
-_CUT_FROM = {"cifar20": "cifar100", "cifar10_small": "cifar10"}
-
-
-def _caches(data: str, data_root: str | Path) -> list[Path]:
-    "The files of maga's cache that hold decoded images of a data set."
-    name, root = data.removesuffix(TUNING), Path(data_root).expanduser()
-    if name.startswith("hub:"):
-        return caches_of(name=name.removeprefix("hub:"))
-    if name in NAMES:
-        stored = next((f for f in (root / _CUT_FROM.get(name, name), root) if any(f.glob("train-*.parquet"))), None)
-        return caches_of(stored, stored.name) if stored else []
-    return caches_of(name.removeprefix("folder:"))
 
 
 def artefacts(
@@ -171,15 +214,18 @@ def artefacts(
     "Every file that is known to hold or remember what was forgotten; backups and copies made elsewhere are not known."
     accepted = "delete it, and its optimiser's state, when the result is accepted"
     found = [Artefact(str(network.weights), "the original network", "weights", "yours", accepted)]
-    root = Path(data.removeprefix("folder:")).expanduser()
+    root = Path(_whole(data).removeprefix("folder:")).expanduser()
     rows = ((split.train, split.forget_train), (split.test, split.forget_test))
-    places = Counter(str((root / images.files[i]).parent) for images, gone in rows if images.files for i in gone.tolist())
+    files = [root / images.files[i] for images, gone in rows if images.files for i in gone.tolist()]
+    places, behind = Counter(str(f.parent) for f in files), Counter(str(f.resolve().parent) for f in files if f.is_symlink())
     found += [Artefact(p, f"{n} forgotten images", "pixels", "yours", "delete those files") for p, n in sorted(places.items())]
+    found += [Artefact(p, f"{n} of them behind links", "pixels", "yours", "delete what the links lead to") for p, n in sorted(behind.items())]
     if not places:
         n = sum(len(gone) for _, gone in rows)
         found.append(Artefact(data, f"the data set, with {n:,} forgotten images", "pixels", "yours", "delete those rows"))
-    caches = _caches(data, data_root)
-    found += [Artefact(str(p), "decoded images of the data set", "pixels", "maga's", f"maga purge {folder}") for p in caches]
+    caches, ours = _caches(*read_from(data, data_root)), ("pixels", "maga's", f"maga purge {folder}")
+    found += [Artefact(str(p), "decoded images of the data set", *ours) for p in caches]
+    found += [Artefact(str(p), "decoded images that a killed process left, of whatever data", *ours) for p in unfinished()]
     downloads = sorted({p for c in caches for p in sources_of(c)}) if data.startswith("hub:") else []
     again = "delete it, and what was downloaded for it (`hf cache`); loaded again, the data set comes back whole"
     found += [Artefact(str(p), "the hub library's own copy of the data set", "pixels", "yours", again) for p in downloads]
@@ -202,7 +248,7 @@ def write_artefacts(found: Sequence[Artefact], path: str | Path) -> Path:
 def purge(
     folder: str | Path,  # of a result
 ) -> list[Path]:
-    "Delete maga's own files that hold pixels of forgotten images, as the result's list names them; returns what is gone."
+    "Delete maga's own files that hold pixels of forgotten images: those of the list, and what is decoded since; returns what is gone."
     path = Path(folder).expanduser() / "artefacts.csv"
     try:
         with path.open(newline="", encoding="utf-8") as f:
@@ -210,7 +256,19 @@ def purge(
     except (OSError, TypeError) as e:
         raise MagaError(f"{path} cannot be read ({e}); expected the list of a result of maga forget.") from e
     ours = [Path(a.path) for a in listed if a.whose == "maga's" and a.holds == "pixels"]
-    gone = [p for p in ours if p.exists()]
-    for p in gone:
-        p.unlink()
+    if path.with_name("ledger.json").is_file():
+        ledger = Ledger.load(folder)
+        ours += _caches(ledger.data_folder, ledger.data_name)
+    gone, kept = list[Path](), list[str]()
+    for p in dict.fromkeys([*ours, *unfinished()]):
+        try:
+            p.unlink()
+            gone.append(p)
+        except FileNotFoundError:
+            continue
+        except OSError as e:
+            kept.append(f"{p} ({e.strerror})")
+    if kept:
+        what = f"Not deleted: {', '.join(kept)}; deleted: {', '.join(map(str, gone)) or 'nothing'}"
+        raise MagaError(f"{what}. Delete the former as a user who may write into their folder, then run it again.")
     return gone

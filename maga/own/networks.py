@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import json
 import shutil
 import sys
 from collections import Counter
@@ -19,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..checks import MagaError, check_value, shown, write_whole
-from ..data import ImageSet
+from ..data import ImageSet, check_normalisation
 from ..device import seeded
 from ..models import from_timm, load_checkpoint
 from ..packaged import no_waiting
@@ -168,25 +168,43 @@ def _of_factory(source: str, weights: str, classes: int) -> Network:
     return Network(source, filled, file, _like_file(file), _seeded(lambda: make(**{p.name: classes for p in needed})))
 
 # %% ../../nbs/700_networks.ipynb #b269d84c
+_SHADES, _SIDE = ((0, 0, 0), (255, 255, 255), (40, 90, 160)), 61  # of plain images that a processor is shown; no processor makes this size
+
+
+def _as_said(found: Tensor, said: Any) -> tuple[float, ...]:
+    "The numbers that a processor names, where they are those that it uses; else these, rounded."
+    named = isinstance(said, list | tuple) and len(said) == len(found) and torch.allclose(found, torch.tensor(said, dtype=found.dtype), atol=1e-5)
+    return tuple(map(float, said)) if named else tuple(float(f"{v + 0.0:.7g}") for v in found.tolist())
+
+
 def _processor(folder: Path) -> dict[str, Any]:
-    "Mean, standard deviation and side of a folder's image processor; {} where there is none."
+    "Mean, standard deviation and side that a folder's image processor stands for; {} where there is none, `MagaError` where it does more."
+    from transformers import AutoImageProcessor
+
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         return {}
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        side = about.get("size") if about.get("do_resize", True) else None
-        sides = list(side.values()) if isinstance(side, dict) else [side]
-        plain = not about.get("do_normalize", True)
-        return {
-            "size": sides[0] if len(set(sides)) == 1 and sides[0] else None,
-            "mean": (0.0,) * 3 if plain else tuple(about["image_mean"]),
-            "std": (1.0,) * 3 if plain else tuple(about["image_std"]),
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise MagaError(f"{file} is damaged ({type(e).__name__}: {e}); expected an image processor's size, image_mean and image_std.") from e
+        asked = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        seen = asked([Image.new("RGB", (_SIDE, _SIDE), shade) for shade in _SHADES], return_tensors="pt")["pixel_values"].double()
+        black, white, _ = plain = seen.mean((2, 3))
+    except Exception as e:  # processors raise many kinds
+        reason = str(e).strip().split("\n")[0]
+        raise MagaError(f"{file} is damaged ({type(e).__name__}: {reason}); expected a processor that makes one picture of an image.") from e
+    std = 1 / (white - black)
+    straight = black + torch.tensor(_SHADES, dtype=torch.float64) / 255 / std
+    (h, w), most = seen.shape[2:], 1e-3 * float((white - black).abs().max())
+    if h != w or not all(torch.allclose(seen, x[:, :, None, None], atol=most) for x in (plain, straight)):
+        what = f"The image processor of {file} does more than resize, cut, scale and normalise squares: it pads, or turns channels round"
+        raise MagaError(f"{what}; write a function that makes the network with that in front of it (file.py:NAME).")
+    try:
+        found = _as_said(-black * std, getattr(asked, "image_mean", None)), _as_said(std, getattr(asked, "image_std", None))
+        check_normalisation(*found)
+    except MagaError as e:
+        raise MagaError(f"The image processor of {file} scales pixels in a way that is not known here: {e}") from e
+    return {"size": None if h == _SIDE else h, "mean": found[0], "std": found[1]}
 
-
+# %% ../../nbs/700_networks.ipynb #3751c4a5
 def _of_hub(source: str) -> Network:
     from huggingface_hub import snapshot_download
     from transformers import AutoModelForImageClassification
@@ -208,8 +226,8 @@ def _of_hub(source: str) -> Network:
         raise MagaError(f"{folder} does not hold a {type(model).__name__}: {len(odd)} parameters differ, first {odd[0]}.")
     names = tuple(model.config.id2label[k] for k in sorted(model.config.id2label))
     given = None if all(n == f"LABEL_{k}" for k, n in enumerate(names)) else names
-    about = _processor(folder)
-    side = getattr(model.config, "image_size", None)
+    about, side = _processor(folder), getattr(model.config, "image_size", None)
+    size = about.get("size") or (side if isinstance(side, int) else None)
 
     def write(result: nn.Module, into: Path) -> Path:
         place = into / "model"
@@ -218,7 +236,7 @@ def _of_hub(source: str) -> Network:
             shutil.copy(folder / "preprocessor_config.json", place)
         return place
 
-    size, make = side if isinstance(side, int) else about.get("size"), _seeded(lambda: AutoModelForImageClassification.from_config(model.config))
+    make = _seeded(lambda: AutoModelForImageClassification.from_config(model.config))
     return Network(source, model.eval(), folder, write, make, given, size, about.get("mean"), about.get("std"))
 
 # %% ../../nbs/700_networks.ipynb #d37f4d93

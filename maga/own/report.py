@@ -30,13 +30,14 @@ from ..measures.metrics import Measurement
 from ..methods.contract import show_flow
 from ..models import Classifier
 from .forgetting import Forgotten
-from .ledger import Artefact, Entry, Ledger, artefacts, write_artefacts
+from .ledger import Artefact, Entry, Ledger, artefacts, read_from, write_artefacts
 from .networks import Network
 from ..packaged import file_revision
+from ..sources import NAMES
 
 # %% auto #0
 __all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'percent', 'warnings_of', 'settings_of', 'record', 'page_of', 'card_of',
-           'check_free', 'write_result']
+           'inputs_of', 'check_free', 'write_result']
 
 # %% ../../nbs/703_report.ipynb #8c133a78
 MEANINGS = {
@@ -230,6 +231,25 @@ def card_of(r: dict[str, Any]) -> str:
     return _environment(trim_blocks=True).from_string(CARD).render(r=r)
 
 # %% ../../nbs/703_report.ipynb #f80b0e60
+def inputs_of(
+    model: str,  # these four as the command takes them
+    weights: str,
+    judge: str,
+    data: str,
+) -> tuple[list[tuple[str, int, int]], list[str]]:
+    "(name, size and time of every file that a request depends on: weights, code of the network, T, images; what it depends on beside them)."
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    where, mark, _ = model.rpartition(":")
+    network, root = (Path(p).expanduser() for p in (where if where.endswith(".py") else model, data.removeprefix("folder:")))
+    places = [network, *(Path(p).expanduser() for p in (weights, judge if judge.endswith(".safetensors") else "") if p)]
+    files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
+    walked = [] if data in NAMES else sorted(Path(place, n) for place, _, names in os.walk(root, followlinks=True) for n in names)
+    images = [f for f in walked if f.suffix.lower() in (*IMG_EXTENSIONS, ".parquet") and f.is_file()]
+    unseen = [model] * (bool(mark) and not model.startswith("timm:") and not network.exists()) + [data] * (not images)
+    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *images]], unseen
+
+
 def check_free(
     folder: str | Path,  # of the result
     request: str,  # what is asked for
@@ -247,7 +267,7 @@ def check_free(
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
-        raise MagaError(f"{folder} exists and holds another result; name another folder (--out), or delete it.")
+        raise MagaError(f"{folder} exists and holds another result, or that of inputs that changed since; name another folder (--out), or delete it.")
     return True
 
 
@@ -287,7 +307,8 @@ def write_result(
         written = network.write(inner, part)
         entry, train = Entry.of(split, result.plan.method.name, datetime.now(UTC).date().isoformat()), split.train
         side = train.size or (train.images.shape[-1] if train.images.shape[-1] == train.images.shape[-2] else None)
-        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, (*entries, entry))
+        known = (*entries, entry), *read_from(data, data_root)
+        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known)
         ledger.save(part)
         found = artefacts(network, split, data, folder, data_root)
         write_artefacts(found, part / "artefacts.csv")
