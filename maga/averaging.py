@@ -5,7 +5,7 @@
 # %% ../nbs/005_averaging.ipynb #505db178
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,15 +46,18 @@ class WeightAverage:
 def estimate_statistics(
     model: nn.Module,  # is changed: batch norm's statistics; its mode is left as it was
     batches: Iterable[Tensor],  # images as the model sees them, float32 [B, 3, S, S]
+    still: Collection[nn.Module] = (),  # batch norms that keep their statistics
 ) -> None:
-    "Batch norm's running statistics as means over batches; nothing is computed in a network without it."
-    norms = batch_norms(model)
+    "Batch norm's running statistics as means over batches; nothing is computed in a network without it, or where all keep theirs."
+    norms = [m for m in batch_norms(model) if m not in still]
     if not norms:
         return
     mode, momenta = model.training, [m.momentum for m in norms]
     for m in norms:
         m.reset_running_stats()
     model.train()
+    for frozen in still:
+        frozen.eval()
     for i, x in enumerate(batches, 1):
         for m in norms:
             m.momentum = 1 / i

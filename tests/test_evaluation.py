@@ -17,9 +17,10 @@ from maga.measures.contract import METRICS, Evidence, Subject, get_metric, inter
 from maga.measures.distances import activation_distance, avg_gap, js_divergence, neighbour_tv, neighbour_tv_ratio, retrain_spread, tow
 from maga.measures.evaluation import evaluate, train_originals, train_retrains
 from maga.measures.membership import cmia, modified_entropy, u_lira_class
-from maga.measures.metrics import entropy_mia, measure
+from maga.measures.metrics import Outputs, entropy_mia, measure
 from maga.methods.tuning import tuning_split
 from maga.models import small_network
+from maga.requests import after
 from maga.sources import digits
 from maga.training import Batch, Examples, FitConfig, fit
 
@@ -459,3 +460,25 @@ def test_neighbour_tv_floor_of_the_five_retrains():
     for part, expected in (("forget_train", 37.1), ("forget_test", 35.7)):
         retrains = torch.stack([stored[f"{part}.{seed}"] for seed in range(1, 6)])
         assert retrain_spread(retrains) == pytest.approx(expected, abs=0.1)
+
+
+def test_a_random_request_after_a_class_is_judged_by_retained_images():
+    "Models that are exchangeable with the retrains have half an AUC, though none of them knows the class that was forgotten before."
+    g = torch.Generator().manual_seed(0)
+    train, test = (ImageSet(torch.randint(0, 256, (2000, 3, 4, 4), dtype=torch.uint8, generator=g), torch.arange(2000) % 10, tuple("abcdefghij")) for _ in range(2))
+    split = after(forget_random(train, test, 300, among=train.labels.nonzero().flatten()), forget_class(train, test, 0))
+
+    def subject(seed):
+        draw = torch.Generator().manual_seed(seed)
+
+        def logits(images):
+            z = torch.randn(len(images), 10, generator=draw) + 2.0 * torch.nn.functional.one_hot(images.labels, 10)
+            z[:, 0] = -12.0
+            return z
+
+        return Subject(split, torch.nn.Identity(), 1.0, {"outputs": Outputs(logits(train), logits(test))})
+
+    one, *retrains = map(subject, range(5))
+    evidence = Evidence((one,), tuple(retrains))
+    for name in ("rmia_auc", "mentr_auc"):
+        assert abs(get_metric(name)(evidence).mean - 0.5) < 0.04, name

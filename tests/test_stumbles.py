@@ -18,6 +18,7 @@ from torch import nn
 import maga
 from maga.cache import cache_folder, purge_cache
 from maga.data import ImageSet, MagaError, forget_class
+from maga.measures.connectivity import LineConfig, line_between
 from maga.measures.cost import counted_passes
 from maga.measures.metrics import measure, predict
 from maga.methods.contract import get_method
@@ -175,6 +176,34 @@ def test_frozen_batch_norm_stays(split):
     assert torch.equal(still.running_mean, first.running_mean) and not torch.equal(moved.running_mean, second.running_mean)
     with pytest.raises(MagaError, match="1 batch norms are frozen"):
         fit(net, Examples.of(split.train), replace(SHORT, average=0.9), generator())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("by", ["mode", "parameters"])
+def test_unsir_moves_no_frozen_batch_norm(by, legacy, split):
+    "In both of its trainings, and while its noise is made."
+    net = small_network(generator()).train()
+    first, second = batch_norms(net)
+    first.eval() if by == "mode" else first.requires_grad_(False)
+    config = get_method("unsir").preset("digits", legacy=legacy, impair=SHORT, repair=SHORT)
+    unlearned = get_method("unsir")(net, split, replace(config, noise=replace(config.noise, size=2, steps=2)), generator())
+    still, moved = batch_norms(unlearned)
+    assert torch.equal(still.running_mean, first.running_mean) and not torch.equal(moved.running_mean, second.running_mean)
+
+
+@pytest.mark.parametrize("by", ["mode", "parameters"])
+def test_the_ends_of_the_line_are_the_two_models(by, split):
+    "Also where batch norm is frozen: its statistics are the user's, and are not estimated again."
+    net = small_network(generator()).train()
+    for m in batch_norms(net):
+        m.running_var.fill_(4.0)
+        m.eval() if by == "mode" else m.requires_grad_(False)
+    other = small_network(generator(1))
+    other.load_state_dict({k: v for k, v in other.state_dict().items() if "running" not in k} | {k: v for k, v in net.state_dict().items() if "running" in k})
+    line = line_between(net, other, split, LineConfig(points=3, images=len(split.retain_train)))
+    for loss, model in zip(line.retain[::2], (net, other), strict=True):
+        labels = split.train.labels[split.retain_train]
+        assert loss == pytest.approx(float(nn.functional.cross_entropy(predict(model, split.train, split.retain_train), labels)), rel=1e-4)
 
 
 class Paired(nn.Module):

@@ -126,17 +126,21 @@ def model_in(path: Path) -> str:
 def _publish_retrain(session: Session, row: Row, folder: Path) -> None:
     "Logits [n, K] of a retrain on forgotten training and test images, as float16, with its key; nothing where the store has none."
     source, target = session.store.outputs(row.key), folder / "retrains" / retrain_file(row.spec)
-    if not source.exists() or model_in(target) == row.dependencies["retrain"]:
+    if not source.exists():
         return
-    split, kept = session.split(row.spec), load_file(source)
-    tensors = {"forget_train": kept["forget_train"], "forget_test": kept["test"][split.forget_test.cpu()]}
+    kept, there = load_file(source), load_file(target) if target.exists() else {}
+    if "forget_test" not in kept:  # else it was restored, and holds no more than what is published
+        kept["forget_test"] = kept["test"][session.split(row.spec).forget_test.cpu()]
+    tensors = {name: kept[name] for name in ("forget_train", "forget_test")}
+    if model_in(target) == row.dependencies["retrain"] and all(name in there and torch.equal(there[name], t) for name, t in tensors.items()):
+        return
     about = {"model": row.dependencies["retrain"], "key": row.key, "run": str(row.spec), "A_r": f"{row.metrics['A_r']:.2f}"}
     write_whole(target, lambda p: save_file({k: v.contiguous() for k, v in tensors.items()}, p, about))
 
 
-def _copy(source: Path, target: Path) -> None:
-    "Copy a file, whole or not at all, where there is one and the target is not there yet."
-    if source.exists() and not target.exists():
+def _copy(source: Path, target: Path, overwrite: bool = False) -> None:
+    "Copy a file, whole or not at all, where there is one; a target that is there stays, or gives way if its content differs."
+    if source.exists() and (not target.exists() or (overwrite and file_hash(source) != file_hash(target))):
         write_whole(target, lambda p: p.write_bytes(source.read_bytes()))
 
 # %% ../../nbs/513_published.ipynb #51300024
@@ -148,24 +152,24 @@ def publish(
 ) -> str:
     "Add the session's rows to the published ones, with what tables need beside them. Says what is there."
     folder = published_folder() if folder is None else folder
-    before = read_about(folder)
-    own = session.store.rows()
-    rows = read_rows(folder) | {row.key: row for row in own if not row.failed}
+    before, own = read_about(folder), {row.key: row for row in session.store.rows() if not row.failed}
+    rows = read_rows(folder) | own
+    # what data or a judge may refuse comes before the first file is written
+    digests = before["data"] | {data: session.digest(data) for data in {row.spec.data for row in own.values()}}
+    unknown = {COARSE.get(data, data) for data in digests if not (folder / "labels" / f"{COARSE.get(data, data)}.safetensors").exists()}
+    labelled = {name: session.images(name) for name in sorted(unknown)}
+    shown = [resolve(session, spec).key for spec in pictured]
+    matrix = transition_keys(session, cifar10_spec(settings))[1]
     frame = pd.DataFrame([line_of_row(rows[key]) for key in sorted(rows)])
     write_whole(folder / ROWS, lambda p: frame.to_parquet(p, index=False, compression="zstd"))
     for row in rows.values():
         if row.spec.method == RETRAIN:
             _publish_retrain(session, row, folder)
-    digests = before["data"] | {data: session.digest(data) for data in {row.spec.data for row in own}}
-    for data in digests:
-        name = COARSE.get(data, data)
-        if not (folder / "labels" / f"{name}.safetensors").exists():
-            save_labels(folder / "labels" / f"{name}.safetensors", *session.images(name))
-    for spec in pictured:
-        key = resolve(session, spec).key
-        _copy(session.store.outputs(key), folder / "pictured" / "outputs" / f"{key}.safetensors")
-    key = transition_keys(session, cifar10_spec(settings))[1]
-    _copy(session.store.checkpoint(key), folder / "pictured" / "checkpoints" / f"{key}.safetensors")
+    for name, images in labelled.items():
+        save_labels(folder / "labels" / f"{name}.safetensors", *images)
+    for key in shown:
+        _copy(session.store.outputs(key), folder / "pictured" / "outputs" / f"{key}.safetensors", overwrite=True)
+    _copy(session.store.checkpoint(matrix), folder / "pictured" / "checkpoints" / f"{matrix}.safetensors", overwrite=True)
     scores = json.loads((folder / SCORES).read_text()) if (folder / SCORES).exists() else {}
     scores |= {p.stem: json.loads(p.read_text()) for p in (session.store.folder / "scores").glob("*.json")}
     write_whole(folder / SCORES, lambda p: p.write_text(json.dumps(scores, indent=0, sort_keys=True) + "\n"))
@@ -218,17 +222,18 @@ def restore(
 def _copy_into(store: Store, folder: Path, overwrite: bool) -> int:
     "Copy published files that were checked into a store; returns how many rows there are."
     rows = read_rows(folder)
-    for key, row in rows.items():
-        own = store.get(key)
-        if overwrite or own is None or own.failed:
-            store.put(row)
+    mine = {} if overwrite else {key: row for key in rows if (row := store.get(key)) is not None and not row.failed}
+    others = {key for key, row in mine.items() if row.provenance != rows[key].provenance}  # made elsewhere: they keep what is theirs
+    for key in rows.keys() - mine.keys():
+        store.put(rows[key])
     for path in sorted((folder / "pictured").rglob("*.safetensors")):
-        _copy(path, store.folder / path.relative_to(folder / "pictured"))
-    for row in rows.values():
+        if path.stem not in others:
+            _copy(path, store.folder / path.relative_to(folder / "pictured"), overwrite)
+    for key, row in rows.items():
         source = folder / "retrains" / retrain_file(row.spec)
-        if row.spec.method == RETRAIN and model_in(source) == row.dependencies["retrain"]:
-            _copy(source, store.outputs(row.key))
-    for key, scores in json.loads((folder / SCORES).read_text()).items():
+        if row.spec.method == RETRAIN and key not in others and model_in(source) == row.dependencies["retrain"]:
+            _copy(source, store.outputs(key), overwrite)
+    for key, scores in ({} if others else json.loads((folder / SCORES).read_text())).items():  # a score does not say whose rows it is of
         target = store.folder / "scores" / f"{key}.json"
         if overwrite or not target.exists():
             write_whole(target, partial(Path.write_text, data=json.dumps(scores)))

@@ -361,9 +361,10 @@ def run_batch(
     "The rows of all specifications, in their order: found, computed here, or computed by another process meanwhile."
     begun, started = time.perf_counter(), time.time()
     since = started if retry else None
+    if retry:
+        session.failures.clear()
     wanted = [resolve(session, s) for s in specs]
-    waiting = {r.key: r for r in wanted}
-    rows: dict[str, Row] = {}
+    waiting, rows = {r.key: r for r in wanted}, dict[str, Row]()
     computed = 0
 
     def gather() -> None:

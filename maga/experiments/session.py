@@ -22,7 +22,7 @@ from ..data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random
 from ..device import clock, pick_device, seeded_generator
 from .store import RETRAIN, Spec, Store, key_of
 from ..judges.contract import draw_exemplars
-from ..judges.named import JudgeOptions, judge_kind, make_judge
+from ..judges.named import JudgeOptions, is_matrix, judge_kind, make_judge, weights_of
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.metrics import Outputs
 from ..methods.contract import get_method, with_change
@@ -224,7 +224,7 @@ class Session:
 
     def files(self, judge: str) -> list[TransitionMatrix]:
         "The matrices of `--judge a.safetensors,b.safetensors`; none where the judge is a name."
-        return [TransitionMatrix.load(n) for n in judge.split(",") if n.endswith(".safetensors")]
+        return [TransitionMatrix.load(n) for n in judge.split(",") if is_matrix(n)]
 
 # %% ../../nbs/503_session.ipynb #3aeb71a8
 def one_sentence(error: BaseException) -> str:
@@ -326,7 +326,7 @@ def transition_keys(session: Session, spec: Spec) -> tuple[str, str]:
     if given is not None:
         return given.digest, given.digest
     judge_kind(spec.judge)
-    asked = key_of("transition", spec.judge, spec.exemplars, looked_at(spec))
+    asked = key_of("transition", spec.judge, spec.exemplars, looked_at(spec), *weights_of(spec.judge))
     return asked, session.key(asked, spec.data)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
@@ -18,10 +20,12 @@ from .controls import identity_judge, random_judge, superclass_judge
 from .families import guessed_family
 from .prompt import PROMPT, ExampleChoice, PromptLength, usual_length
 from .tiny import IMAGE_TOKENS
+from .weights import folder_revision
+from ..packaged import PACKAGED, file_revision
 
 # %% auto #0
-__all__ = ['KINDS', 'JudgeOptions', 'JudgeKind', 'JudgingCost', 'cost_of_images', 'judge_forms', 'judge_kind', 'make_judge',
-           'judging_cost']
+__all__ = ['KINDS', 'JudgeOptions', 'JudgeKind', 'JudgingCost', 'cost_of_images', 'judge_forms', 'judge_kind', 'is_matrix',
+           'weights_of', 'make_judge', 'judging_cost']
 
 # %% ../../nbs/220_named.ipynb #d40f3457
 @dataclass(frozen=True)
@@ -217,6 +221,7 @@ def judge_forms() -> str:
     return f"{', '.join(others)} or {last}"
 
 
+# %% ../../nbs/220_named.ipynb #63a1fc6a
 def judge_kind(name: str) -> tuple[str, str]:
     "(kind, model) of a judge's name; the model is empty where the kind has a default or needs none. `MagaError` for unknown names."
     kind, _, model = name.partition(":")
@@ -228,6 +233,26 @@ def judge_kind(name: str) -> tuple[str, str]:
     if known.model == "none" and model:
         raise MagaError(f"The judge {kind} takes no model; write just {kind}.")
     return kind, model
+
+
+def is_matrix(name: str) -> bool:
+    "Whether the name is that of a file with T, and not of a judge whose weights are a file."
+    return name.endswith(".safetensors") and name.partition(":")[0] not in KINDS
+
+
+def weights_of(name: str) -> list[str]:
+    "The revision of a judge's weights where its name holds a path on this machine; nothing where the name itself stands for them."
+    where = judge_kind(name)[1].rpartition("=")[2]
+    path = Path(where).expanduser()
+    if not where or where in PACKAGED or not path.exists():
+        return []
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    return [_revision(path, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files))]
+
+
+@lru_cache(maxsize=32)
+def _revision(path: Path, state: tuple[tuple[str, int, int], ...]) -> str:  # state: the files' names, sizes and times
+    return file_revision(path) if path.is_file() else folder_revision(path)
 
 
 def make_judge(

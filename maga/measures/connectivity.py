@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -21,6 +21,7 @@ from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import autocast, seeded
 from .contract import AN_ORIGINAL, Evidence, Need, Subject, mean_over, model_metric
 from .metrics import predict
+from ..models import frozen_batch_norms
 
 # %% auto #0
 __all__ = ['ITS_ORIGINAL', 'SAME_NETWORK', 'LINE', 'l2_distance', 'LineConfig', 'Line', 'barrier', 'set_between',
@@ -108,12 +109,13 @@ def refresh_statistics(
     rows: Tensor,  # int64 [n]: which images
     batch_size: int,
     generator: torch.Generator,  # on the CPU: dropout, where there is some
+    still: Collection[nn.Module] = (),  # batch norms that keep their statistics
 ) -> None:
     "Estimate batch norm's statistics on these images; nothing happens in a network without it."
     parts = rows.tensor_split(-(-len(rows) // batch_size))
     shown = (images.batch(part).contiguous(memory_format=torch.channels_last) for part in parts)
     with seeded(generator, images.device), autocast(images.device, None):
-        estimate_statistics(model, shown)
+        estimate_statistics(model, shown, still)
 
 
 def line_between(
@@ -127,12 +129,14 @@ def line_between(
     images, g = split.train, torch.Generator().manual_seed(config.seed)
     pools = split.retain_train, split.forget_train
     retain, forget = (rows[torch.randperm(len(rows), generator=g)[: config.images].to(rows.device)] for rows in pools)
-    model = copy.deepcopy(original).eval()
+    model = copy.deepcopy(original)
+    still = frozen_batch_norms(model)  # before eval mode, which hides those that are frozen by their mode
+    model.eval()
     at = torch.linspace(0, 1, config.points, dtype=torch.float64).tolist()
     losses = []
     for t in at:
         set_between(model, original, unlearned, t)
-        refresh_statistics(model, images, retain, config.batch_size, torch.Generator().manual_seed(config.seed))
+        refresh_statistics(model, images, retain, config.batch_size, torch.Generator().manual_seed(config.seed), still)
         losses.append(torch.stack([F.cross_entropy(predict(model, images, rows), images.labels[rows]) for rows in (retain, forget)]))
     on_retain, on_forget = torch.stack(losses, 1).tolist()
     return Line(tuple(at), tuple(on_retain), tuple(on_forget))

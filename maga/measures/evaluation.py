@@ -249,7 +249,7 @@ def zrf_of(evidence: Evidence, subject: Subject) -> float:
 def mentr_auc(evidence: Evidence, subject: Subject) -> float:
     "AUC of the modified entropy, forgotten training images against test images of the same kind: 0 to 1; ideal: the retrain's, about 0.5."
     s, out = evidence.split, subject.outputs
-    unseen = s.forget_test if len(s.forget_test) else torch.arange(len(s.test), device=s.device)
+    unseen = s.forget_test if len(s.forget_test) else s.retain_test
     seen_h = modified_entropy(out.train[s.forget_train], s.train.labels[s.forget_train])
     return attack_auc(-seen_h, -modified_entropy(out.test[unseen], s.test.labels[unseen]))
 
@@ -268,7 +268,7 @@ def rmia_auc(evidence: Evidence, subject: Subject) -> float:
     "AUC of offline RMIA (a = 0.3) with the retrains as references: 0 to 1; ideal 0.5. Not for whole classes, where it is a confidence threshold."
     s, refs = evidence.split, evidence.references(subject)
     if s.task == "random":
-        halves = torch.randperm(len(s.test), generator=torch.Generator().manual_seed(0)).to(s.device).chunk(2)
+        halves = s.retain_test[torch.randperm(len(s.retain_test), generator=torch.Generator().manual_seed(0)).to(s.device)].chunk(2)
     else:
         halves = s.forget_test, s.retain_test
 

@@ -125,9 +125,13 @@ def u_lira_class(
     retrained: Tensor,  # margins of N_o models that never saw the class [N_o, n]
     centred: bool = False,  # take the mean margin of each kind away
 ) -> Lira:
-    "U-LiRA when a whole class is forgotten: the i-th unlearned model and the i-th retrain are left out together."
+    """U-LiRA when a whole class is forgotten: the i-th unlearned model and the i-th retrain are left out together.
+
+    With more of one kind the surplus is dealt out, so that no model judges itself.
+    """
+    pairs = min(len(unlearned), len(retrained))
     status = torch.cat([torch.ones_like(unlearned), torch.zeros_like(retrained)]).long()
-    folds = torch.cat([torch.arange(len(unlearned)), torch.arange(len(retrained))]).to(status.device)
+    folds = (torch.cat([torch.arange(len(unlearned)), torch.arange(len(retrained))]) % pairs).to(status.device)
     return u_lira(torch.cat([unlearned, retrained]), status, folds, centred)
 
 

@@ -21,13 +21,15 @@ from .dampening import mean_gradients
 from .labels import random_labels
 from .noise import NoiseBank, NoiseConfig, make_noise, noise_loss
 from .published import ADAM, FAN, FOSTER, FOSTER_ADAM, FOSTER_IMAGES, NO_VIT, SGD, TUNED, numbers_of, read_in
+from ..models import frozen_batch_norms
 from ..progress import preparing
 from ..training import Batch, Examples, FitConfig, Objective, Progress, cross_entropy, fit, shuffled_batches
 
 # %% auto #0
 __all__ = ['AMNESIAC_PRESETS', 'AMNESIAC_NUMBERS', 'AMNESIAC_SOURCES', 'SALUN_PRESETS', 'SALUN_SOURCES', 'UNSIR_PRESETS', 'FINE',
            'UNSIR_SOURCES', 'amnesiac', 'saliency_mask', 'SalUnConfig', 'public_salun', 'salun', 'StoredImages',
-           'first_retained', 'impair_examples', 'UnsirConfig', 'public_unsir', 'legacy_noise', 'carrying', 'unsir']
+           'first_retained', 'impair_examples', 'UnsirConfig', 'public_unsir', 'with_frozen', 'legacy_noise',
+           'carrying', 'unsir']
 
 # %% ../../nbs/307_relabelling.ipynb #0d191af4
 AMNESIAC_PRESETS = {
@@ -236,6 +238,17 @@ UNSIR_SOURCES = {
 } | {"digits": TUNED}
 
 # %% ../../nbs/307_relabelling.ipynb #c0a75e19
+def with_frozen(net: nn.Module, given: nn.Module) -> nn.Module:
+    "The network in train mode, but for the batch norms that the user froze in the given network of the same modules."
+    names = {name for still in frozen_batch_norms(given) for name, m in given.named_modules() if m is still}
+    net.train()
+    for name, m in net.named_modules():
+        if name in names:
+            m.eval()
+    return net
+
+
+# %% ../../nbs/307_relabelling.ipynb #ddf8e6ce
 def legacy_noise(
     model: nn.Module,  # not changed
     split: ForgetSplit,
@@ -244,7 +257,7 @@ def legacy_noise(
     generator: torch.Generator,  # on the CPU
 ) -> tuple[nn.Module, NoiseBank, dict[str, Tensor]]:
     "Negative noise made in train mode: the network with batch norm's statistics after it, the bank, the weights' gradients summed over all steps."
-    net, device = to_device(copy.deepcopy(model), split.device).train(), split.device
+    net, device = with_frozen(to_device(copy.deepcopy(model), split.device), model), split.device
     sides, banks, last = split.train.sides, [], []
     with seeded(generator, device):
         for label in labels:
@@ -284,6 +297,7 @@ def unsir(model: nn.Module, split: ForgetSplit, config: UnsirConfig, generator: 
     "Impair with error-maximising noise under the forgotten label, then repair on retain images."
     labels = split.train.labels[split.forget_train].unique().tolist()
     objective: Objective = cross_entropy
+    given = model
     if config.legacy:
         model, noise, gradients = legacy_noise(model, split, labels, config.noise, generator)
         objective = carrying(gradients)
@@ -292,4 +306,4 @@ def unsir(model: nn.Module, split: ForgetSplit, config: UnsirConfig, generator: 
     retained = first_retained(split, config.retain_per_class)
     examples = impair_examples(split, noise, config.repeats, retained, config.shown)
     impaired = fit(model, examples, config.impair, generator, objective=objective, progress=progress)
-    return fit(impaired, Examples.of(split.train, retained), config.repair, generator, progress=progress)
+    return fit(with_frozen(impaired, given), Examples.of(split.train, retained), config.repair, generator, progress=progress)

@@ -26,7 +26,7 @@ from ..checks import Amount, Checked, Count, MagaError, Seed, check_value, write
 from ..data import ForgetSplit, ImageSet, forget_class, forget_random, forget_subclass
 from ..device import seeded_generator, to_device
 from ..judges.contract import draw_exemplars
-from ..judges.named import JudgeOptions, make_judge
+from ..judges.named import JudgeOptions, is_matrix, make_judge
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.cost import counted_passes
 from ..measures.metrics import Measurement, Outputs, accuracy, measure, predict
@@ -213,7 +213,7 @@ def transition_of(
     exemplars: int = 10,  # of each class
 ) -> TransitionMatrix:
     "T for MaGA and its relatives, from images that may be shown: a class without any resembles itself alone. `MagaError` where a class has too few."
-    if judge.endswith(".safetensors"):
+    if is_matrix(judge):
         return TransitionMatrix.load(judge)
     shown = split.train if split.earlier_train is None else split.train.subset(split.shown_train)
     there = shown.labels.unique()
