@@ -136,7 +136,7 @@ PRESETS = {
         (
             Backbone(
                 "resnet6_haar", "resnet18", "haar", "paper_resnet18", stand_in=True,
-                presets=SIX_LAYERS | QUARTER_NOISE, recipes={"cifar10": "haar_cifar10"}, budgets="haar_",
+                presets=SIX_LAYERS | QUARTER_NOISE | {"retrain_head": "haar"}, recipes={"cifar10": "haar_cifar10"}, budgets="haar_",
             ),
             Backbone("resnet6_s2d", "resnet18", "laptop", "paper_resnet18", stand_in=True, presets=SIX_LAYERS),
             Backbone("efficientnet_lite0", "vit", "lite0", "paper_vit", stand_in=True),

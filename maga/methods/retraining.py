@@ -21,7 +21,7 @@ from ..measures.metrics import predict
 from .contract import FitOnly, Source, method, plain_fit
 from .published import FOSTER, FOSTER_IMAGES, SGD, numbers_of, ours, read_in
 from ..models import Classifier, frozen_batch_norms
-from ..training import PRETRAINING, Examples, FitConfig, Progress, fit
+from ..training import PRETRAINING, RECIPES, Examples, FitConfig, Progress, fit
 
 # %% auto #0
 __all__ = ['MakeModel', 'RETRAIN_PRESETS', 'RETRAIN_SOURCES', 'PUBLIC_STEPS', 'RETRAIN_HEAD_PRESETS', 'OF_PRETRAINING',
@@ -146,7 +146,7 @@ PUBLIC_STEPS: dict[str, tuple[int, int, tuple[int, ...]]] = {  # by data set: ep
 RETRAIN_HEAD_PRESETS = {
     name: FitOnly(plain_fit(epochs, size, "sgd", 0.01, 5e-4, schedule="step", milestones=steps, gamma=0.2))
     for name, (epochs, size, steps) in PUBLIC_STEPS.items()
-} | {name: FitOnly(legacy_fit(fit_config)) for name, fit_config in PRETRAINING.items()}
+} | {name: FitOnly(legacy_fit(fit_config)) for name, fit_config in (PRETRAINING | {"haar": RECIPES["haar"]}).items()}
 
 
 def public_retraining(epochs: int, batch_size: int, milestones: tuple[int, ...]) -> tuple[Source, ...]:
@@ -162,7 +162,7 @@ def public_retraining(epochs: int, batch_size: int, milestones: tuple[int, ...])
 
 
 OF_PRETRAINING = ours("a tenth of the rate of the pretraining of that name, without augmentation, as the reference does")
-RETRAIN_HEAD_SOURCES = dict.fromkeys(PRETRAINING, OF_PRETRAINING) | {name: public_retraining(*numbers) for name, numbers in PUBLIC_STEPS.items()}
+RETRAIN_HEAD_SOURCES = dict.fromkeys((*PRETRAINING, "haar"), OF_PRETRAINING) | {name: public_retraining(*numbers) for name, numbers in PUBLIC_STEPS.items()}
 
 # %% ../../nbs/305_retraining.ipynb #5f0e7b2c
 @method("retrain_head", RETRAIN_HEAD_PRESETS, source="legacy: the retraining of Foster et al. 2024's public code", sources=RETRAIN_HEAD_SOURCES)
