@@ -25,8 +25,8 @@ from ..training import PRETRAINING, RECIPES, Examples, FitConfig, Progress, fit
 
 # %% auto #0
 __all__ = ['MakeModel', 'RETRAIN_PRESETS', 'RETRAIN_SOURCES', 'PUBLIC_STEPS', 'RETRAIN_HEAD_PRESETS', 'OF_PRETRAINING',
-           'RETRAIN_HEAD_SOURCES', 'reinitialised', 'fresh_model', 'RetrainConfig', 'public_pretraining', 'retrain',
-           'legacy_fit', 'public_retraining', 'retrain_head']
+           'IN_PUBLIC', 'RETRAIN_HEAD_SOURCES', 'reinitialised', 'fresh_model', 'RetrainConfig', 'public_pretraining',
+           'retrain', 'legacy_fit', 'public_retraining', 'retrain_head']
 
 # %% ../../nbs/305_retraining.ipynb #3dceda95
 MakeModel = Callable[[torch.Generator], nn.Module]
@@ -162,7 +162,8 @@ def public_retraining(epochs: int, batch_size: int, milestones: tuple[int, ...])
 
 
 OF_PRETRAINING = ours("a tenth of the rate of the pretraining of that name, without augmentation, as the reference does")
-RETRAIN_HEAD_SOURCES = dict.fromkeys((*PRETRAINING, "haar"), OF_PRETRAINING) | {name: public_retraining(*numbers) for name, numbers in PUBLIC_STEPS.items()}
+IN_PUBLIC = {name: public_retraining(*numbers) for name, numbers in PUBLIC_STEPS.items()}
+RETRAIN_HEAD_SOURCES = dict.fromkeys((*PRETRAINING, "haar"), OF_PRETRAINING) | IN_PUBLIC
 
 # %% ../../nbs/305_retraining.ipynb #5f0e7b2c
 @method("retrain_head", RETRAIN_HEAD_PRESETS, source="legacy: the retraining of Foster et al. 2024's public code", sources=RETRAIN_HEAD_SOURCES)
