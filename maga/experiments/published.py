@@ -231,7 +231,8 @@ def _copy_into(store: Store, folder: Path, overwrite: bool) -> int:
             _copy(path, store.folder / path.relative_to(folder / "pictured"), overwrite)
     for key, row in rows.items():
         source = folder / "retrains" / retrain_file(row.spec)
-        if row.spec.method == RETRAIN and key not in others and model_in(source) == row.dependencies["retrain"]:
+        pictured = (folder / "pictured" / "outputs" / f"{key}.safetensors").exists()  # holds more than the forgotten images
+        if row.spec.method == RETRAIN and not pictured and key not in others and model_in(source) == row.dependencies["retrain"]:
             _copy(source, store.outputs(key), overwrite)
     for key, scores in ({} if others else json.loads((folder / SCORES).read_text())).items():  # a score does not say whose rows it is of
         target = store.folder / "scores" / f"{key}.json"
