@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from maga.data import MagaError
+from maga.data import ImageSet, MagaError
 from maga.judges import scorers, toy
 from maga.judges.__main__ import main
 from maga.judges.answers import Stored
@@ -406,3 +406,15 @@ def test_the_toy_is_loaded_where_it_is_asked_for(exemplars, monkeypatch):
     monkeypatch.setattr(toy, "VLMJudge", lambda *parts, **more: None)
     make_judge("toy-vlm", exemplars, options=JudgeOptions(device="cuda:1"))
     assert asked == ["cuda:1"]
+
+
+def test_a_vision_judge_of_a_network_that_takes_one_size():
+    "Exemplars of 32 pixels are asked for at the side that a ViT of 224 was trained at, from the first pass on."
+    from maga.judges.vision import VisionJudge, VisionNetwork
+    from maga.models import from_timm
+
+    net = from_timm("vit_tiny_patch16_224", None, None, pretrained=False).eval()
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    exemplars = ImageSet(pixels, torch.tensor([0, 0, 1, 1]), ("a", "b"))
+    judge = VisionJudge(VisionNetwork(net, 224, (0.5,) * 3, (0.5,) * 3, "r"), exemplars, "vision:x")
+    assert judge.scores(exemplars, [0, 1]).shape == (4, 2)

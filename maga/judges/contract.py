@@ -158,7 +158,7 @@ class FeatureJudge:
         exemplars: ImageSet,  # K·n images, at least 2 of each class, as the model sees them
     ) -> None:
         check_value("exemplars", exemplars, ImageSet)
-        self.model, self.exemplars = prepared(model, exemplars), exemplars
+        self.model, self.exemplars = prepared(model, self._seen(exemplars)), exemplars
         counts = torch.bincount(exemplars.labels, minlength=len(exemplars.classes))
         if int(counts.min()) < 2:
             raise MagaError("The feature judge needs at least 2 exemplars of every class: an exemplar is not compared with itself.")
@@ -174,8 +174,13 @@ class FeatureJudge:
             raise MagaError("The model's features do not separate the exemplars (all cosines are equal or not finite); is the model trained?")
         self.revision = hashlib.sha256(phi.numpy().tobytes()).hexdigest()[:16]
 
+    def _seen(self, images: ImageSet) -> ImageSet:
+        "The images as the network sees them."
+        return images
+
     def _features(self, images: ImageSet) -> Tensor:
         "Penultimate features, float32 [n, d], on the CPU."
+        images = self._seen(images)
         rows = torch.arange(len(images), device=images.device)
         with evaluating(self.model):
             return torch.cat([features_and_logits(self.model, images.batch(part))[0].float().cpu() for part in rows.split(self.batch_size)])

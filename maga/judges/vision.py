@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..data import ImageSet, MagaError
 from ..device import seeded, to_device
@@ -89,9 +89,8 @@ class VisionJudge(FeatureJudge):
         super().__init__(to_device(network.model, self.device), exemplars)
         self.name, self.revision = name, network.revision
 
-    def _features(self, images: ImageSet) -> Tensor:
-        "Penultimate features of the images as the network sees them, float32 [n, d], on the CPU."
-        return super()._features(self.network.view(images).to(self.device))
+    def _seen(self, images: ImageSet) -> ImageSet:
+        return self.network.view(images).to(self.device)
 
 
 def load_vision_judge(
