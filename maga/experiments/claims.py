@@ -17,8 +17,8 @@ from .tables import beyond_table, like_for_like, number, swept
 from ..measures.contract import interval
 
 # %% auto #0
-__all__ = ['standing', 'paper_case', 'order_agreement', 'over_cases', 'said', 'said_distance', 'said_ablation', 'said_times',
-           'said_sweep', 'said_labels', 'said_beyond']
+__all__ = ['standing', 'paper_case', 'order_agreement', 'over_cases', 'cases_of', 'said', 'said_distance', 'said_ablation',
+           'said_times', 'said_sweep', 'said_labels', 'said_beyond']
 
 # %% ../../nbs/516_claims.ipynb #f5fd841d
 def standing(
@@ -55,9 +55,14 @@ def over_cases(values: Sequence[float], signed: bool = True) -> str:
     return number(mean, signed) + ("" if math.isnan(half) else f" ± {half:.2f}")
 
 
+def cases_of(result: Result) -> dict[tuple[str, str], pd.DataFrame]:
+    "(backbone, target) -> the lines of each case, over the seeds that they share."
+    return dict(list(like_for_like(result).table.groupby(["backbone", "target"], sort=False)))
+
+
 def said(result: Result) -> list[str]:
     "At most five sentences on the cases that were run: retain accuracy, order of methods, A_f and MIA, distance, what is missing."
-    cases = dict(list(like_for_like(result).table.groupby(["backbone", "target"], sort=False)))
+    cases = cases_of(result)
     ours = {place: found for place, case in cases.items() if (found := standing(case))}
     missing = [f"{target} ({backbone})" for backbone, target in cases if (backbone, target) not in ours]
     why = "because MaGA, the original or the retrain has not been run, or not with the others' seeds"
@@ -83,6 +88,7 @@ def said(result: Result) -> list[str]:
     return sentences + said_distance([cases[p] for p in ours]) + left
 
 
+# %% ../../nbs/516_claims.ipynb #7dd4a30e
 def said_distance(cases: Sequence[pd.DataFrame]) -> list[str]:
     "One sentence: which methods are nearest to the retrain by total variation, MaGA's distance, and that of a retrain of another seed."
     far = [case[~case.method.isin(TRAINED)].set_index("method").TV.dropna() for case in cases]
@@ -101,7 +107,7 @@ def said_distance(cases: Sequence[pd.DataFrame]) -> list[str]:
 # %% ../../nbs/516_claims.ipynb #359fd9ae
 def said_ablation(result: Result) -> list[str]:
     "Table 6's two claims in one sentence, over the cases: guided labels against random ones, noise against none."
-    cases = [case for _, case in like_for_like(result).table.groupby(["backbone", "target"], sort=False)]
+    cases = list(cases_of(result).values())
     found = []
     for numbers in (cases, [paper_case(case) for case in cases] if result.settings.size.comparable else []):
         by = [lines for case in numbers if (lines := case.set_index("method")).A_r.reindex(["maga", "random_label", "no_noise"]).notna().all()]
@@ -117,8 +123,7 @@ def said_ablation(result: Result) -> list[str]:
 # %% ../../nbs/516_claims.ipynb #72ccb7ef
 def said_times(result: Result) -> list[str]:
     "Figure 4's claim: what each method saves of the retrain's image passes, and of its seconds in runs of the same seed; of each case."
-    table = like_for_like(result).table
-    cases = [case.set_index("method") for _, case in table[table.seeds > 0].groupby(["backbone", "target"], sort=False)]
+    cases = [case[case.seeds > 0].set_index("method") for case in cases_of(result).values()]
     known = [case for case in cases if RETRAIN in case.index and set(case.index) - set(TRAINED)]
     where = [f"{case.target.iloc[0]} ({case.backbone.iloc[0]}): " if len(known) > 1 else "" for case in known]
     told = [place + sentence for place, case in zip(where, known, strict=True) for sentence in _savings(case, result.settings.size.comparable)]

@@ -156,8 +156,8 @@ def publish(
     rows = read_rows(folder) | own
     # what data or a judge may refuse comes before the first file is written
     digests = before["data"] | {data: session.digest(data) for data in {row.spec.data for row in own.values()}}
-    unknown = {COARSE.get(data, data) for data in digests if not (folder / "labels" / f"{COARSE.get(data, data)}.safetensors").exists()}
-    labelled = {name: session.images(name) for name in sorted(unknown)}
+    places = {name: folder / "labels" / f"{name}.safetensors" for name in {COARSE.get(data, data) for data in digests}}
+    labelled = {path: session.images(name) for name, path in places.items() if not path.exists()}
     shown = [resolve(session, spec).key for spec in pictured]
     matrix = transition_keys(session, cifar10_spec(settings))[1]
     frame = pd.DataFrame([line_of_row(rows[key]) for key in sorted(rows)])
@@ -165,8 +165,8 @@ def publish(
     for row in rows.values():
         if row.spec.method == RETRAIN:
             _publish_retrain(session, row, folder)
-    for name, images in labelled.items():
-        save_labels(folder / "labels" / f"{name}.safetensors", *images)
+    for path, images in labelled.items():
+        save_labels(path, *images)
     for key in shown:
         _copy(session.store.outputs(key), folder / "pictured" / "outputs" / f"{key}.safetensors", overwrite=True)
     _copy(session.store.checkpoint(matrix), folder / "pictured" / "checkpoints" / f"{matrix}.safetensors", overwrite=True)

@@ -152,7 +152,7 @@ def show_times(result: Result):
     figure, axis = plt.subplots(figsize=(5, 0.6 + 0.28 * len(names)), dpi=110)
     axis.barh(names, seconds, color=["lightsteelblue"] * len(done) + ["lightgrey"])
     _dots(axis, result, done, "seconds")
-    ends = [*(max(s, *(value_of(r, "seconds") for r in result.rows[i] if not r.failed)) for i, s in zip(done.index, seconds, strict=False)), basics]
+    ends = [*(max(value_of(r, "seconds") for r in result.rows[i] if not r.failed) for i in done.index), basics]
     for y, (s, end) in enumerate(zip(seconds, ends, strict=True)):
         axis.text(end, y, f"  {s:.0f}" if s >= 10 else f"  {s:.1f}", va="center", fontsize=7)
     axis.set_xlim(0, 1.12 * max(ends))

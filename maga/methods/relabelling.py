@@ -240,10 +240,10 @@ UNSIR_SOURCES = {
 # %% ../../nbs/307_relabelling.ipynb #c0a75e19
 def with_frozen(net: nn.Module, given: nn.Module) -> nn.Module:
     "The network in train mode, but for the batch norms that the user froze in the given network of the same modules."
-    names = {name for still in frozen_batch_norms(given) for name, m in given.named_modules() if m is still}
+    still = frozen_batch_norms(given)
     net.train()
-    for name, m in net.named_modules():
-        if name in names:
+    for m, as_given in zip(net.modules(), given.modules(), strict=True):
+        if as_given in still:
             m.eval()
     return net
 

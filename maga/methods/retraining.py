@@ -24,9 +24,9 @@ from ..models import Classifier, frozen_batch_norms
 from ..training import PRETRAINING, RECIPES, Examples, FitConfig, Progress, fit
 
 # %% auto #0
-__all__ = ['MakeModel', 'RETRAIN_PRESETS', 'RETRAIN_SOURCES', 'PUBLIC_STEPS', 'RETRAIN_HEAD_PRESETS', 'OF_PRETRAINING',
-           'IN_PUBLIC', 'RETRAIN_HEAD_SOURCES', 'reinitialised', 'fresh_model', 'RetrainConfig', 'public_pretraining',
-           'retrain', 'legacy_fit', 'public_retraining', 'retrain_head']
+__all__ = ['MakeModel', 'RETRAIN_PRESETS', 'RETRAIN_SOURCES', 'PUBLIC_STEPS', 'BY_RULE', 'RETRAIN_HEAD_PRESETS', 'OF_PRETRAINING',
+           'RETRAIN_HEAD_SOURCES', 'reinitialised', 'fresh_model', 'RetrainConfig', 'public_pretraining', 'retrain',
+           'legacy_fit', 'public_retraining', 'retrain_head']
 
 # %% ../../nbs/305_retraining.ipynb #3dceda95
 MakeModel = Callable[[torch.Generator], nn.Module]
@@ -143,10 +143,11 @@ PUBLIC_STEPS: dict[str, tuple[int, int, tuple[int, ...]]] = {  # by data set: ep
     "paper_vit_cifar20": (9, 64, (8,)),
     "paper_vit_cifar10": (8, 128, (7,)),
 }
+BY_RULE = PRETRAINING | {"haar": RECIPES["haar"]}
 RETRAIN_HEAD_PRESETS = {
     name: FitOnly(plain_fit(epochs, size, "sgd", 0.01, 5e-4, schedule="step", milestones=steps, gamma=0.2))
     for name, (epochs, size, steps) in PUBLIC_STEPS.items()
-} | {name: FitOnly(legacy_fit(fit_config)) for name, fit_config in (PRETRAINING | {"haar": RECIPES["haar"]}).items()}
+} | {name: FitOnly(legacy_fit(fit_config)) for name, fit_config in BY_RULE.items()}
 
 
 def public_retraining(epochs: int, batch_size: int, milestones: tuple[int, ...]) -> tuple[Source, ...]:
@@ -162,8 +163,7 @@ def public_retraining(epochs: int, batch_size: int, milestones: tuple[int, ...])
 
 
 OF_PRETRAINING = ours("a tenth of the rate of the pretraining of that name, without augmentation, as the reference does")
-IN_PUBLIC = {name: public_retraining(*numbers) for name, numbers in PUBLIC_STEPS.items()}
-RETRAIN_HEAD_SOURCES = dict.fromkeys((*PRETRAINING, "haar"), OF_PRETRAINING) | IN_PUBLIC
+RETRAIN_HEAD_SOURCES = dict.fromkeys(BY_RULE, OF_PRETRAINING) | {name: public_retraining(*numbers) for name, numbers in PUBLIC_STEPS.items()}
 
 # %% ../../nbs/305_retraining.ipynb #5f0e7b2c
 @method("retrain_head", RETRAIN_HEAD_PRESETS, source="legacy: the retraining of Foster et al. 2024's public code", sources=RETRAIN_HEAD_SOURCES)

@@ -26,6 +26,7 @@ from .. import __version__
 from ..checks import MagaError, writable_folder
 from ..data import ForgetSplit
 from ..experiments.store import code_digest
+from ..judges.named import is_matrix
 from ..measures.metrics import Measurement
 from ..methods.contract import show_flow
 from ..models import Classifier
@@ -242,7 +243,7 @@ def inputs_of(
 
     where, mark, _ = model.rpartition(":")
     network, root = (Path(p).expanduser() for p in (where if where.endswith(".py") else model, data.removeprefix("folder:")))
-    places = [network, *(Path(p).expanduser() for p in (weights, judge if judge.endswith(".safetensors") else "") if p)]
+    places = [network, *(Path(p).expanduser() for p in (weights, judge if is_matrix(judge) else "") if p)]
     files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
     walked = [] if data in NAMES else sorted(Path(place, n) for place, _, names in os.walk(root, followlinks=True) for n in names)
     images = [f for f in walked if f.suffix.lower() in (*IMG_EXTENSIONS, ".parquet") and f.is_file()]
