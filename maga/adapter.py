@@ -143,6 +143,8 @@ def prepared(
     check_weights(model)
     if any(v.dtype != torch.float32 for v in floats(model).values()):
         model = copy.deepcopy(model).float()
+    if any(v.device != images.device for v in model.state_dict().values()):
+        model = to_device(copy.deepcopy(model), images.device)
     output, given = _asked(model, images)
     logits = _checked_answer(output, min(2, len(images)), classes)
     if isinstance(model, Classifier) and model.head is not None:

@@ -41,7 +41,7 @@ SMALL = (
     "--device",
     "cpu",
     "--backbone",
-    "resnet10",
+    "small_cnn",
     "--target",
     "rocket",
     "--methods",
@@ -131,7 +131,7 @@ def share(results: Path, n: int) -> None:
 
     session_module._train = noted("train", session_module._train, 1)
     runs_module.attempt = noted("run", runs_module.attempt, 1)
-    settings = Settings(results=str(results), device="cpu", backbone=("resnet10",), target=("rocket",))
+    settings = Settings(results=str(results), device="cpu", backbone=("small_cnn",), target=("rocket",))
     specs = [c.specs((0,))[0] for c in experiment("table6").cells(settings) if selected(c, settings)]
     rows = run_batch(specs, open_session(settings))
     print(len(rows), sum(r.failed for r in rows))
@@ -154,7 +154,7 @@ def test_errors_are_one_sentence(tmp_path):
         assert (ended.returncode, ended.stderr.strip().count("\n")) == (1, 0) and word in ended.stderr, ended.stderr
 
 
-ALL = ("all", "--device", "cpu", "--backbone", "resnet10", "--methods", ",".join(HERE), "--target", ",".join(THERE))
+ALL = ("all", "--device", "cpu", "--backbone", "small_cnn", "--methods", ",".join(HERE), "--target", ",".join(THERE))
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_all_is_filled(smoke):
         table = pd.read_csv(smoke / name / "table.csv")
         assert len(table) > 0
         if "A_r" in table:
-            here = table.method.isin(HERE) & (table.get("backbone", "resnet10") == "resnet10")  # nothing of figure 4, which has a ViT alone
+            here = table.method.isin(HERE) & (table.get("backbone", "small_cnn") == "small_cnn")  # nothing of figure 4, which has a ViT alone
             here &= table.target.isin(THERE)
             assert (table.A_r.notna() == here).all() and table[~here].note.astype(str).str.startswith("not run").all(), name
             table = table[here]
@@ -219,7 +219,7 @@ def execute(notebook: Path, output: Path, *parameters: str) -> subprocess.Comple
 @pytest.mark.parametrize(("name", "target"), [("table1", "rocket"), ("figure6", "bird"), ("frontier", "rocket")])
 def test_notebooks_run_and_draw(smoke, name, target):
     "papermill runs a table, a figure and the frontier; the picture has something on it."
-    some = ("backbone=resnet10", "methods=original,retrain,ssd,maga", f"target={target}")
+    some = ("backbone=small_cnn", "methods=original,retrain,ssd,maga", f"target={target}")
     ended = execute(NOTEBOOKS[name], smoke / name / f"{name}.ipynb", "preset=smoke", "device=cpu", f"results={smoke}", *some)
     assert ended.returncode == 0, ended.stderr[-2000:]
     pixels = np.asarray(Image.open(smoke / name / f"{name}.png").convert("RGB"))
@@ -320,7 +320,7 @@ def test_snakemake_plans_one_gpu_a_job(tmp_path):
 def test_snakemake_asks_little_for_digits(tmp_path):
     "With the Slurm profile and the smoke preset: no GPU, memory that a laptop has, and the account and partition that Slurm takes by itself."
     line = [sys.executable, "-m", "snakemake", "--dry-run", "--profile", "profiles/slurm", "--config", f"results={tmp_path}", "only=table6"]
-    ended = call([*line, "preset=smoke", "backbone=resnet10", "target=rocket"])
+    ended = call([*line, "preset=smoke", "backbone=small_cnn", "target=rocket"])
     assert ended.returncode == 0, ended.stdout + ended.stderr
     asked = [text for rule, text in jobs(ended.stdout + ended.stderr) if rule in ("model", "notebook")]
     assert len(asked) == 3 and all(re.search(r"\bmem_mb=8000\b.*\bgpu=0\b", text) for text in asked)
@@ -399,7 +399,7 @@ def test_other_data_or_precision_is_another_run(tmp_path):
     from maga.experiments.report import compute
     from maga.experiments.session import Session
 
-    settings = Settings(results=str(tmp_path), device="cpu", backbone=("resnet10",), target=("rocket",), methods=("original",))
+    settings = Settings(results=str(tmp_path), device="cpu", backbone=("small_cnn",), target=("rocket",), methods=("original",))
 
     def line(session: Session, **more) -> tuple[float, int]:
         table = compute("table6", replace(settings, **more), session).table
@@ -418,7 +418,7 @@ def test_rows_of_other_code_are_counted(tmp_path, capsys):
     "One sentence with their number, their code and what to do; none where all rows are of this code."
     from maga.experiments.report import compute
 
-    settings = Settings(results=str(tmp_path), device="cpu", backbone=("resnet10",), target=("rocket",), methods=("original", "retrain"))
+    settings = Settings(results=str(tmp_path), device="cpu", backbone=("small_cnn",), target=("rocket",), methods=("original", "retrain"))
     compute("table6", settings)
     assert capsys.readouterr().out == ""
     store = Store(tmp_path)
@@ -426,15 +426,16 @@ def test_rows_of_other_code_are_counted(tmp_path, capsys):
     store.put(replace(older, provenance=dict(older.provenance) | {"code": "older"}))
     compute("table6", settings)
     assert capsys.readouterr().out == "1 of 2 rows were made by other code (older); another results folder computes them again.\n"
-    ended = command(tmp_path, "table6", "--device", "cpu", "--backbone", "resnet10", "--target", "rocket", "--methods", "original,retrain")
+    ended = command(tmp_path, "table6", "--device", "cpu", "--backbone", "small_cnn", "--target", "rocket", "--methods", "original,retrain")
     assert ended.returncode == 0 and ended.stderr.count("other code (older)") == 1
 
 
-def test_a_given_original(tmp_path, digit_sets, original):
+def test_a_given_original(tmp_path, digit_sets):
     "From a file: nothing is trained, a killed batch goes on, TV comes with the retrain, and a file that fits nothing ends with one sentence."
     from maga.models import ModelSpec, save_checkpoint
 
-    file = save_checkpoint(tmp_path / "mine.safetensors", original, ModelSpec.of("resnet10", digit_sets[0]))
+    spec = ModelSpec.of("small_cnn", digit_sets[0])
+    file = save_checkpoint(tmp_path / "mine.safetensors", spec.make(torch.Generator().manual_seed(0)), spec)
     before, results = file.read_bytes(), tmp_path / "results"
     line = ("table1", "--device", "cpu", "--target", "rocket", "--original", str(file), "--bfloat16")
     kill_when(started(results, *line, "--methods", "original,ssd,maga"), lambda: len(list((results / "rows").glob("*.json"))) >= 1)
@@ -445,7 +446,7 @@ def test_a_given_original(tmp_path, digit_sets, original):
     assert len(metrics(results)) == 4 and all(m["TV"] is not None for m in metrics(results).values())
     table = pd.read_csv(results / "table1" / "table.csv")
     note = table[(table.model == "resnet18") & (table.method == "finetune") & (table.target == "rocket")].note.item()
-    assert note.endswith(f"--backbone resnet10 --target rocket --methods finetune --original {file} --bfloat16")
+    assert note.endswith(f"--backbone small_cnn --target rocket --methods finetune --original {file} --bfloat16")
     assert file.read_bytes() == before
     ended = command(results, "table2", "--device", "cpu", "--original", str(file))
     assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and "has the classes 10" in ended.stderr

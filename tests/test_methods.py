@@ -437,6 +437,18 @@ def test_eu_k_leaves_the_first_layers():
     assert "fc.weight" in new and "conv1.weight" not in new
 
 
+def test_eu_k_says_that_its_layers_are_frozen():
+    split = split_of("class")
+    model, config = model_of("resnet10", split.train), short("eu_k", maker("resnet10", split.train))
+    config = replace(config, k=3, fit=replace(config.fit, average=0.0))
+    for name, p in model.named_parameters():
+        p.requires_grad_(name not in last_parameters(model, 3))
+    with pytest.raises(MagaError, match="last 3 layers can move"):
+        run("eu_k", model, split, config)
+    model.fc.bias.requires_grad_(True)
+    assert not torch.equal(run("eu_k", model, split, config)["fc.bias"], model.fc.bias)
+
+
 @pytest.mark.parametrize("name", ["resnet6_haar", "resnet6_s2d", "resnet10", "resnet18", "vit_tiny", "vit_small"])
 def test_eu_k_has_no_more_layers_than_the_network_of_its_preset(name):
     "The presets of an experiment name k for their network; more than it has would end every run of it with an error."
@@ -531,11 +543,14 @@ def test_tune_reports_settings_that_fail():
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("own", ["cuda", "cpu"])
 @pytest.mark.parametrize("name", NAMES)
-def test_methods_run_on_a_gpu(name, recwarn):
+def test_methods_run_on_a_gpu(name, own, recwarn):
+    "Wherever the model lies; it stays there."
     split = split_of("class").to("cuda")
-    model = model_of("resnet10", split.train).cuda()
+    model = model_of("resnet10", split.train).to(own)
     before = state(model)
     after = run(name, model, split, short(name, maker("resnet10", split.train), 12, split.train.classes))
-    assert equal(before, state(model)) and all(v.is_cuda and v.isfinite().all() for v in after.values())
+    assert equal(before, state(model)) and all(v.device.type == own for v in model.state_dict().values())
+    assert all(v.is_cuda and v.isfinite().all() for v in after.values())
     assert not [w for w in recwarn if "captured" in str(w.message)]

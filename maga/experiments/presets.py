@@ -117,7 +117,7 @@ PRESETS = {
         ),
     ),
     "smoke": Preset(
-        (Backbone("resnet10", "resnet18", "smoke", "digits"), Backbone("vit_tiny", "vit", "smoke_vit", "digits")),
+        (Backbone("small_cnn", "resnet18", "smoke", "digits"), Backbone("vit_tiny", "vit", "smoke_vit", "digits")),
         seeds=(0,),
         grid=(0.3, 0.7),
         noise_sizes=(4, 16),

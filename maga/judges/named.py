@@ -25,7 +25,7 @@ from ..packaged import PACKAGED, file_revision
 
 # %% auto #0
 __all__ = ['KINDS', 'JudgeOptions', 'JudgeKind', 'JudgingCost', 'cost_of_images', 'judge_forms', 'judge_kind', 'is_matrix',
-           'weights_of', 'make_judge', 'judging_cost']
+           'local_weights', 'weights_of', 'make_judge', 'judging_cost']
 
 # %% ../../nbs/220_named.ipynb #d40f3457
 @dataclass(frozen=True)
@@ -240,11 +240,17 @@ def is_matrix(name: str) -> bool:
     return name.endswith(".safetensors") and name.partition(":")[0] not in KINDS
 
 
-def weights_of(name: str) -> list[str]:
-    "The revision of a judge's weights where its name holds a path on this machine; nothing where the name itself stands for them."
+def local_weights(name: str) -> Path | None:
+    "The file or folder on this machine that a judge's name holds; None where the name itself stands for its weights."
     where = judge_kind(name)[1].rpartition("=")[2]
     path = Path(where).expanduser()
-    if not where or where in PACKAGED or not path.exists():
+    return path if where and where not in PACKAGED and path.exists() else None
+
+
+def weights_of(name: str) -> list[str]:
+    "The revision of a judge's weights where its name holds a path on this machine; nothing where the name itself stands for them."
+    path = local_weights(name)
+    if path is None:
         return []
     files = [path] if path.is_file() else sorted(path.iterdir())
     return [_revision(path, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files))]

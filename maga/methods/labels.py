@@ -46,13 +46,10 @@ def rank_of(
     num_classes: int,
     allowed: int,  # classes that may be returned
 ) -> int:
-    "Which rank φ takes, 1 = most similar: ⌊Kτ⌋, at most the number of allowed classes."
+    "Which rank φ takes, 1 = most similar: ⌊Kτ⌋, at least 1 and at most the number of allowed classes."
     check_value("tau", tau, Part)
     check_value("allowed", allowed, Count)
-    rank = math.floor(num_classes * tau + 1e-9)
-    if rank == 0:
-        raise MagaError(f"With tau = {tau} and {num_classes} classes ⌊Kτ⌋ is 0 and names no class; take tau of at least {1 / num_classes:.3g}.")
-    return min(rank, allowed)
+    return min(max(math.floor(num_classes * tau + 1e-9), 1), allowed)
 
 
 def checked_allowed(

@@ -72,6 +72,8 @@ EU_K_SOURCES = dict.fromkeys(EU_K_PRESETS, (OF_GOEL, *BUDGETED)) | {"digits": TU
 def eu_k(model: nn.Module, split: ForgetSplit, config: EUkConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The last k layers, reset and trained on the retain set; the others are frozen."
     new = set(last_parameters(model, config.k))
+    if not any(p.requires_grad for name, p in model.named_parameters() if name in new):
+        raise MagaError(f"Nothing in the last {config.k} layers can move (requires_grad is False for all of it): let some of it move, or raise k.")
     fresh = fresh_weights(model, split, config.make_model, generator)
     start = damaged(model, split, lambda name, p: fresh[name] if name in new else p)
 

@@ -26,7 +26,7 @@ from .. import __version__
 from ..checks import MagaError, writable_folder
 from ..data import ForgetSplit
 from ..experiments.store import code_digest
-from ..judges.named import is_matrix
+from ..judges.named import is_matrix, local_weights
 from ..measures.metrics import Measurement
 from ..methods.contract import show_flow
 from ..models import Classifier
@@ -238,12 +238,13 @@ def inputs_of(
     judge: str,
     data: str,
 ) -> tuple[list[tuple[str, int, int]], list[str]]:
-    "(name, size and time of every file that a request depends on: weights, code of the network, T, images; what it depends on beside them)."
+    "(name, size and time of every file that a request depends on: weights, code of the network, T or a judge's weights, images; what else it needs)."
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     where, mark, _ = model.rpartition(":")
     network, root = (Path(p).expanduser() for p in (where if where.endswith(".py") else model, data.removeprefix("folder:")))
-    places = [network, *(Path(p).expanduser() for p in (weights, judge if is_matrix(judge) else "") if p)]
+    judges = Path(judge).expanduser() if is_matrix(judge) else local_weights(judge)
+    places = [network, *([Path(weights).expanduser()] if weights else []), *([judges] if judges else [])]
     files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
     walked = [] if data in NAMES else sorted(Path(place, n) for place, _, names in os.walk(root, followlinks=True) for n in names)
     images = [f for f in walked if f.suffix.lower() in (*IMG_EXTENSIONS, ".parquet") and f.is_file()]
