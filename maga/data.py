@@ -123,6 +123,11 @@ class ImageSet(Checked):
         h, w = self.images.shape[-2:]
         return (self.size, self.size) if self.size else (h, w)
 
+    @property
+    def superclasses_in_use(self) -> bool:
+        "Whether the labels are the superclasses, as those of `coarse()` are."
+        return self.coarse_labels is not None and self.classes == self.coarse_classes
+
     @cached_property
     def digest(self) -> str:
         "A hash of pixels, labels and class names, the same on every device: 16 hexadecimal digits."
@@ -354,7 +359,7 @@ def forget_subclass(
 ) -> ForgetSplit:
     "Forget a fine class of a model that predicts superclasses; the labels of the split are the superclasses."
     _check_images(train, test)
-    if train.coarse_labels is train.labels:
+    if train.superclasses_in_use:
         raise MagaError("A sub-class is one of the fine classes: load cifar100, not cifar20.")
     k = class_id(train.classes, target)
     parts = _members(train.labels, [k]), _members(test.labels, [k])

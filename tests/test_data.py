@@ -213,3 +213,17 @@ def test_real_cifar(real_data, monkeypatch):
     assert str(forget_class(train, test, "rocket")).startswith(
         "cifar100, class task, forget rocket: train 500 forget + 49,500 retain, test 100 + 9,900"
     )
+
+
+def test_superclasses_in_use_are_known_after_a_selection():
+    "A part of the images has the same labels twice, in two tensors: its superclasses are no fine classes."
+    from maga.judges.controls import superclass_judge
+    from maga.sources import digits
+
+    train, test = (images.coarse() for images in digits())
+    some = train.subset(torch.arange(300))
+    assert train.superclasses_in_use and some.superclasses_in_use and not digits()[0].superclasses_in_use
+    with pytest.raises(MagaError, match="one of the fine classes"):
+        forget_subclass(some, test, 0)
+    with pytest.raises(MagaError, match="no superclasses"):
+        superclass_judge(some)

@@ -5,6 +5,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
@@ -15,17 +16,20 @@ import torch
 from maga.data import ImageSet, MagaError
 from maga.judges import scorers, toy
 from maga.judges.__main__ import main
-from maga.judges.answers import Stored
-from maga.judges.chat import load_chat_model
-from maga.judges.contract import ask_all, draw_exemplars, image_hashes
+from maga.judges.answers import AnswerFile, Question, Stored
+from maga.judges.chat import chat_lengths, load_chat_model
+from maga.judges.contract import Answers, Block, FeatureJudge, LabelJudge, ask_all, draw_exemplars, image_hashes
 from maga.judges.families import FAMILIES, SHOWN_EXACT, tiny_vlm
 from maga.judges.mmicl import MMICL, PLACEHOLDER_ID, load_mmicl_judge, mmicl_text, tiny_mmicl
-from maga.judges.named import KINDS, JudgeOptions, judge_forms, make_judge
-from maga.judges.prompt import PROMPT, upsized
+from maga.judges.named import KINDS, JudgeOptions, judge_forms, judging_cost, make_judge
+from maga.judges.prompt import PROMPT, AnswerWords, read_answers, upsized
 from maga.judges.scorers import SharedPrefixScorer
-from maga.judges.tiny import SIDE
+from maga.judges.tiny import SIDE, redrawn, text_sizes, tiny_tokenizer, tower_sizes
 from maga.judges.transition import TransitionMatrix, estimate_transition
+from maga.judges.vllm import load_vllm_judge
 from maga.judges.vlm import VLMJudge, load_vlm_judge
+from maga.judges.weights import Source, folder_revision
+from maga.models import small_network
 from maga.sources import digits
 
 from .forked import Forked
@@ -418,3 +422,189 @@ def test_a_vision_judge_of_a_network_that_takes_one_size():
     exemplars = ImageSet(pixels, torch.tensor([0, 0, 1, 1]), ("a", "b"))
     judge = VisionJudge(VisionNetwork(net, 224, (0.5,) * 3, (0.5,) * 3, "r"), exemplars, "vision:x")
     assert judge.scores(exemplars, [0, 1]).shape == (4, 2)
+
+
+def test_a_store_keeps_one_answer_a_class_for_a_judge_of_names(tmp_path):
+    "Pictures that are alike, here all black, are no reason to give every class the answers of one."
+    train = digits()[0]
+    black = ImageSet(torch.zeros(10, 3, 1, 1, dtype=torch.uint8), torch.arange(10), train.classes)
+    judge = LabelJudge(torch.rand(10, 10, generator=torch.Generator().manual_seed(0)), black, "table", "1")
+    for _ in range(2):  # asked, and read
+        assert torch.equal(Stored(judge, black, tmp_path).scores(black, range(10)), judge.table)
+
+
+def test_a_judges_own_error_is_not_the_disks(exemplars, tmp_path):
+    class Busy:
+        name, revision, prompt = "busy", "1", ""
+
+        def blocks(self, queries, concepts):
+            return [Block(torch.arange(len(queries)), (k,)) for k in concepts]
+
+        def ask(self, queries, block):
+            raise ConnectionError("the service is overloaded")
+
+    with pytest.raises(ConnectionError, match="overloaded"):
+        Stored(Busy(), exemplars, tmp_path).scores(exemplars, [0])
+
+
+def test_a_second_start_does_not_cut_a_file_that_is_being_written(exemplars, tmp_path):
+    "It reads a line that is half there; the first one ends it."
+    question = Question("a judge", "1", "", exemplars.digest, exemplars.classes)
+    first, one = AnswerFile(tmp_path, question), Answers(torch.tensor([[0.5]]), torch.tensor([[1.0]]))
+    with first.writing() as add:
+        add(["x"], [0], one)
+        whole = first.path.read_bytes()
+        with first.path.open("ab") as f:  # the beginning of the next line
+            f.write(b"0123")
+        with pytest.warns(UserWarning, match="was cut off"):
+            second = AnswerFile(tmp_path, question)
+        assert first.path.read_bytes() == whole + b"0123" and second.known.keys() == {("x", 0)}
+        with pytest.raises(MagaError, match="Another process"), second.writing():
+            pass
+    with second.writing() as add:  # now it is cut, and goes on
+        assert first.path.read_bytes() == whole
+        add(["y"], [0], one)
+    assert AnswerFile(tmp_path, question).known.keys() == {("x", 0), ("y", 0)}
+
+
+def test_the_feature_judge_shows_queries_as_its_exemplars_were_shown(exemplars):
+    network = small_network(torch.Generator().manual_seed(0))
+    judge = FeatureJudge(network, replace(exemplars, mean=(0.5,) * 3, std=(0.5,) * 3))
+    assert torch.equal(judge.scores(exemplars, range(10)), judge.scores(judge.exemplars, range(10)))
+
+
+def test_words_of_several_tokens_are_read_in_one_pass():
+    "A stem that another begins with is read along with it, and the answers are those of reading each by itself."
+    logits = torch.randn(3, 2, 9, generator=torch.Generator().manual_seed(0))
+    asked = []
+
+    def logits_after(stem):
+        asked.append(stem)
+        return logits[:, : len(stem) + 1]
+
+    words = AnswerWords(true=((1,), (4, 2)), false=((3,),))
+    confidence, mass = read_answers(words, logits_after)
+    p = logits.softmax(-1)
+    true, false = p[:, 0, 1] + p[:, 0, 4] * p[:, 1, 2], p[:, 0, 3]
+    assert asked == [(4,)] and torch.allclose(confidence, true / (true + false)) and torch.allclose(mass, true + false)
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    "A tiny Gemma 3, whose processor marks where an image begins with another token than its pieces have."
+    from transformers import AutoModelForImageTextToText, Gemma3Config, Gemma3ImageProcessor, Gemma3Processor, PreTrainedTokenizerFast
+
+    from maga.judges.families import TEMPLATE
+
+    tokenizer, marks = tiny_tokenizer(), {"image_token": "<soft>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    tokenizer.add_tokens([*marks.values()], special_tokens=True)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, padding_side="left", pad_token="<pad>", unk_token="<unk>", bos_token="<|im_start|>",
+        eos_token="<|im_end|>", extra_special_tokens=marks,
+    )  # fmt: skip
+    images = Gemma3ImageProcessor(size={"height": SIDE, "width": SIDE})
+    processor = Gemma3Processor(images, tokenizer, chat_template=TEMPLATE.replace("IMAGE", "<boi>"), image_seq_length=4)
+    soft, begin, end = tokenizer.convert_tokens_to_ids([*marks.values()])
+    config = Gemma3Config(
+        text_config={**text_sizes(tokenizer), "head_dim": 16, "model_type": "gemma3_text"}, mm_tokens_per_image=4,
+        vision_config={**tower_sizes(), "image_size": SIDE, "patch_size": SIDE // 4},
+        image_token_index=soft, boi_token_index=begin, eoi_token_index=end,
+    )  # fmt: skip
+    model = AutoModelForImageTextToText.from_config(config)
+    return str(redrawn(model, processor, tmp_path_factory.mktemp("gemma"), torch.Generator().manual_seed(0)))
+
+
+def test_gemma_is_asked_naively(gemma, exemplars):
+    "Also where True and False are several tokens; a dry run counts what is read."
+    with pytest.warns(UserWarning, match="Only the naive scorer"):
+        judge = load_vlm_judge(gemma, exemplars, size=SIDE)
+    alone = torch.cat([judge.scores(exemplars.subset(torch.tensor([i])), [3]) for i in range(4)])
+    assert torch.allclose(judge.scores(exemplars.subset(torch.arange(4)), [3]), alone, atol=1e-5)
+    assert any(judge.naive.words.stems[0])
+    lengths, n = chat_lengths(gemma, exemplars, PROMPT, SIDE), len(exemplars)
+    cost = judging_cost(f"vlm:{gemma}", exemplars, JudgeOptions(size=SIDE))
+    assert cost.tokens == cost.tokens_naive == sum(n * (x.before + x.after) for x in lengths) and not cost.estimated
+    text = judge.parts.text(PROMPT, exemplars.classes[3])
+    whole = judge.parts.inputs(text, [upsized(exemplars.images[:3], SIDE)])["input_ids"]
+    assert lengths[3].before + lengths[3].after == whole.shape[1]
+
+
+def test_what_decides_a_vllm_answer_is_in_its_key(folders, exemplars, monkeypatch):
+    "Precision and quantisation, not where the work is done; and a text's beginning is left to an engine that writes it."
+    engine = ModuleType("vllm")
+    engine.LLM, engine.SamplingParams = lambda **given: SimpleNamespace(**given), lambda **given: SimpleNamespace(**given)
+    monkeypatch.setitem(sys.modules, "vllm", engine)
+
+    def key(**given):
+        return Question.of(load_vllm_judge(folders("smolvlm"), exemplars, size=SIDE, **given), exemplars).key
+
+    keys = [key(), key(dtype="float16"), key(dtype="bfloat16"), key(quantization="fp8")]
+    assert len(set(keys)) == 4 and key(tensor_parallel_size=2, gpu_memory_utilization=0.5) == keys[0]
+    judge, heard = load_vllm_judge(folders("smolvlm"), exemplars, size=SIDE), []
+    judge.engine.generate = lambda requests, *_, **__: heard.extend(requests) or [
+        SimpleNamespace(outputs=[SimpleNamespace(logprobs=[{t: SimpleNamespace(logprob=-1.0) for t in (*judge.true, *judge.false)}])])
+    ] * len(requests)
+    text = judge.parts.text(PROMPT, exemplars.classes[0])
+    for begin in ("", text[:3]):  # "": the engine writes none
+        judge.begin = begin
+        judge.scores(exemplars.subset(torch.arange(1)), [0])
+        assert heard.pop()["prompt"] == text[len(begin) :]
+
+
+def test_options_without_effect_are_refused(capsys):
+    line = ["--data", "digits", "--exemplars", "2", "--dry-run", "--device", "cpu"]
+    for judge, option, word in (("mmicl", "--quantisation 4bit", "vlm"), ("clip:x", "--dtype float32", "vlm, vllm"), ("names", "--size 64", "vlm, vllm.")):
+        assert main([*line, "--judge", judge, *option.split()]) == 1
+        assert f"takes no {option.split()[0][2:]}: leave it out, or take one of {word}" in capsys.readouterr().err
+    assert main([*line, "--judge", "vlm:x", "--prompt", "no slots"]) == 1 and "needs {label}" in capsys.readouterr().err
+
+
+def test_no_memory_for_the_weights_is_said():
+    def load():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(MagaError, match="no memory for the model org/name"):
+        Source("org/name", "vllm", "org/name", {}).fetched(load)
+
+
+def test_a_judge_in_an_experiment_goes_on_where_it_was_killed(folders, tmp_path, monkeypatch):
+    "Each prompt is asked once, and the answers go when T is there."
+    from maga.experiments.session import Session, transition_of
+    from maga.experiments.store import Spec, Store
+
+    spec = Spec("digits", "class", "nine", "small_cnn", "maga", "digits", recipe="smoke", judge=f"vlm:{folders('qwen3_vl')}", exemplars=2)
+    asked, plain, last = [], VLMJudge.answer, [4]
+
+    def answer(judge, queries, concept, pair, rows):
+        if len(asked) == last[0]:
+            raise KeyboardInterrupt
+        asked.append((concept, *rows.tolist()))
+        return plain(judge, queries, concept, pair, rows)
+
+    monkeypatch.setattr(VLMJudge, "answer", answer)
+    with pytest.raises(KeyboardInterrupt):
+        transition_of(Session(Store(tmp_path), "cpu"), spec)
+    last[0] = -1
+    assert transition_of(Session(Store(tmp_path), "cpu"), spec).about["judge"] == spec.judge
+    prompts = [(concept, row) for concept, *rows in asked for row in rows]
+    assert len(prompts) == len(set(prompts)) == 10 * 20 and not list((tmp_path / "answers").iterdir())
+
+
+def test_one_trained_layer_is_another_revision(tmp_path, monkeypatch):
+    "In files that are too large to be read whole, every tensor is looked at."
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr("maga.judges.weights.IN_FULL", 1 << 10)
+    weights = {f"layers.{i}": torch.randn(64, 64, generator=torch.Generator().manual_seed(i)) for i in range(24)}
+    (tmp_path / "config.json").write_text("{}")
+    save_file(weights, tmp_path / "model.safetensors")
+    seen = {folder_revision(tmp_path)}
+    for name in weights:
+        save_file(weights | {name: torch.randn(64, 64, generator=torch.Generator().manual_seed(99))}, tmp_path / "model.safetensors")
+        seen.add(folder_revision(tmp_path))
+    assert len(seen) == 1 + len(weights)
+
+
+def test_similarities_in_double_precision_are_taken():
+    S = torch.rand(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(TransitionMatrix.from_similarity(S, "abcd").T, (S / S.sum(1, keepdim=True)).T.float())

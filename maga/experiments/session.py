@@ -5,6 +5,7 @@
 # %% ../../nbs/503_session.ipynb #9e36f890
 from __future__ import annotations
 
+import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -21,7 +22,8 @@ from torch import nn
 from ..data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass, no_such
 from ..device import clock, pick_device, seeded_generator
 from .store import RETRAIN, Spec, Store, key_of
-from ..judges.contract import draw_exemplars
+from ..judges.answers import Stored
+from ..judges.contract import BlockJudge, draw_exemplars
 from ..judges.named import JudgeOptions, is_matrix, judge_kind, make_judge, weights_of
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.metrics import Outputs
@@ -343,7 +345,10 @@ def transition_of(session: Session, spec: Spec) -> TransitionMatrix:
         classifier = trained(session, original_of(spec)) if spec.judge == "features" else None
         with torch.autocast("cpu", enabled=False):  # similarities in single precision
             judge = make_judge(spec.judge, exemplars, classifier, JudgeOptions(device=str(session.device)))
-            estimate_transition(judge, exemplars).save(session.store.checkpoint(key))
+            answers = session.store.folder / "answers" / key  # a judge that is asked in words takes hours: a killed run goes on
+            asked = Stored(judge, exemplars, answers) if isinstance(judge, BlockJudge) else judge
+            estimate_transition(asked, exemplars).save(session.store.checkpoint(key))
+            shutil.rmtree(answers, ignore_errors=True)
 
     return TransitionMatrix.load(session.store.shared(key, make))
 

@@ -18,7 +18,7 @@ from ..data import ImageSet, MagaError
 from ..device import pick_device
 from .answers import Stored
 from .contract import BlockJudge, draw_exemplars
-from .named import KINDS, JudgeOptions, judge_forms, judge_kind, judging_cost, make_judge
+from .named import KINDS, JudgeOptions, check_options, judge_forms, judge_kind, judging_cost, make_judge
 from .transition import TransitionMatrix, estimate_transition
 from ..models import ModelSpec, load_checkpoint
 from ..progress import ProgressBar
@@ -79,6 +79,7 @@ def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:
     exemplars = draw_exemplars(train, given.exemplars, torch.Generator().manual_seed(given.seed))
     names = ("batch_size", "dtype", "device_map", "quantisation", "size", "prompt")
     options = JudgeOptions(device=str(device), **{name: getattr(given, name) for name in names})
+    check_options(given.judge, options)
     if given.dry_run:
         cost = judging_cost(given.judge, exemplars, options)
         print(f"{given.judge} on {train.name}: {cost}; at {given.rate:,.0f} a second {cost.duration(given.rate)}.")
@@ -105,7 +106,7 @@ def main(
         print(f"maga.judges: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("maga.judges: interrupted; the answers so far are kept, and the same command continues from there.", file=sys.stderr)
+        print("maga.judges: interrupted; answers of judges that are asked in words are kept, and the same command continues.", file=sys.stderr)
         return 130
     return 0
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..data import ImageSet, MagaError
 from ..progress import time_left
-from .contract import Answers, Block, Judge, ask_block, blocks_of, checked_concepts, image_hashes, warn_if_ignored
+from .contract import Answers, Block, Judge, ask_block, blocks_of, checked_concepts, image_hashes, labels_alone, warn_if_ignored
 
 # %% auto #0
 __all__ = ['VERSION', 'Question', 'whole_records', 'AnswerFile', 'JudgingReport', 'Stored']
@@ -113,17 +113,22 @@ class AnswerFile:
     def __init__(self, folder: str | Path, question: Question) -> None:
         self.path = Path(folder) / f"{question.key}.jsonl"
         self.question = question
-        self.known: dict[tuple[str, int], tuple[float, float]] = {}  # (query hash, concept) -> confidence, mass
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            return
-        records, whole = whole_records(self.path, question)
-        for record in records:
-            self._take(record)
-        if whole < self.path.stat().st_size:
+        self.known: dict[tuple[str, int], tuple[float, float]] = {}  # (query, concept) -> confidence, mass
+        size, whole = self._read()
+        if whole < size:
             warnings.warn(
                 f"The last line of {self.path} was cut off (the process was killed while writing); its answers are asked again.", stacklevel=3
             )
-            os.truncate(self.path, whole)
+
+    def _read(self) -> tuple[int, int]:
+        "Take what the file holds; (its bytes, those that are whole)."
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if not size:
+            return 0, 0
+        records, whole = whole_records(self.path, self.question)
+        for record in records:
+            self._take(record)
+        return size, whole
 
     def _take(self, record: dict[str, Any]) -> None:
         shape = (len(record["queries"]), len(record["concepts"]))
@@ -136,23 +141,38 @@ class AnswerFile:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Callable[[Sequence[str], Sequence[int], Answers], None]]:
         "Inside, answers can be added; `MagaError` where another process is writing the same file, or the disk is full."
-        try:
+        with self._on_disk():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as f:
+            f = self.path.open("ab")
+        try:
+            with self._on_disk():
                 _lock(f, self.path)
-                if f.tell() == 0:
+                size, whole = self._read()  # again: another process may have written until now
+                if whole < size:
+                    f.truncate(whole)
+                if not whole:
                     f.write(_line(self.question.header()))
                     f.flush()
 
-                def add(queries: Sequence[str], concepts: Sequence[int], answers: Answers) -> None:
-                    names = [self.question.concepts[k] for k in concepts]
-                    record = {"queries": list(queries), "concepts": names, "q": _hex(answers.confidence), "mass": _hex(answers.mass)}
+            def add(queries: Sequence[str], concepts: Sequence[int], answers: Answers) -> None:
+                names = [self.question.concepts[k] for k in concepts]
+                record = {"queries": list(queries), "concepts": names, "q": _hex(answers.confidence), "mass": _hex(answers.mass)}
+                with self._on_disk():
                     f.write(_line(record))
                     f.flush()
                     os.fsync(f.fileno())
-                    self._take(record)
+                self._take(record)
 
-                yield add
+            yield add
+        finally:
+            with self._on_disk():
+                f.close()
+
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        "Inside, what the system says about the file is a `MagaError`; a judge's own errors are raised outside of it."
+        try:
+            yield
         except OSError as e:
             raise MagaError(
                 f"Answers could not be written to {self.path} ({e}); free some space or choose another folder. Earlier answers are kept."
@@ -192,9 +212,15 @@ class Stored:
         self.name, self.revision, self.prompt = judge.name, judge.revision, judge.prompt
         self.file = AnswerFile(folder, Question.of(judge, exemplars))
 
+    def _ids(self, queries: ImageSet) -> list[str]:
+        "What the answers are kept under: the image's hash, or its class's name for a judge that is told nothing else."
+        if getattr(self.judge, "by_label", False):
+            return [queries.classes[k] for k in labels_alone(queries, self.exemplars, self.name).tolist()]
+        return image_hashes(queries.images)
+
     def answers(self, queries: ImageSet, concepts: Sequence[int]) -> Answers:
         "Confidence and answer mass, float32 [n, len(concepts)] each; every block is on the disk before the next is asked."
-        chosen, hashes, known = checked_concepts(concepts, self.exemplars), image_hashes(queries.images), self.file.known
+        chosen, hashes, known = checked_concepts(concepts, self.exemplars), self._ids(queries), self.file.known
         total, start = len(queries) * len(chosen), time.monotonic()
         missing = {(h, k) for h in hashes for k in chosen} - known.keys()
         done = stored = total - sum((h, k) in missing for h in hashes for k in chosen)

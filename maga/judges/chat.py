@@ -20,7 +20,8 @@ from .prompt import PromptLength, chat, upsized
 from .weights import Source
 
 # %% auto #0
-__all__ = ['ChatModel', 'image_runs', 'placeholder_of', 'checked_runs', 'load_chat_model', 'without_weights', 'chat_lengths']
+__all__ = ['ChatModel', 'image_runs', 'mark_of', 'placeholder_of', 'checked_runs', 'load_chat_model', 'without_weights',
+           'chat_lengths']
 
 # %% ../../nbs/207_chat.ipynb #11b7555f
 @dataclass(frozen=True, eq=False)
@@ -68,13 +69,19 @@ def image_runs(
     return list(zip(begins, ends, strict=True))
 
 
-def placeholder_of(parts: ChatModel) -> int:
-    "The image placeholder's token; `MagaError` where the tokenizer does not know it or the model expects another."
-    tokenizer = parts.processor.tokenizer
+def mark_of(parts: ChatModel) -> int | None:
+    "The token that stands for an image in the text, before the processor puts its pieces there: the same one in nearly all families."
     mark = getattr(parts.processor, "image_token", None)
-    token = None if mark is None else tokenizer.convert_tokens_to_ids(mark)
-    if token is None or token == tokenizer.unk_token_id:
-        raise MagaError(f"The tokenizer of this {parts.family.name} model has no token for images ({mark!r}); {_BELONGS}.")
+    return None if mark is None else parts.processor.tokenizer.convert_tokens_to_ids(mark)
+
+
+def placeholder_of(parts: ChatModel) -> int:
+    "The token of a piece of an image; `MagaError` where the tokenizer does not know it or the model expects another."
+    token, shown = mark_of(parts), getattr(parts.processor, "image_token", None)
+    if token is None or token == parts.processor.tokenizer.unk_token_id:
+        raise MagaError(f"The tokenizer of this {parts.family.name} model has no token for images ({shown!r}); {_BELONGS}.")
+    if shown == getattr(parts.processor, "boi_token", None):  # Gemma writes where an image begins
+        token = parts.processor.tokenizer.image_token_id
     expected = getattr(parts.model.config, "image_token_id", None)
     if expected is not None and expected != token:
         raise MagaError(f"The tokenizer writes an image as token {token}, but the model expects {expected}; {_BELONGS}.")
@@ -130,7 +137,7 @@ def chat_lengths(
 ) -> list[PromptLength]:
     "The prompt's length for each concept, by the model's own processor. No weights are loaded."
     parts = without_weights(Source.of(where, "vlm"), size)
-    mark, three = placeholder_of(parts), upsized(exemplars.images[:1].expand(3, -1, -1, -1), size)
+    mark, three = mark_of(parts), upsized(exemplars.images[:1].expand(3, -1, -1, -1), size)
     whole = parts.inputs(parts.text(prompt, exemplars.classes[0]), [three])["input_ids"][0]
     begin = checked_runs(parts, whole)[-1][0]
     texts = [parts.encode(parts.text(prompt, label)) for label in exemplars.classes]  # here an image is one placeholder

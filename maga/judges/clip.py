@@ -59,7 +59,7 @@ class CLIPJudge:
             with torch.no_grad():
                 logits = self.model(**self._inputs(queries.pixels(part.to(queries.device)))).logits_per_image.float().cpu()
             if logits.isnan().any():
-                raise MagaError(f"The logits of {self.name} are not numbers (NaN); load it in float32.")
+                raise MagaError(f"The logits of {self.name} are not numbers (NaN); take other weights.")
             out.append(torch.sigmoid(logits) if self.sigmoid else logits.softmax(1))
         return torch.cat(out)[:, chosen]
 

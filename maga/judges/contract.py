@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -158,7 +158,8 @@ class FeatureJudge:
         exemplars: ImageSet,  # K·n images, at least 2 of each class, as the model sees them
     ) -> None:
         check_value("exemplars", exemplars, ImageSet)
-        self.model, self.exemplars = prepared(model, self._seen(exemplars)), exemplars
+        self.exemplars = exemplars
+        self.model = prepared(model, self._seen(exemplars))
         counts = torch.bincount(exemplars.labels, minlength=len(exemplars.classes))
         if int(counts.min()) < 2:
             raise MagaError("The feature judge needs at least 2 exemplars of every class: an exemplar is not compared with itself.")
@@ -175,8 +176,9 @@ class FeatureJudge:
         self.revision = hashlib.sha256(phi.numpy().tobytes()).hexdigest()[:16]
 
     def _seen(self, images: ImageSet) -> ImageSet:
-        "The images as the network sees them."
-        return images
+        "The images as the network sees the exemplars: in their normalisation and size, on their device."
+        size = self.exemplars.size or (None if images.images.shape == self.exemplars.images.shape else self.exemplars.sides[0])
+        return replace(images.to(self.exemplars.device), size=size, mean=self.exemplars.mean, std=self.exemplars.std)
 
     def _features(self, images: ImageSet) -> Tensor:
         "Penultimate features, float32 [n, d], on the CPU."
@@ -222,6 +224,8 @@ def labels_alone(
 
 class LabelJudge:
     "A judge that is a matrix of similarities between classes; it uses the images' labels, not their pixels."
+
+    by_label = True  # answers belong to a class's name, not to an image
 
     def __init__(
         self,

@@ -109,6 +109,8 @@ def tokens_read(
 class PairQuestions(ABC):
     "Questions about pairs of class names, in blocks and batches; it uses the images' labels, not their pixels."
 
+    by_label = True  # answers belong to a class's name, not to an image
+
     def __init__(
         self,
         tokenizer: Any,

@@ -5,6 +5,7 @@
 # %% ../../nbs/220_named.ipynb #6524b30d
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,15 +18,15 @@ from ..checks import Checked, Count
 from ..data import ImageSet, MagaError, did_you_mean
 from .contract import FeatureJudge, Judge
 from .controls import identity_judge, random_judge, superclass_judge
-from .families import guessed_family
-from .prompt import PROMPT, ExampleChoice, PromptLength, usual_length
+from .families import family_of, guessed_family
+from .prompt import PROMPT, ExampleChoice, PromptLength, checked_prompt, usual_length
 from .tiny import IMAGE_TOKENS
-from .weights import folder_revision
+from .weights import Source, folder_revision
 from ..packaged import PACKAGED, file_revision
 
 # %% auto #0
-__all__ = ['KINDS', 'JudgeOptions', 'JudgeKind', 'JudgingCost', 'cost_of_images', 'judge_forms', 'judge_kind', 'is_matrix',
-           'local_weights', 'weights_of', 'make_judge', 'judging_cost']
+__all__ = ['LOADING', 'KINDS', 'JudgeOptions', 'JudgeKind', 'JudgingCost', 'cost_of_images', 'judge_forms', 'judge_kind',
+           'is_matrix', 'local_weights', 'weights_of', 'check_options', 'make_judge', 'judging_cost']
 
 # %% ../../nbs/220_named.ipynb #d40f3457
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class JudgeOptions(Checked):
     prompt: str = ""  # "": the judge's own
 
 
+LOADING = ("dtype", "device_map", "quantisation", "size")  # options of how a model is loaded, which most kinds of judge do not take
+
+
 @dataclass(frozen=True)
 class JudgeKind:
     "One kind of judge."
@@ -51,6 +55,7 @@ class JudgeKind:
     make: Callable[[str, ImageSet, JudgeOptions, nn.Module | None], Judge]  # model, exemplars, options, classifier
     cost: Callable[[str, ImageSet, JudgeOptions], JudgingCost] | None = None  # of a whole transition matrix: model, exemplars; None: no prompt
     prompted: bool = False  # takes a prompt of the user's
+    loads: tuple[str, ...] = ()  # those of `LOADING` that it takes
     example: str = "Qwen/Qwen3-VL-2B-Instruct"  # of a model
     of: str = "model"  # what stands behind the colon
 
@@ -155,23 +160,36 @@ def cost_of_images(
     usual: PromptLength,  # an estimate from the model's name alone
     exemplars: ImageSet,
     o: JudgeOptions,
+    shares: bool = True,  # whether the judge computes the beginning once for queries with the same examples
 ) -> JudgingCost:
     "The cost where every exemplar is asked about every concept."
     n, k, choice = len(exemplars), len(exemplars.classes), ExampleChoice(exemplars)
+    checked_prompt(o.prompt or PROMPT)
     try:
         found, estimated = lengths(), False
     except MagaError:
         found, estimated = [usual] * k, True
     naive = sum(n * (length.before + length.after) for length in found)
     shared = sum(len(choice.groups(concept, choice.hashes)) * length.before + n * length.after for concept, length in enumerate(found))
-    return JudgingCost(n * k, naive if o.scorer == "naive" else shared, naive, estimated)
+    return JudgingCost(n * k, shared if shares and o.scorer != "naive" else naive, naive, estimated)
 
 # %% ../../nbs/220_named.ipynb #c61c66d7
-def _chat_cost(model: str, exemplars: ImageSet, o: JudgeOptions) -> JudgingCost:
+def _chat_cost(model: str, exemplars: ImageSet, o: JudgeOptions, shares: bool | None = None) -> JudgingCost:
+    from transformers import AutoConfig
+
     from maga.judges.chat import chat_lengths
 
-    usual = usual_length(guessed_family(model).image_tokens)
-    return cost_of_images(lambda: chat_lengths(model, exemplars, o.prompt or PROMPT, o.size), usual, exemplars, o)
+    family = guessed_family(model)
+    with contextlib.suppress(MagaError):
+        family = family_of(Source.of(model, "vlm").load(AutoConfig).model_type)
+    usual = usual_length(family.image_tokens)
+    return cost_of_images(
+        lambda: chat_lengths(model, exemplars, o.prompt or PROMPT, o.size), usual, exemplars, o, family.exact if shares is None else shares
+    )
+
+
+def _vllm_cost(model: str, exemplars: ImageSet, o: JudgeOptions) -> JudgingCost:
+    return _chat_cost(model, exemplars, o, shares=True)
 
 
 def _mmicl_cost(model: str, exemplars: ImageSet, o: JudgeOptions) -> JudgingCost:
@@ -202,11 +220,11 @@ KINDS: dict[str, JudgeKind] = {
         JudgeKind("features", "none", _features),
         JudgeKind("names", "optional", _names),
         JudgeKind("clip", "required", _clip, example="openai/clip-vit-base-patch32"),
-        JudgeKind("vlm", "required", _vlm, _chat_cost, True),
-        JudgeKind("vllm", "required", _vllm, _chat_cost, True),
-        JudgeKind("mmicl", "optional", _mmicl, _mmicl_cost, True),
+        JudgeKind("vlm", "required", _vlm, _chat_cost, True, LOADING),
+        JudgeKind("vllm", "required", _vllm, _vllm_cost, True, ("dtype", "size")),
+        JudgeKind("mmicl", "optional", _mmicl, _mmicl_cost, True, ("dtype",)),
         JudgeKind("vision", "required", _vision, example="efficientnet_lite0", of="weights"),
-        JudgeKind("llm", "required", _llm, _language_cost, True, "smollm2"),
+        JudgeKind("llm", "required", _llm, _language_cost, True, ("dtype",), "smollm2"),
         JudgeKind("random", "optional", _random, of="seed"),
         JudgeKind("superclasses", "none", _superclasses),
         JudgeKind("identity", "none", _identity),
@@ -259,6 +277,18 @@ def weights_of(name: str) -> list[str]:
 @lru_cache(maxsize=32)
 def _revision(path: Path, state: tuple[tuple[str, int, int], ...]) -> str:  # state: the files' names, sizes and times
     return file_revision(path) if path.is_file() else folder_revision(path)
+
+
+def check_options(
+    name: str,  # of a judge
+    options: JudgeOptions,
+) -> None:
+    "`MagaError` where an option of loading is set that this kind of judge does not take: for a command, where none may be silently without effect."
+    kind, usual = KINDS[judge_kind(name)[0]], JudgeOptions()
+    for option in LOADING:
+        if getattr(options, option) != getattr(usual, option) and option not in kind.loads:
+            others = ", ".join(k.name for k in KINDS.values() if option in k.loads)
+            raise MagaError(f"The judge {kind.name} takes no {option}: leave it out, or take one of {others}.")
 
 
 def make_judge(

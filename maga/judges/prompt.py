@@ -133,8 +133,9 @@ class AnswerWords:
 
     @property
     def stems(self) -> Sequences:
-        "All sequences without their last token, each once: the model reads the prompt followed by each of them."
-        return tuple(sorted({s[:-1] for s in (*self.true, *self.false)}))
+        "All sequences without their last token, but those with which another begins: the model reads the prompt followed by each of them."
+        every = {s[:-1] for s in (*self.true, *self.false)}
+        return tuple(sorted(s for s in every if not any(s != t and s == t[: len(s)] for t in every)))
 
 
 def answer_words(
@@ -168,10 +169,9 @@ def read_answers(
         if logits.isnan().any():
             raise MagaError("The judge's logits are not numbers (NaN); load it in bfloat16 or float32 instead of float16, or without quantisation.")
         spread = logits.log_softmax(-1)
-        along = sum((spread[:, j, token] for j, token in enumerate(stem)), torch.zeros(len(spread), device=spread.device))
         for sequence in (*words.true, *words.false):
-            if sequence[:-1] == stem:
-                log_p[sequence] = along + spread[:, -1, sequence[-1]]
+            if sequence[:-1] == stem[: len(sequence) - 1]:
+                log_p[sequence] = torch.stack([spread[:, j, token] for j, token in enumerate(sequence)]).sum(0)
     true, false = (torch.stack([log_p[s] for s in side]).logsumexp(0) for side in (words.true, words.false))
     return torch.sigmoid(true - false).cpu(), (true.exp() + false.exp()).cpu()
 

@@ -31,7 +31,7 @@ def auc(
 
 def superclasses(images: ImageSet) -> Tensor:
     "The superclass of each class: int64 [K]; `MagaError` where the data set has none."
-    if images.coarse_labels is None or images.coarse_labels is images.labels:
+    if images.coarse_labels is None or images.superclasses_in_use:
         raise MagaError(f"{images.name} has no superclasses to compare a judge with; CIFAR-100 (with its fine labels) has.")
     first = [int((images.labels == k).nonzero()[0]) for k in range(len(images.classes))]
     return images.coarse_labels[first].cpu()

@@ -46,6 +46,7 @@ class NaiveScorer:
                 ("input_ids", torch.tensor(stem)),
                 ("attention_mask", torch.ones(len(stem))),
                 ("mm_token_type_ids", torch.zeros(len(stem))),
+                ("token_type_ids", torch.zeros(len(stem))),  # Gemma's name for them
             ):
                 if key in inputs and stem:
                     tail = value.to(inputs[key]).expand(len(queries), -1)

@@ -68,6 +68,7 @@ class TransitionMatrix:
 
     @classmethod
     def from_similarity(cls, S: Tensor, classes: Sequence[str], **about: str) -> TransitionMatrix:
+        S = S.float()
         return cls(S, transition(S), tuple(classes), about)
 
     @cached_property

@@ -17,7 +17,7 @@ from .weights import Source
 from .words import WordJudge
 
 # %% auto #0
-__all__ = ['single_tokens', 'VLLMJudge', 'load_vllm_judge']
+__all__ = ['PLACING', 'single_tokens', 'VLLMJudge', 'load_vllm_judge']
 
 # %% ../../nbs/211_vllm.ipynb #f00fb347
 def single_tokens(words: AnswerWords) -> tuple[list[int], list[int]]:
@@ -45,6 +45,9 @@ class VLLMJudge(WordJudge):
         super().__init__(exemplars, name, f"{revision} vllm {parts.size}px", prompt, batch_size)
         self.engine, self.parts = engine, parts
         self.pictures = upsized(exemplars.images, parts.size)
+        tokenizer = parts.processor.tokenizer
+        writes = tokenizer.bos_token_id is not None and tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
+        self.begin = tokenizer.bos_token if writes else ""  # the engine writes it
         self.true, self.false = single_tokens(answer_words(parts.encode, parts.text(prompt, exemplars.classes[0])))
         allowed = sorted({*self.true, *self.false})
         self.sampling = sampling(max_tokens=1, temperature=1.0, allowed_token_ids=allowed, logprobs=len(allowed))
@@ -54,6 +57,7 @@ class VLLMJudge(WordJudge):
         text = self.parts.text(self.prompt, self.exemplars.classes[concept])
         examples = [self.pictures[pair.shown], self.pictures[pair.other]]
         images = upsized(queries.pixels(rows.to(queries.device)), self.parts.size)
+        text = text.removeprefix(self.begin)
         requests = [{"prompt": text, "multi_modal_data": {"image": [*examples, query]}} for query in images]
         q = torch.empty(len(requests))
         for i, request in enumerate(self.engine.generate(requests, self.sampling, use_tqdm=False)):
@@ -65,6 +69,9 @@ class VLLMJudge(WordJudge):
         return q, torch.full_like(q, torch.nan)
 
 # %% ../../nbs/211_vllm.ipynb #0fa10ae9
+PLACING = ("tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "max_num_seqs", "enforce_eager")  # no answer depends on them
+
+
 def load_vllm_judge(
     where: str,  # a folder, org/model or org/model@revision
     exemplars: ImageSet,
@@ -83,4 +90,6 @@ def load_vllm_judge(
     given = {"enable_prefix_caching": True, "limit_mm_per_prompt": {"image": 3}, "logprobs_mode": "processed_logprobs", **engine}
     given |= {"mm_processor_kwargs": dict(parts.family.options) or None, "revision": source.given.get("revision"), "max_logprobs": 8}
     llm = source.fetched(lambda: LLM(model=source.name, **given))
-    return VLLMJudge(llm, SamplingParams, parts, exemplars, f"vllm:{where}", source.revision(parts.model.config), prompt, batch_size)
+    decides = [f"{name}={value}" for name, value in sorted(engine.items()) if name not in PLACING]
+    revision = " ".join([source.revision(parts.model.config), *decides])
+    return VLLMJudge(llm, SamplingParams, parts, exemplars, f"vllm:{where}", revision, prompt, batch_size)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +15,34 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..data import MagaError, did_you_mean
+from .words import out_of_memory
 from ..packaged import PACKAGED, file_revision, hub_answers
 
 Loaded = TypeVar("Loaded")
 
 # %% auto #0
-__all__ = ['Loaded', 'folder_revision', 'Source']
+__all__ = ['Loaded', 'IN_FULL', 'SAMPLE', 'folder_revision', 'Source']
 
 # %% ../../nbs/204_weights.ipynb #1b32d306
+IN_FULL = 1 << 26  # bytes of weights that are hashed whole
+SAMPLE = 1 << 12  # bytes of each tensor of a larger file
+
+
+def _samples(path: Path, size: int) -> list[tuple[int, int]]:
+    "Which bytes of a file of weights are hashed (begin, end): all of a small file; of a large one its head, and the middle of every tensor."
+    if size <= IN_FULL:
+        return [(0, size)]
+    if path.suffix == ".bin":  # no table of its tensors: evenly
+        return [(0, 1 << 16), *((i * size // 1024, i * size // 1024 + SAMPLE) for i in range(1024))]
+    with path.open("rb") as f:
+        head = 8 + int.from_bytes(f.read(8), "little")
+        tensors = json.loads(f.read(head - 8))
+    middles = sorted(sum(t["data_offsets"]) // 2 for name, t in tensors.items() if name != "__metadata__")
+    return [(0, head), *((head + m - SAMPLE // 2, head + m + SAMPLE // 2) for m in middles)]
+
+
 def folder_revision(folder: str | Path) -> str:
-    "A hash of the model files in a folder, 16 hexadecimal digits: configuration in full, weights by header, size and samples."
+    "A hash of the model files in a folder, 16 hexadecimal digits: small files in full, large weights by header, size and samples of every tensor."
     h = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
         if path.suffix in (".json", ".jinja", ".txt", ".model"):
@@ -32,10 +51,9 @@ def folder_revision(folder: str | Path) -> str:
             size = path.stat().st_size
             h.update(f"{path.name} {size}".encode())
             with path.open("rb") as f:
-                h.update(f.read(1 << 16))
-                for i in range(16):
-                    f.seek(i * size // 16)
-                    h.update(f.read(1 << 12))
+                for begin, end in _samples(path, size):
+                    f.seek(begin)
+                    h.update(f.read(end - begin))
     return h.hexdigest()[:16]
 
 # %% ../../nbs/204_weights.ipynb #86af53f9
@@ -86,6 +104,8 @@ class Source:
         except ImportError as e:
             raise MagaError(f"The model {self.where} needs a package that is not installed: {str(e).strip().splitlines()[0]}") from e
         except Exception as e:  # the hub's client and transformers raise many kinds
+            if out_of_memory(e):
+                raise MagaError(f"The device has no memory for the model {self.where}; use a smaller model or a larger device.") from e
             why = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
             raise MagaError(f"{self._missing(why)}; {self._advice()}.") from e
 

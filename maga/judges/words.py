@@ -44,7 +44,7 @@ def in_halves(
                 raise
         at_once = min(at_once, len(left))
         if at_once == 1:
-            raise MagaError("The device has no memory for a single prompt; use a smaller model, a quantised one (4bit), or a larger device.")
+            raise MagaError("The device has no memory for a single prompt; use a smaller model (vlm also takes quantised ones) or a larger device.")
         at_once = at_once // 2
         warnings.warn(f"The device is out of memory: asking {at_once} prompts at once from here on.", stacklevel=2)
         if torch.cuda.is_available():

@@ -300,7 +300,7 @@ def in_model_order(
         return replace(images, coarse_labels=order[images.coarse_labels], coarse_classes=tuple(classes))
     order = torch.tensor(order_of(images.classes, classes, images.name), device=images.device)
     ordered = replace(images, labels=order[images.labels], classes=tuple(classes))
-    if images.coarse_labels is images.labels:  # the superclasses are in use
+    if images.superclasses_in_use:
         return replace(ordered, coarse_labels=ordered.labels, coarse_classes=tuple(classes))
     return ordered
 
