@@ -92,5 +92,5 @@ $(VENV)/.browser: $(READY)
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[browser]"
 	touch $@
 
-clean:
-	rm -rf $(VENV) results build _site docs/api *.egg-info
+clean:  ## what is made again by itself; results/ stays, it may be days of work
+	rm -rf $(VENV) build _site docs/api *.egg-info

@@ -102,12 +102,13 @@ def cached(
     stamp, folders, asked = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files], _folders(files), repr(extra)
     key = hashlib.sha256(json.dumps([stamp, asked, 1]).encode()).hexdigest()[:24]
     path = cache_folder() / f"{key}.safetensors"
-    known = said.folders if (said := _said(path)) else frozenset()
-    if path.exists() and known.issuperset(folders):  # else it would not be found by a name that leads to the images
+    said = _said(path)
+    known = said.folders if said else frozenset()
+    if said and known.issuperset(folders):  # else it would not be found by a name that leads to the images
         try:
             return _from_cache(path)
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError):
-            path.unlink(missing_ok=True)
+            _is_deleted(path)
     train, test = make()
     for s in (train, test):
         s.filled(torch.zeros((), dtype=torch.uint8).expand(len(s.labels), 3, 1, 1))  # what does not fit is said before the work
@@ -167,11 +168,24 @@ def sources_of(cache: Path) -> list[Path]:
 def purge_cache(
     source: str | Path | None = None,  # a folder whose decoded images go; None: all that a cache holds
 ) -> list[Path]:
-    "Delete decoded images, those of images that are deleted or changed among them, and what a killed process left; returns the files that are gone."
-    gone = [*caches_of(source), *unfinished()]
-    for path in gone:
-        path.unlink(missing_ok=True)
+    """Delete decoded images, those of images that are deleted or changed among them, and what a killed process left; returns the files that are gone.
+
+    `MagaError` names those that could not be deleted, when all others are gone.
+    """
+    found = [*caches_of(source), *unfinished()]
+    gone = [path for path in found if _is_deleted(path)]
+    if stayed := [str(path) for path in found if path not in gone]:
+        raise MagaError(f"Not deleted: {', '.join(stayed)}; {len(gone)} others are gone. Delete them as the user whose files they are.")
     return gone
+
+
+def _is_deleted(path: Path) -> bool:
+    "Whether the file is gone after the attempt: a cache that is not ours is read, but neither written nor deleted."
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 # %% ../nbs/012_cache.ipynb #90b14647
 @dataclass(frozen=True)
@@ -220,7 +234,7 @@ def unfinished() -> list[Path]:
 def _drop_stale(folders: Sequence[str], asked: str) -> None:
     "Delete caches that share a folder with these and were made in the same way: the images have changed since. Unfinished ones go, too."
     for path in unfinished():
-        path.unlink(missing_ok=True)
+        _is_deleted(path)
     for path in cache_folder().glob("*.safetensors"):
         if (said := _said(path)) and said.asked == asked and said.folders.intersection(folders):
-            path.unlink(missing_ok=True)
+            _is_deleted(path)

@@ -42,9 +42,9 @@ def decode(
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             rgb = eight_bits(image).convert("RGB")
             return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC) if size else rgb)
-    except (OSError, SyntaxError, ValueError) as e:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         where = f"image of {len(data)} bytes" if isinstance(data, bytes) else str(data)
-        raise MagaError(f"The {where} cannot be decoded ({e}); it is damaged or cut off: fetch it again.") from e
+        raise MagaError(f"The {where} cannot be decoded ({e}); it is damaged, cut off, or far too large: fetch it again, or make it smaller.") from e
 
 # %% ../nbs/016_decoding.ipynb #b7ae828e
 AT_ONCE = 64  # images that are decoded before they are handed on

@@ -326,6 +326,8 @@ def load(
     check_value("name", name, str)
     check_value("size", size, Count | None)
     place = pick_device(str(device))
+    for word, given in (("mean", mean), ("std", std)):
+        check_value(word, given, Sequence[float] | None)
     kind, _, rest = name.partition(":")
     if (whole := without_tuning(name)) != name:
         pair = put_aside(load(whole, root, device, size, download, mean, std)[0])
@@ -342,7 +344,7 @@ def load(
     seen: dict[str, Any] = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
     if size is not None and pair[0].sides != (size, size):
         seen["size"] = size
-    if kind in ("folder", "hub") and mean is None and whole == name:
+    if kind in ("folder", "hub") and (mean is None or std is None) and whole == name:
         warnings.warn(f"{name} is normalised with CIFAR's mean and std: pass those of your model's training, mean=… and std=….", stacklevel=2)
     return replace(pair[0].to(place), **seen), replace(pair[1].to(place), **seen)
 

@@ -227,3 +227,52 @@ def test_superclasses_in_use_are_known_after_a_selection():
         forget_subclass(some, test, 0)
     with pytest.raises(MagaError, match="no superclasses"):
         superclass_judge(some)
+
+
+def image_folder(path):
+    "Two classes of two images, for training and for testing."
+    for part in ("train", "test"):
+        for n, name in enumerate(("a", "b")):
+            (path / part / name).mkdir(parents=True)
+            for i in range(2):
+                (path / part / name / f"{i}.png").write_bytes(encoded(10 * n + i)[0])
+    return path
+
+
+def test_a_cache_that_cannot_be_cleaned_stops_nothing(tmp_path, monkeypatch):
+    "Of somebody else's, on a machine that is shared: a folder that changed is read anew, and what stays is named."
+    from maga.cache import purge_cache
+
+    photos = image_folder(tmp_path / "photos")
+    assert len(from_folder(photos)[0]) == 4
+    (photos / "train/a/0.png").unlink()
+
+    plain = type(photos).unlink
+
+    def refused(path, **more):
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        plain(path, **more)
+
+    with monkeypatch.context() as locked:
+        locked.setattr(type(photos), "unlink", refused)
+        assert len(from_folder(photos)[0]) == 3
+        with pytest.raises(MagaError, match=r"Not deleted: \S+safetensors, \S+safetensors; 0 others are gone"):
+            purge_cache(photos)
+    assert len(purge_cache(photos)) == 2 and purge_cache(photos) == []
+
+
+def test_half_a_normalisation_is_warned_about(tmp_path):
+    photos = f"folder:{image_folder(tmp_path / 'photos')}"
+    for half in ({"mean": (0.5,) * 3}, {"std": (0.5,) * 3}):
+        with pytest.warns(UserWarning, match="CIFAR's mean and std"):
+            load(photos, **half)
+    with pytest.raises(MagaError, match=r"mean is 0\.5"):
+        load("digits", mean=0.5, std=0.5)
+
+
+def test_an_image_that_is_far_too_large_is_named(tmp_path, monkeypatch):
+    photos = image_folder(tmp_path / "photos")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # these have 36
+    with pytest.raises(MagaError, match=r"a/0\.png cannot be decoded .*far too large"):
+        from_folder(photos)

@@ -15,11 +15,13 @@ def shrug(model, split, config, generator, progress=None):
 """
 ASKED = """
 from maga.experiments.report import EXPERIMENTS
+from maga.experiments.session import config_of
 from maga.experiments.settings import settings_of
 from maga.methods.contract import METHODS, get_method
 
 settings = settings_of(preset="smoke")
-print(get_method("shrug").source, "shrug" in METHODS, "shrug" in {c.method for c in EXPERIMENTS["methods"].cells(settings)})
+cells = [c for c in EXPERIMENTS["methods"].cells(settings) if c.method == "shrug"]
+print(get_method("shrug").source, "shrug" in METHODS, len(cells), config_of(cells[0].spec).fit.epochs)
 """
 
 
@@ -36,7 +38,7 @@ def asked(folder: Path, name: str, body: str) -> subprocess.CompletedProcess[str
 
 def test_a_package_outside_adds_a_method_to_registry_and_tables(tmp_path):
     done = asked(tmp_path, "shrugging", METHOD)
-    assert done.stdout.split() == ["a", "test", "True", "True"], done.stderr
+    assert done.stdout.split() == ["a", "test", "True", "1", "1"], done.stderr
 
 
 def test_a_broken_package_is_named(tmp_path):

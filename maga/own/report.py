@@ -154,7 +154,8 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowra
 {% if audit %}<h2>Against retrains</h2>{{ audit|safe }}{% else %}
 <h2>What this does not show</h2>
 <p>Whether the network can be told from one that never saw these images is <b>undecided</b>: that needs networks trained without them.
-<code>maga audit --original … --unlearned … --train-retrains 5</code> trains five and compares.</p>{% endif %}
+<code>maga audit --original … --unlearned … --data … --forget … --train-retrains 5 --trained-epochs … --out audited</code> trains five
+and compares; data and request as here, and as many epochs as the original was trained for.</p>{% endif %}
 """
 
 # %% ../../nbs/703_report.ipynb #caf2d730
