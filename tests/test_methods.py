@@ -268,6 +268,33 @@ def test_reinitialised_resets_every_layer_or_refuses():
         reinitialised(model, torch.Generator())
 
 
+class Gained(nn.Linear):
+    "Its reset_parameters is the linear layer's, which knows nothing of the gain."
+
+    def __init__(self, *size: int) -> None:
+        super().__init__(*size)
+        self.gain = nn.Parameter(torch.full((1,), 7.0))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "left, layer",
+    {
+        "gain": lambda: Gained(4, 3),
+        "weight_orig": lambda: nn.utils.spectral_norm(nn.Linear(4, 3)),
+        "weight_g": lambda: nn.utils.weight_norm(nn.Linear(4, 3)),
+    }.items(),
+)
+def test_a_reset_that_leaves_trained_weights_is_refused(left, layer):
+    model = nn.Sequential(nn.Flatten(), layer())
+    with torch.no_grad():
+        model(torch.zeros(1, 4))  # before, a copy of weight norm's is refused by torch
+    with pytest.raises(MagaError, match=f"resets its {left}.*pass make_model"):
+        reinitialised(model, torch.Generator())
+    model.requires_grad_(False)
+    reinitialised(model, torch.Generator())
+
+
 def test_make_model_must_not_give_the_original():
     split = split_of("class")
     model = model_of("resnet10", split.train)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -43,22 +44,25 @@ def reinitialised(
     model: nn.Module,  # not changed
     generator: torch.Generator,  # on the CPU
 ) -> nn.Module:
-    """A copy on the CPU with every module's `reset_parameters` called; `MagaError` where one has parameters that move but no way to reset them.
+    """A copy on the CPU with every module's `reset_parameters` called; `MagaError` where a parameter that moves is not reset.
 
     What is frozen keeps its values: no training made them. These are parameters with requires_grad=False, and batch norms that the user froze.
     """
     fresh = to_device(copy.deepcopy(model), "cpu")
     kept = _frozen(fresh)
-    for name, module in fresh.named_modules():
-        if any(p.requires_grad for p in module.parameters(recurse=False)) and not callable(getattr(module, "reset_parameters", None)):
-            raise MagaError(
-                f"{type(module).__name__} ({name or 'the model itself'}) holds parameters but has no reset_parameters, so it cannot be made "
-                "as new: pass make_model, a function (generator) -> untrained model, such as ModelSpec.make."
-            )
+    for p in fresh.parameters():
+        if p.requires_grad:
+            p.detach().fill_(math.nan)  # what no reset writes to shows itself
     with seeded(generator):
         for module in fresh.modules():
-            if hasattr(module, "reset_parameters"):
+            if callable(getattr(module, "reset_parameters", None)):
                 cast(Any, module).reset_parameters()
+    for name, module in fresh.named_modules():
+        if left := [n for n, p in module.named_parameters(recurse=False) if p.requires_grad and not bool(p.isfinite().all())]:
+            raise MagaError(
+                f"{type(module).__name__} ({name or 'the model itself'}) has no reset_parameters that resets its {left[0]}, so it cannot be made "
+                "as new: pass make_model, a function (generator) -> untrained model, such as ModelSpec.make."
+            )
     with torch.no_grad():
         for name, value in (*fresh.named_parameters(), *fresh.named_buffers()):
             if name in kept:
