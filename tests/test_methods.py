@@ -3,6 +3,7 @@
 import copy
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from maga.methods.noise import NoiseConfig
 from maga.methods.published import lines_of, unexplained
 from maga.methods.relabelling import saliency_mask
 from maga.methods.relatives import last_parameters
+from maga.methods.restart import Distil
 from maga.methods.retraining import reinitialised
 from maga.methods.tuning import tune, tuning_split
 from maga.models import ModelSpec
@@ -45,6 +47,14 @@ class Own(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.answer(self.body(x))
+
+
+class Auxiliary(Own):
+    "As GoogLeNet and Inception: beside the logits a second answer, in train mode alone."
+
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        return (logits, logits.mean(1)) if self.training else logits
 
 
 def split_of(task: str, n: int = 60) -> ForgetSplit:
@@ -132,6 +142,20 @@ def test_contract(name, task, kind):
     assert any(not torch.equal(before[k], first[k]) for k, _ in model.named_parameters())
     assert all(v.isfinite().all() for v in first.values())
     assert equal(first, run(name, model, split, config))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_answer_in_train_mode_is_left_aside(name):
+    split = split_of("class")
+
+    def make(generator: torch.Generator) -> nn.Module:
+        with seeded(generator):
+            return Auxiliary(split.num_classes)
+
+    plain, model = model_of("own", split.train), make(torch.Generator().manual_seed(0))
+    config, teacher = short(name, make, 20, split.train.classes), {} if name != "restart" else {"distil": Distil()}
+    after = run(name, model, split, replace(config, **teacher))
+    assert equal(after, run(name, plain, split, replace(config, **teacher)))
 
 
 def test_names_and_presets():

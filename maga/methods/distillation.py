@@ -25,7 +25,7 @@ from ..measures.metrics import predict
 from .contract import FitOnly, Source, forget_then_retain, method, needs_two, paired_batches, part_means, plain_fit, sample_retained
 from .published import FOSTER, FOSTER_ADAM, FOSTER_IMAGES, KURMANJI, NO_VIT, SGD, TUNED, ZHOU, numbers_of, ours, read_in
 from .retraining import MakeModel, fresh_model
-from ..models import Penultimate, last_linear
+from ..models import Penultimate, last_linear, logits_of
 from ..training import Batch, Examples, FitConfig, Progress, fit, shuffled_batches
 
 # %% auto #0
@@ -40,7 +40,7 @@ __all__ = ['BAD_TEACHER_PRESETS', 'BAD_TEACHER_SOURCES', 'AS_TEACHER', 'SCRUB_PR
 @tensors_only
 def kl_divergence(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     "Mean over the batch of KL(target ‖ softmax of the logits), in nats; targets are distributions."
-    logits = model(batch.x)
+    logits = logits_of(model(batch.x))
     return F.kl_div(logits.float().log_softmax(1), batch.target, reduction="batchmean"), logits
 
 
@@ -157,7 +157,7 @@ def scrub(model: nn.Module, split: ForgetSplit, config: ScrubConfig, generator: 
 
     @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = net(batch.x)
+        logits = logits_of(net(batch.x))
         away = F.kl_div((logits.float() / t).log_softmax(1), teacher[batch.rows], reduction="none", log_target=True).sum(1) * t**2
         f = (batch.rows < n).float()
         wrong = F.cross_entropy(logits.float(), batch.target, reduction="none")
@@ -274,7 +274,7 @@ def trew(model: nn.Module, split: ForgetSplit, config: TrewConfig, generator: to
 
     @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = net(batch.x)
+        logits = logits_of(net(batch.x))
         losses = F.kl_div(logits.float().log_softmax(1), batch.target, reduction="none").sum(1)  # one-hot: the cross entropy
         return torch.stack(part_means(losses, batch.rows < n)).sum(), logits
 

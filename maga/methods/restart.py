@@ -21,7 +21,7 @@ from ..checks import Checked, Count, Part, Positive, Share, check_value
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from ..measures.cost import FORWARD_ALONE
-from ..models import batch_norms, frozen_batch_norms
+from ..models import batch_norms, frozen_batch_norms, logits_of
 from .maga_soft import Experts, believed, soft_labels, vanishing
 from ..training import PRETRAINING, STATISTICS_IMAGES, Batch, Examples, FitConfig, Objective, Progress, cross_entropy, fit
 from .contract import ADDED, Source, method, sample_retained
@@ -216,7 +216,7 @@ def taught(
 
     @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = net(batch.x)
+        logits = logits_of(net(batch.x))
         with torch.no_grad():
             known = (teacher(batch.x).index_select(1, kept).float() / t).log_softmax(1)
         own = logits.float() / t
