@@ -105,8 +105,7 @@ class Replayed:
 # %% ../nbs/014_capture.ipynb #257a73cf
 def _host_randomness() -> tuple[object, ...]:
     "The states of the generators on the CPU that anybody may draw from: torch's, Python's and NumPy's."
-    _, keys, place, *normal = np.random.get_state()
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), keys.tobytes(), place, *normal
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), str(np.random.get_state())
 
 
 def _check_randomness(device: torch.device, why: str) -> None:

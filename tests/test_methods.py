@@ -19,6 +19,7 @@ from maga.methods.contract import METHODS, Method, forget_then_retain, get_metho
 from maga.methods.dampening import mean_gradients
 from maga.methods.distillation import kl_divergence, removed_targets, scrub_batches
 from maga.methods.maga import MaGAConfig
+from maga.methods.maga_soft import Experts
 from maga.methods.noise import NoiseConfig
 from maga.methods.published import lines_of, unexplained
 from maga.methods.relabelling import saliency_mask
@@ -313,10 +314,26 @@ def test_a_reset_that_leaves_trained_weights_is_refused(left, layer):
     model = nn.Sequential(nn.Flatten(), layer())
     with torch.no_grad():
         model(torch.zeros(1, 4))  # before, a copy of weight norm's is refused by torch
-    with pytest.raises(MagaError, match=f"resets its {left}.*pass make_model"):
+    with pytest.raises(MagaError, match=rf"resets its {left}.*pass make_model"):
         reinitialised(model, torch.Generator())
     model.requires_grad_(False)
     reinitialised(model, torch.Generator())
+
+
+def test_a_retrain_with_a_factory_keeps_what_is_frozen():
+    "Parameters, and a batch norm in eval mode; a network without a place for them is refused, but only where something is frozen."
+    split, other = split_of("class"), maker("own", split_of("class").train)
+    make = maker("resnet10", split.train)
+    model = make(torch.Generator().manual_seed(5)).train()
+    model.bn1.running_mean += 0.1
+    model.conv1.requires_grad_(False)
+    model.bn1.eval()
+    after = run("retrain", model, split, short("retrain", make))
+    assert torch.equal(after["conv1.weight"], model.conv1.weight) and torch.equal(after["bn1.running_mean"], model.bn1.running_mean)
+    assert not torch.equal(after["bn1.weight"], model.bn1.weight) and not torch.equal(after["fc.weight"], model.fc.weight)
+    with pytest.raises(MagaError, match=r"conv1\.weight .* is frozen"):
+        run("retrain", model, split, short("retrain", other))
+    run("retrain", model.train().requires_grad_(True), split, short("retrain", other))
 
 
 def test_make_model_must_not_give_the_original():
@@ -499,6 +516,28 @@ def test_eu_k_says_that_its_layers_are_frozen():
     assert not torch.equal(run("eu_k", model, split, config)["fc.bias"], model.fc.bias)
 
 
+def test_eu_k_refuses_another_order_than_that_of_depth():
+    split = split_of("class")
+    model, config = model_of("own", split.train), short("eu_k")
+    model.body = model._modules.pop("body")  # registered after the layer of the logits
+    with pytest.raises(MagaError, match=r"answer\.bias makes the logits"):
+        run("eu_k", model, split, config)
+    run("eu_k", model, split, replace(config, k=2))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_not_says_where_it_would_negate_nothing():
+    split = split_of("class")
+    model = model_of("own", split.train)
+    model.body[0].requires_grad_(False)
+    with pytest.raises(MagaError, match=r"body\.0 are frozen"):
+        run("not_", model, split)
+    model.body[0] = nn.utils.weight_norm(nn.Conv2d(3, 8, 3, stride=2, padding=1))
+    with pytest.raises(MagaError, match=r"body\.0 .* both cancel"):
+        run("not_", model, split)
+    run("not_", model, split, replace(short("not_"), layer=-1))
+
+
 @pytest.mark.parametrize("name", ["resnet6_haar", "resnet6_s2d", "resnet10", "resnet18", "vit_tiny", "vit_small"])
 def test_eu_k_has_no_more_layers_than_the_network_of_its_preset(name):
     "The presets of an experiment name k for their network; more than it has would end every run of it with an error."
@@ -530,6 +569,11 @@ def test_frozen_parameters_stay(average):
         config = short(name, make)
         after = run(name, model, split, replace(config, fit=replace(config.fit, average=average)))
         assert torch.equal(after["conv1.weight"], model.conv1.weight) and not torch.equal(after["fc.weight"], model.fc.weight)
+
+
+def test_a_restart_has_no_judge():
+    with pytest.raises(MagaError, match="no transition matrix"):
+        replace(short("restart"), experts=Experts(judge=1.0))
 
 
 def test_restart_needs_no_factory_without_noise():

@@ -242,6 +242,8 @@ class RestartConfig(StartConfig):
         super().__post_init__()
         if self.shrink == self.perturb == 0:
             raise MagaError("shrink and perturb are both 0, and no weight would be left: set one of them above 0.")
+        if self.experts is not None and self.experts.judge > 0:
+            raise MagaError("A restart has no transition matrix, which the expert judge needs: set judge to 0 in experts, or take maga_soft.")
 
 # %% ../../nbs/311_restart.ipynb #d203828f
 VOTERS = Experts(bank=10_000, power=0.75)  # the power from studies/search
