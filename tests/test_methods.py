@@ -2,7 +2,8 @@
 
 import copy
 import sys
-from dataclasses import replace
+from collections import Counter
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
@@ -157,6 +158,50 @@ def test_a_second_answer_in_train_mode_is_left_aside(name):
     config, teacher = short(name, make, 20, split.train.classes), {} if name != "restart" else {"distil": Distil()}
     after = run(name, model, split, replace(config, **teacher))
     assert equal(after, run(name, plain, split, replace(config, **teacher)))
+
+
+class Watched(Own):
+    "Says of every pass of training images whether it was in bfloat16."
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.of = Counter()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        new = Watched(self.answer.out_features)
+        new.load_state_dict(self.state_dict())
+        new.of = self.of  # one count for all copies
+        return new
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2:  # more than the check of a model shows
+            self.of[torch.is_autocast_enabled("cpu")] += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_without_bfloat16_has_none(name):
+    "No teacher, target, mask or mean either; here a CPU in bfloat16 stands for a GPU."
+    split, made = split_of("class"), []
+
+    def make(generator: torch.Generator) -> nn.Module:
+        with seeded(generator):
+            made.append(Watched(split.num_classes))
+        return made[-1]
+
+    def exact(c: Any) -> Any:
+        parts = {f.name: exact(getattr(c, f.name)) for f in fields(c) if is_dataclass(getattr(c, f.name)) and f.name != "transition"}
+        return replace(c, **parts, **({"amp": False} if hasattr(c, "amp") else {}))
+
+    config = exact(short(name, make, 20, split.train.classes))
+    if name == "restart":
+        config = replace(config, experts=Experts(pad=1), distil=Distil())
+    if name == "maga_soft":
+        config = replace(config, experts=Experts(judge=1.0, pad=1), retain_targets="distilled", transition=random_transition(split.train.classes))
+    model = make(torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        run(name, model, split, config)
+    assert sum(m.of[False] for m in made) and not any(m.of[True] for m in made)
 
 
 def test_names_and_presets():

@@ -80,8 +80,8 @@ def bad_teacher(
     incompetent = fresh_model(model, split, config.make_model, generator)
     retained = sample_retained(split, max(1, int(config.retain_share * len(split.retain_train))), generator)
     competent = to_device(copy.deepcopy(model), split.device)
-    ignorance = predict(to_device(incompetent, split.device), split.train, split.forget_train).softmax(1)
-    knowledge = predict(competent, split.train, retained).softmax(1)
+    ignorance = predict(to_device(incompetent, split.device), split.train, split.forget_train, amp=config.fit.amp).softmax(1)
+    knowledge = predict(competent, split.train, retained, amp=config.fit.amp).softmax(1)
     examples = Examples(split.train, torch.cat([split.forget_train, retained]), torch.cat([ignorance, knowledge]))
     return fit(model, examples, config.fit, generator, objective=kl_divergence, progress=progress)
 
@@ -153,7 +153,8 @@ def scrub(model: nn.Module, split: ForgetSplit, config: ScrubConfig, generator: 
     "A student that leaves its teacher on forget images and stays with it on retain images."
     needs_two(model, split, config.fit)
     examples, n, t = forget_then_retain(split), len(split.forget_train), config.temperature
-    teacher = (predict(to_device(copy.deepcopy(model), split.device), split.train, examples.indices) / t).log_softmax(1)
+    known = predict(to_device(copy.deepcopy(model), split.device), split.train, examples.indices, amp=config.fit.amp)
+    teacher = (known / t).log_softmax(1)
 
     @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -267,7 +268,8 @@ def trew(model: nn.Module, split: ForgetSplit, config: TrewConfig, generator: to
     n, train = len(split.forget_train), split.train
     teacher = to_device(copy.deepcopy(model), split.device)
     near = class_cosines(teacher, split.num_classes)[train.labels[split.forget_train]]
-    soft = removed_targets(predict(teacher, train, split.forget_train), split.forbidden_labels(), config.beta * near)
+    answers = predict(teacher, train, split.forget_train, amp=config.fit.amp)
+    soft = removed_targets(answers, split.forbidden_labels(), config.beta * near)
     retained = sample_retained(split, config.retain_images, generator)
     hard = F.one_hot(train.labels[retained], split.num_classes).float()
     examples = Examples(train, torch.cat([split.forget_train, retained]), torch.cat([soft, hard]))
@@ -306,7 +308,7 @@ def head_distillation(
     forbidden[split.forget_train] = split.forbidden_labels()
     original = to_device(copy.deepcopy(model), split.device)
     shown = split.shown_train
-    features = predict(Penultimate(original), split.train, shown)
+    features = predict(Penultimate(original), split.train, shown, amp=config.fit.amp)
     targets = removed_targets(last_linear(original)(features).detach(), forbidden[shown])
 
     @tensors_only

@@ -118,7 +118,8 @@ def salun(model: nn.Module, split: ForgetSplit, config: SalUnConfig, generator: 
     if config.forget_first:
         needs_two(model, split, config.fit)
     start = to_device(copy.deepcopy(model), split.device)
-    mask = saliency_mask(mean_gradients(start, split.train, split.forget_train.split(config.mask_batch), torch.clone), config.share)
+    gradients = mean_gradients(start, split.train, split.forget_train.split(config.mask_batch), torch.clone, amp=config.fit.amp)
+    mask = saliency_mask(gradients, config.share)
     before = {name: p.detach() for name, p in start.named_parameters()}
 
     @tensors_only

@@ -355,7 +355,7 @@ def restarted(
     "The model, shrunk and perturbed, then trained on retain images and, with experts, on forget images under soft targets."
     wanted = config.perturb > 0 or config.head != "shrunk"
     fresh = fresh_weights(model, split, config.make_model, generator) if wanted else {}
-    forget = soft_labels(original, split, config.experts, generator) if config.experts is not None else None
+    forget = soft_labels(original, split, config.experts, generator, amp=config.fit.amp) if config.experts is not None else None
     start = shrink_and_perturb(model, split, config.shrink, config.perturb, fresh, config.head)
     first = 0 if forget is None else len(forget)
     objective = cross_entropy if config.distil is None else taught(original, split, config.distil, first)

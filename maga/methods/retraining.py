@@ -118,7 +118,7 @@ def fresh_model(
         raise MagaError("make_model gave the trained model itself; it must make a model as it was before training.")
     if make_model is not None:
         fresh = _frozen_as(fresh, model)
-    k = predict(to_device(fresh, split.device), split.train, split.retain_train[:1]).shape[1]
+    k = predict(to_device(fresh, split.device), split.train, split.retain_train[:1], amp=False).shape[1]
     if k != split.num_classes:
         raise MagaError(f"make_model gave a model with {k} classes; the split has {split.num_classes}.")
     return fresh
