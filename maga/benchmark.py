@@ -222,7 +222,7 @@ def stage_times(
     preset: str,  # of the method maga
     pretraining: FitConfig,  # of original and retrain
 ) -> pd.DataFrame:
-    "Seconds of each stage of MaGA and of a true retrain (extrapolated from 1 and 3 epochs): columns stage, seconds, of_retrain; on CUDA also peak_gb."
+    "Seconds of each stage of MaGA and of a retrain (extrapolated from 1 and 3 epochs): columns stage, seconds, of_retrain; on CUDA also peak_gb."
     device, g = split.device, torch.Generator().manual_seed(0)
     model = fit(spec.make(g), Examples.of(split.train), replace(pretraining, epochs=1), g)
     config = MAGA_PRESETS[preset]
@@ -293,7 +293,7 @@ def cifar_like(root: str | Path, device: torch.device, n_train: int, n_test: int
     except MagaError:
         g = torch.Generator().manual_seed(0)
         pixels = [torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8) for n in (n_train, n_test)]
-        train, test = (ImageSet(p, torch.arange(len(p)) % 100, [f"class {k}" for k in range(100)], name="random pixels, speed only") for p in pixels)
+        train, test = (ImageSet(p, torch.arange(len(p)) % 100, tuple(f"class {k}" for k in range(100)), name="random pixels, speed only") for p in pixels)
     pick = torch.Generator().manual_seed(0)
     parts = [s.subset(torch.randperm(len(s), generator=pick)[:n]) for s, n in ((train, n_train), (test, n_test))]
     return parts[0].to(device), parts[1].to(device)
