@@ -291,9 +291,9 @@ def cifar_like(root: str | Path, device: torch.device, n_train: int, n_test: int
     try:
         train, test = load("cifar100", root)
     except MagaError:
-        g = torch.Generator().manual_seed(0)
+        g, names = torch.Generator().manual_seed(0), tuple(f"class {k}" for k in range(100))
         pixels = [torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8) for n in (n_train, n_test)]
-        train, test = (ImageSet(p, torch.arange(len(p)) % 100, tuple(f"class {k}" for k in range(100)), name="random pixels, speed only") for p in pixels)
+        train, test = (ImageSet(p, torch.arange(len(p)) % 100, names, name="random pixels, speed only") for p in pixels)
     pick = torch.Generator().manual_seed(0)
     parts = [s.subset(torch.randperm(len(s), generator=pick)[:n]) for s, n in ((train, n_train), (test, n_test))]
     return parts[0].to(device), parts[1].to(device)

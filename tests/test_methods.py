@@ -533,11 +533,22 @@ def test_trew_without_tilt_is_deletes_target():
     assert (q[forbidden] == 0).all() and torch.allclose(q.sum(1), torch.ones(5))
 
 
-def test_head_distillation_leaves_the_encoder():
+@pytest.mark.parametrize("average", (0.0, 0.9))
+def test_head_distillation_leaves_the_encoder(average):
     split = split_of("class")
     model = model_of("resnet10", split.train)
-    after, before = run("head_distillation", model, split), state(model)
+    config = replace(short("head_distillation"), fit=replace(short("head_distillation").fit, average=average))
+    after, before = run("head_distillation", model, split, config), state(model)
     assert [k for k in after if not torch.equal(after[k], before[k])] == ["fc.weight", "fc.bias"]
+
+
+def test_settings_without_effect_are_refused():
+    config, unsir = short("head_distillation"), short("unsir")
+    for change in ({"pad": 1}, {"flip": True}):
+        with pytest.raises(MagaError, match="pad to 0 and flip to False"):
+            run("head_distillation", model_of("own", split_of("class").train), split_of("class"), replace(config, fit=replace(config.fit, **change)))
+    with pytest.raises(MagaError, match="never stops early"):
+        replace(unsir, noise=replace(unsir.noise, stop=0.1))
 
 
 def test_eu_k_leaves_the_first_layers():

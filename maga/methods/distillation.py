@@ -303,6 +303,8 @@ def head_distillation(
 ) -> nn.Module:
     "The original with its last linear layer fitted to answers without the forgotten class; the encoder is untouched. `MagaError` for a frozen one."
     moving_head(model)
+    if config.fit.pad or config.fit.flip:
+        raise MagaError("head_distillation looks at each image once, as it is: set pad to 0 and flip to False in fit.")
     forbidden = torch.zeros(len(split.train), split.num_classes, dtype=torch.bool, device=split.device)
     forbidden[:, list(split.forgotten)] = True
     forbidden[split.forget_train] = split.forbidden_labels()
@@ -319,4 +321,5 @@ def head_distillation(
         return list(last_linear(net).parameters())
 
     examples = Examples(split.train, shown, targets)
-    return fit(model, examples, config.fit, generator, objective=objective, trainable=head, progress=progress)
+    untouched = replace(config.fit, freeze_batch_norm=True)  # an average would estimate the encoder's statistics anew
+    return fit(model, examples, untouched, generator, objective=objective, trainable=head, progress=progress)
