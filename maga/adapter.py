@@ -138,8 +138,12 @@ def prepared(
     images: ImageSet,
     classes: int | None = None,  # K; None: any number
 ) -> nn.Module:
-    "The model as methods take it, after one batch; `MagaError` says what is wrong with it."
+    """The model as methods take it, after one batch; `MagaError` says what is wrong with it.
+
+    Of a network from torch.compile it is the plain one: hooks that are registered after its compilation never run.
+    """
     check_value("images", images, ImageSet)
+    model = getattr(model, "_orig_mod", model)
     check_weights(model)
     if any(v.dtype != torch.float32 for v in floats(model).values()):
         model = copy.deepcopy(model).float()
@@ -162,7 +166,8 @@ def handed_back(
     result: nn.Module,  # made from `prepared(model, …)`; changed in place
     model: nn.Module,  # as it came in
 ) -> nn.Module:
-    "The result as a network of the kind that came in: without the adapter, each number in the precision that it had."
+    "The result as a network of the kind that came in, but plain: without the adapter or torch.compile, each number in the precision that it had."
+    model = getattr(model, "_orig_mod", model)
     if isinstance(result, Classifier) and not isinstance(model, Classifier):
         result = result.model
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # also those that no state dict holds

@@ -27,7 +27,7 @@ from .judges.transition import estimate_transition
 from .measures.cost import counted_passes
 from .measures.metrics import Outputs, entropy_mia, measure
 from .memory import vit_bytes, vit_step_gb
-from .methods.contract import METHODS, get_method, sample_retained
+from .methods.contract import METHODS, get_method, plain_fit, sample_retained
 from .methods.maga import MAGA_PRESETS, feature_noise_banks, perturbed_examples, ranked_labels
 from .models import ModelSpec
 from .sources import digits, load
@@ -133,34 +133,31 @@ def compare_training(
     batch_size: int,
     augment: bool,
     repeats: int = 3,
-    amp: bool | None = None,
+    amp: bool = False,  # ours in bfloat16; the plain way is in float32
 ) -> Comparison:
     "One epoch over the images, plain and ours: images/s. With augmentation it is called pretraining, without it fine-tuning."
     model = spec.make(torch.Generator().manual_seed(0)).to(images.device)
     pad = max(1, images.images.shape[-1] // 8) if augment else 0
     config = FitConfig(1, batch_size, lr=0.01, nesterov=False, schedule="constant", pad=pad, flip=augment, amp=amp)
-    workers = 8 if images.device.type == "cuda" else 0
     ways = (
-        lambda: plain_training(model, images, config, augment, workers),
+        lambda: plain_training(model, images, config, augment, 8 if images.device.type == "cuda" else 0),
         lambda: fit(model, Examples.of(images), config, torch.Generator().manual_seed(0)),
     )
     plain, ours = in_turns(ways, images.device, repeats)
     kind = "pretraining" if augment else "fine-tuning"
-    half = ", bfloat16" if amp else ""
-    return Comparison(f"{kind}, {spec.arch}, batch {batch_size}{half}", len(images) / plain, len(images) / ours, "images/s")
+    return Comparison(f"{kind}, {spec.arch}, batch {batch_size}{', bfloat16' if amp else ''}", len(images) / plain, len(images) / ours, "images/s")
 
 
 def compare_evaluation(
     spec: ModelSpec,
     split: ForgetSplit,
     repeats: int = 3,
-    amp: bool | None = None,
+    amp: bool = False,  # ours in bfloat16; the plain way is in float32
 ) -> Comparison:
     "A_r, A_f and MIA of one model, plain and ours: seconds."
     model = spec.make(torch.Generator().manual_seed(0)).to(split.device).eval()
     plain, ours = in_turns((lambda: plain_evaluation(model, split), lambda: measure(Outputs.of(model, split, amp=amp), split)), split.device, repeats)
-    half = ", bfloat16" if amp else ""
-    return Comparison(f"evaluation with MIA, {spec.arch}{half}", plain, ours, "s")
+    return Comparison(f"evaluation with MIA, {spec.arch}{', bfloat16' if amp else ''}", plain, ours, "s")
 
 # %% ../nbs/600_benchmark.ipynb #dda45033
 def kernel_share(
@@ -174,9 +171,8 @@ def kernel_share(
 
     model = spec.make(torch.Generator().manual_seed(0))
     examples = Examples.of(images, torch.arange(steps * batch_size) % len(images))
-    config = FitConfig(1, batch_size, lr=0.01, nesterov=False, schedule="constant", pad=0, flip=False)
     with profile(activities=[ProfilerActivity.CPU]) as record:
-        fit(model, examples, config, torch.Generator().manual_seed(0))
+        fit(model, examples, plain_fit(1, batch_size, "sgd", 0.01, 5e-4), torch.Generator().manual_seed(0))
     kernels = ("aten::mkldnn_convolution", "aten::convolution_backward", "aten::mm", "aten::addmm", "aten::bmm")
     times = [(e.key in kernels, e.self_cpu_time_total) for e in record.key_averages()]
     return sum(t for is_kernel, t in times if is_kernel) / sum(t for _, t in times)
@@ -226,10 +222,9 @@ def stage_times(
     preset: str,  # of the method maga
     pretraining: FitConfig,  # of original and retrain
 ) -> pd.DataFrame:
-    "Seconds of each stage of MaGA and of a true retrain (extrapolated from one epoch): columns stage, seconds, of_retrain; on CUDA also peak_gb."
+    "Seconds of each stage of MaGA and of a retrain (extrapolated from 1 and 3 epochs): columns stage, seconds, of_retrain; on CUDA also peak_gb."
     device, g = split.device, torch.Generator().manual_seed(0)
-    one = replace(pretraining, epochs=1)
-    model = fit(spec.make(g), Examples.of(split.train), one, g)
+    model = fit(spec.make(g), Examples.of(split.train), replace(pretraining, epochs=1), g)
     config = MAGA_PRESETS[preset]
     times: dict[str, float] = {}
     peaks: list[float] = []
@@ -246,14 +241,17 @@ def stage_times(
     transition = stage("T (feature judge)", lambda: estimate_transition(FeatureJudge(model, exemplars), exemplars))
     labels = stage("labels", lambda: ranked_labels(model, split, replace(config, transition=transition)))
     banks = stage("noise", lambda: feature_noise_banks(model, split, labels, config.noise, g))
-    retained = sample_retained(split, config.retain_images, g)
-    examples = perturbed_examples(split, retained, labels, config, banks)
+    examples = perturbed_examples(split, sample_retained(split, config.retain_images, g), labels, config, banks)
     stage("fine-tuning", lambda: fit(model, examples, config.fit, g))
     stage("evaluation (not counted)", lambda: measure(model, split))
-    stage("true retrain", lambda: fit(spec.make(g), Examples.of(split.train, split.retain_train), one, g))
-    times["true retrain"] *= pretraining.epochs
-    table = pd.DataFrame({"stage": [*times], "seconds": [*times.values()]})
-    table = table.assign(of_retrain=table.seconds / times["true retrain"])
+
+    def retrain(epochs: int) -> nn.Module:
+        return fit(spec.make(g), Examples.of(split.train, split.retain_train), replace(pretraining, epochs=epochs), g)
+
+    stage("true retrain", partial(retrain, 1))
+    _, three = clocked(partial(retrain, 3), device)
+    times["true retrain"] += (pretraining.epochs - 1) * (three - times["true retrain"]) / 2
+    table = pd.DataFrame({"stage": [*times], "seconds": [*times.values()]}).assign(of_retrain=lambda t: t.seconds / times["true retrain"])
     return table.assign(peak_gb=peaks) if peaks else table
 
 # %% ../nbs/600_benchmark.ipynb #5c1f0a22
@@ -262,7 +260,8 @@ def method_times(
     split: ForgetSplit,  # class-wise
     preset: str,  # of every method
     pretraining: FitConfig,  # of the retrain; the original gets one epoch of it
-    names: Sequence[str] | None = None,  # of methods; None: all except retrain_head, which takes longer than a retrain
+    names: Sequence[str] | None = None,  # of methods; None: all with the preset, except retrain_head, which takes longer than a retrain
+    say: Callable[[str], None] = print,  # why a method is left out
 ) -> pd.DataFrame:
     "One row per method, the retrain first: columns method, seconds, of_retrain and passes (seconds and image passes, divided by the retrain's)."
     device, g, lines = split.device, torch.Generator().manual_seed(0), []
@@ -271,7 +270,13 @@ def method_times(
     given = {"transition": estimate_transition(FeatureJudge(original, exemplars), exemplars), "make_model": spec.make}
     wanted = sorted(set(METHODS) - {"retrain_head"}) if names is None else names
     for name in ("retrain", *(n for n in wanted if n != "retrain")):
-        config = get_method(name).preset(preset, split.task, split.train.name)
+        try:
+            config = get_method(name).preset(preset, split.task, split.train.name)
+        except MagaError as e:
+            if names is not None:
+                raise
+            say(f"{name} is left out: {e}")
+            continue
         config = replace(config, fit=pretraining) if name == "retrain" else config
         config = replace(config, **{k: v for k, v in given.items() if hasattr(config, k)})
         with counted_passes(device) as passes:
@@ -286,14 +291,9 @@ def cifar_like(root: str | Path, device: torch.device, n_train: int, n_test: int
     try:
         train, test = load("cifar100", root)
     except MagaError:
-        g = torch.Generator().manual_seed(0)
-        names = tuple(f"class {k}" for k in range(100))
-        train, test = (
-            ImageSet(
-                torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8), torch.arange(n) % 100, names, name="random pixels, speed only"
-            )
-            for n in (n_train, n_test)
-        )
+        g, names = torch.Generator().manual_seed(0), tuple(f"class {k}" for k in range(100))
+        pixels = [torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8) for n in (n_train, n_test)]
+        train, test = (ImageSet(p, torch.arange(len(p)) % 100, names, name="random pixels, speed only") for p in pixels)
     pick = torch.Generator().manual_seed(0)
     parts = [s.subset(torch.randperm(len(s), generator=pick)[:n]) for s, n in ((train, n_train), (test, n_test))]
     return parts[0].to(device), parts[1].to(device)
@@ -308,7 +308,7 @@ def shared_class(train: ImageSet, test: ImageSet) -> int:
 def say_peak(comparisons: Sequence[Comparison], spec: ModelSpec, device: torch.device, say: Callable[[str], None]) -> None:
     "Print the measured peak of the device, and how much of it pretraining uses, in each precision that was compared."
     for what in (c for c in comparisons if c.what.startswith(f"pretraining, {spec.arch}")):
-        half = device.type == "cuda" or "bfloat16" in what.what
+        half = "bfloat16" in what.what
         peak, used = matmul_peak(device, torch.bfloat16 if half else torch.float32), what.ours * training_operations(spec)
         name = "bfloat16" if half else "float32"
         say(f"matrix product in {name} {peak / 1e12:.2f} TFLOP/s; pretraining reaches {used / 1e12:.2f} TFLOP/s, {100 * used / peak:.0f} % of it")
@@ -339,13 +339,13 @@ def run_benchmark(
     resnet, small = ModelSpec.of("resnet18", train), ModelSpec.of("resnet10", small_train)
     name = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     say(f"{name}; torch {torch.__version__}; {train.name}, {len(train):,} images")
-    halves: tuple[bool | None, ...] = (None, True) if not cuda and has_bfloat16() else (None,)
+    halves = (False, True) if cuda or has_bfloat16() else (False,)
     split, small_split = forget_class(train, test, shared_class(train, test)), forget_class(small_train, small_test, "three")
     part = train.subset(torch.arange(min(len(train), PLAIN_IMAGES))), test.subset(torch.arange(min(len(test), PLAIN_IMAGES // 5)))
     plan: list[Callable[[], Comparison]] = []
     for model, images, request, batch_size, precisions in (
         (resnet, train, forget_class(*part, shared_class(*part)), 512 if cuda else 128, halves),
-        (small, small_train, small_split, 32, (None,)),
+        (small, small_train, small_split, 32, (False,)),
     ):
         for amp in precisions:
             plan += [partial(compare_training, model, images, n, augment, amp=amp) for n, augment in ((batch_size, True), (32, False))]
@@ -360,13 +360,13 @@ def run_benchmark(
     if cuda:
         tables = {p: stage_times(resnet, split, p, FitConfig()) for p in ("paper_resnet18", "fast")}
         stages = pd.concat([t.assign(stage=p + ": " + t.stage) for p, t in tables.items()], ignore_index=True)
-        methods = method_times(resnet, split, "paper_resnet18", FitConfig())
+        methods = method_times(resnet, split, "paper_resnet18", FitConfig(), say=say)
     else:
         share = kernel_share(small, small_train)
         most = ", ".join(f"{c.ratio / share:.1f}×" for c in comparisons if small.arch in c.what and c.unit == "images/s")
         say(f"convolutions and matrix products take {100 * share:.0f} % of a small step in both ways, so the ratios could be at most {most}")
         stages = stage_times(small, small_split, "digits", RECIPES["digits"])
-        methods = method_times(small, small_split, "digits", RECIPES["digits"])
+        methods = method_times(small, small_split, "digits", RECIPES["digits"], say=say)
     for table in (stages, methods):
         say(table.round(3).to_string(index=False))
     say_memory(small_train, device, say)

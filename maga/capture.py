@@ -5,10 +5,12 @@
 # %% ../nbs/014_capture.ipynb #951a6db3
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,9 +58,12 @@ class Replayed:
         self.out = torch.empty(0)
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
-        if self.warm < self.WARM:
+        if self.warm < self.WARM and not self.failed:
             self.warm += 1
-            return self._aside(inputs)
+            before, out = _host_randomness(), self._aside(inputs)
+            if _host_randomness() != before:
+                self._refuse("it draws random numbers on the CPU, which a replay would repeat")
+            return out
         if self.graph is None and not self.failed:
             self._capture(inputs)
         if self.graph is None:
@@ -87,13 +92,22 @@ class Replayed:
                 self.out = self.function(*self.inputs)
             self.graph = graph
         except RuntimeError as e:
-            self.failed = True
             torch.cuda.synchronize(self.device)
             why = str(e.__context__ or e).splitlines()[0]
             _check_randomness(self.device, why)
-            warnings.warn(f"This step cannot be captured as a CUDA graph and runs eagerly ({why}).", stacklevel=2)
+            self._refuse(why)
+
+    def _refuse(self, why: str) -> None:
+        "From now on calls stay plain."
+        self.failed = True
+        warnings.warn(f"This step cannot be captured as a CUDA graph and runs eagerly ({why}).", stacklevel=3)
 
 # %% ../nbs/014_capture.ipynb #257a73cf
+def _host_randomness() -> tuple[object, ...]:
+    "The states of the generators on the CPU that anybody may draw from: torch's, Python's and NumPy's."
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), str(np.random.get_state())
+
+
 def _check_randomness(device: torch.device, why: str) -> None:
     "`MagaError` where a failed capture left the random generator unusable, as it does before torch 2.13."
     try:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol
@@ -294,7 +295,7 @@ def fit(
 ) -> nn.Module:
     """A trained copy of the model, on the images' device, in eval mode.
 
-    Raises `MagaError`, with the step, if the loss is no longer finite.
+    Raises `MagaError`, with the step, if the loss is no longer finite, and where batch norm gets a single image.
     """
     for name, given, wanted in (("examples", examples, Examples), ("config", config, FitConfig)):
         check_value(name, given, wanted)
@@ -314,7 +315,7 @@ def fit(
         m.eval()
     batches = batches or partial(shuffled_batches, len(examples), config.batch_size)
     step = _Stepper(model, examples, config, objective, after_step, parameters)
-    with seeded(generator, device):
+    with seeded(generator, device), _two_images():
         _run(step, batches, generator, progress)
         if step.average is not None:
             _take_average(step, torch.cat(batches(generator)), generator)
@@ -358,6 +359,20 @@ def _run(
                     speed = (shown + first) / (clock(device) - start)
                     progress(Report(begun + i + 1, total, epoch + (i + 1) / len(cut), now[:, 0].mean().item(), accuracy, speed))
         shown += first
+
+
+@contextmanager
+def _two_images() -> Iterator[None]:
+    "A context in which torch's error about batch norm with a single value is a `MagaError`."
+    try:
+        yield
+    except ValueError as e:
+        if "more than 1 value per channel" not in str(e):
+            raise
+        raise MagaError(
+            "A batch holds a single image, and batch norm needs two or more to have statistics: "
+            "take more images, a batch_size above 1, or set freeze_batch_norm=True in fit."
+        ) from e
 
 
 def _check_finite(losses: Tensor, first_step: int, epoch: int) -> None:

@@ -1,10 +1,12 @@
 """Captured steps: what is allowed into one, and that a replay does what an eager step does. Tests marked `cuda` need a GPU or `make simcuda`."""
 
 import gc
+import random
 import warnings
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -142,6 +144,32 @@ def test_a_failed_capture_leaves_nothing_behind(replays):
     else:
         assert not replays and agree(after, fitted(config))
     assert torch.cuda.current_stream() == usual
+
+
+COINS = {"torch": lambda: torch.rand(1).item(), "Python": random.random, "NumPy": lambda: np.random.rand()}
+
+
+class Stochastic(nn.Module):
+    "Stochastic depth whose coin is thrown on the CPU."
+
+    def __init__(self, coin):
+        super().__init__()
+        self.first, self.deep, self.last, self.coin, self.thrown = nn.Linear(192, 24), nn.Linear(24, 24), nn.Linear(24, 10), coin, []
+
+    def forward(self, x):
+        x = self.first(x.flatten(1)).relu()
+        self.thrown.append(self.coin() < 0.5)
+        return self.last(x + self.deep(x) if self.thrown[-1] else x)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("name", COINS)
+def test_a_coin_on_the_cpu_is_not_captured(name, replays):
+    "A graph would hold one side of it for good."
+    config = FITS["averaged"]
+    with pytest.warns(UserWarning, match="random numbers on the CPU"):
+        after = fit(Stochastic(COINS[name]), Examples.of(FEW.to("cuda")), config, generator())
+    assert not replays and len(set(after.thrown)) == 2
 
 
 @on_a_gpu

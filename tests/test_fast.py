@@ -1,11 +1,18 @@
 """What makes MaGA fast must not change it: early stopping, activations computed again, memory bounded."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
+from maga import benchmark
+from maga.data import MagaError, forget_class
 from maga.memory import LivingBytes, vit_bytes, vit_step_gb
+from maga.methods.contract import METHODS
 from maga.methods.noise import NoiseConfig, make_noise
 from maga.models import ModelSpec, recomputing
+from maga.sources import digits
 from maga.training import Examples, FitConfig, fit
 
 from .conftest import generator
@@ -67,3 +74,29 @@ def test_activations_computed_again_on_a_gpu(digit_sets):
 @on_cuda
 def test_the_vit_fits_12_gb_of_a_gpu(digit_sets):
     assert vit_step_gb(digit_sets[0], torch.device("cuda")) < 12
+
+
+def test_the_set_up_of_a_retrain_counts_once(monkeypatch):
+    "A retrain is extrapolated from one epoch and three: here set-up takes 5 seconds and an epoch 2."
+
+    def seconds(work, device):
+        result = work()
+        return result, 5 + 2 * work.args[0] if isinstance(work, partial) else 1.0
+
+    monkeypatch.setattr(benchmark, "clocked", seconds)
+    few = forget_class(*(s.subset(torch.arange(200)) for s in digits()), "three")
+    table = benchmark.stage_times(ModelSpec.of("small_cnn", few.train), few, "digits", FitConfig(7, 32, lr=0.05, pad=0, flip=False))
+    assert table.set_index("stage").seconds["true retrain"] == 5 + 2 * 7
+
+
+def test_the_benchmark_leaves_out_a_method_without_the_preset(monkeypatch):
+    here = {name: METHODS[name] for name in ("retrain", "finetune")}
+    odd = replace(METHODS["finetune"], name="odd", presets={"mine": METHODS["finetune"].preset("digits")}, sources={})
+    monkeypatch.setattr(benchmark, "METHODS", here | {"odd": odd})
+    monkeypatch.setitem(METHODS, "odd", odd)
+    said, few = [], forget_class(*(s.subset(torch.arange(200)) for s in digits()), "three")
+    spec, brief = ModelSpec.of("small_cnn", few.train), FitConfig(1, 32, lr=0.05, pad=0, flip=False)
+    assert benchmark.method_times(spec, few, "digits", brief, say=said.append).method.tolist() == ["retrain", "finetune"]
+    assert len(said) == 1 and "odd is left out" in said[0]
+    with pytest.raises(MagaError, match="no preset"):
+        benchmark.method_times(spec, few, "digits", brief, ["odd"])

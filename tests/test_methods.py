@@ -2,7 +2,9 @@
 
 import copy
 import sys
-from dataclasses import replace
+from collections import Counter
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +20,12 @@ from maga.methods.contract import METHODS, Method, forget_then_retain, get_metho
 from maga.methods.dampening import mean_gradients
 from maga.methods.distillation import kl_divergence, removed_targets, scrub_batches
 from maga.methods.maga import MaGAConfig
+from maga.methods.maga_soft import Experts
 from maga.methods.noise import NoiseConfig
 from maga.methods.published import lines_of, unexplained
 from maga.methods.relabelling import saliency_mask
 from maga.methods.relatives import last_parameters
+from maga.methods.restart import Distil
 from maga.methods.retraining import reinitialised
 from maga.methods.tuning import tune, tuning_split
 from maga.models import ModelSpec
@@ -45,6 +49,14 @@ class Own(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.answer(self.body(x))
+
+
+class Auxiliary(Own):
+    "As GoogLeNet and Inception: beside the logits a second answer, in train mode alone."
+
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        return (logits, logits.mean(1)) if self.training else logits
 
 
 def split_of(task: str, n: int = 60) -> ForgetSplit:
@@ -132,6 +144,64 @@ def test_contract(name, task, kind):
     assert any(not torch.equal(before[k], first[k]) for k, _ in model.named_parameters())
     assert all(v.isfinite().all() for v in first.values())
     assert equal(first, run(name, model, split, config))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_answer_in_train_mode_is_left_aside(name):
+    split = split_of("class")
+
+    def make(generator: torch.Generator) -> nn.Module:
+        with seeded(generator):
+            return Auxiliary(split.num_classes)
+
+    plain, model = model_of("own", split.train), make(torch.Generator().manual_seed(0))
+    config, teacher = short(name, make, 20, split.train.classes), {} if name != "restart" else {"distil": Distil()}
+    after = run(name, model, split, replace(config, **teacher))
+    assert equal(after, run(name, plain, split, replace(config, **teacher)))
+
+
+class Watched(Own):
+    "Says of every pass of training images whether it was in bfloat16."
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.of = Counter()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        new = Watched(self.answer.out_features)
+        new.load_state_dict(self.state_dict())
+        new.of = self.of  # one count for all copies
+        return new
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2:  # more than the check of a model shows
+            self.of[torch.is_autocast_enabled("cpu")] += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_without_bfloat16_has_none(name):
+    "No teacher, target, mask or mean either; here a CPU in bfloat16 stands for a GPU."
+    split, made = split_of("class"), []
+
+    def make(generator: torch.Generator) -> nn.Module:
+        with seeded(generator):
+            made.append(Watched(split.num_classes))
+        return made[-1]
+
+    def exact(c: Any) -> Any:
+        parts = {f.name: exact(getattr(c, f.name)) for f in fields(c) if is_dataclass(getattr(c, f.name)) and f.name != "transition"}
+        return replace(c, **parts, **({"amp": False} if hasattr(c, "amp") else {}))
+
+    config = exact(short(name, make, 20, split.train.classes))
+    if name == "restart":
+        config = replace(config, experts=Experts(pad=1), distil=Distil())
+    if name == "maga_soft":
+        config = replace(config, experts=Experts(judge=1.0, pad=1), retain_targets="distilled", transition=random_transition(split.train.classes))
+    model = make(torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        run(name, model, split, config)
+    assert sum(m.of[False] for m in made) and not any(m.of[True] for m in made)
 
 
 def test_names_and_presets():
@@ -266,6 +336,49 @@ def test_reinitialised_resets_every_layer_or_refuses():
     model.scale = nn.Parameter(torch.ones(1))
     with pytest.raises(MagaError, match="pass make_model"):
         reinitialised(model, torch.Generator())
+
+
+class Gained(nn.Linear):
+    "Its reset_parameters is the linear layer's, which knows nothing of the gain."
+
+    def __init__(self, *size: int) -> None:
+        super().__init__(*size)
+        self.gain = nn.Parameter(torch.full((1,), 7.0))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "left, layer",
+    {
+        "gain": lambda: Gained(4, 3),
+        "weight_orig": lambda: nn.utils.spectral_norm(nn.Linear(4, 3)),
+        "weight_g": lambda: nn.utils.weight_norm(nn.Linear(4, 3)),
+    }.items(),
+)
+def test_a_reset_that_leaves_trained_weights_is_refused(left, layer):
+    model = nn.Sequential(nn.Flatten(), layer())
+    with torch.no_grad():
+        model(torch.zeros(1, 4))  # before, a copy of weight norm's is refused by torch
+    with pytest.raises(MagaError, match=rf"resets its {left}.*pass make_model"):
+        reinitialised(model, torch.Generator())
+    model.requires_grad_(False)
+    reinitialised(model, torch.Generator())
+
+
+def test_a_retrain_with_a_factory_keeps_what_is_frozen():
+    "Parameters, and a batch norm in eval mode; a network without a place for them is refused, but only where something is frozen."
+    split, other = split_of("class"), maker("own", split_of("class").train)
+    make = maker("resnet10", split.train)
+    model = make(torch.Generator().manual_seed(5)).train()
+    model.bn1.running_mean += 0.1
+    model.conv1.requires_grad_(False)
+    model.bn1.eval()
+    after = run("retrain", model, split, short("retrain", make))
+    assert torch.equal(after["conv1.weight"], model.conv1.weight) and torch.equal(after["bn1.running_mean"], model.bn1.running_mean)
+    assert not torch.equal(after["bn1.weight"], model.bn1.weight) and not torch.equal(after["fc.weight"], model.fc.weight)
+    with pytest.raises(MagaError, match=r"conv1\.weight .* is frozen"):
+        run("retrain", model, split, short("retrain", other))
+    run("retrain", model.train().requires_grad_(True), split, short("retrain", other))
 
 
 def test_make_model_must_not_give_the_original():
@@ -420,11 +533,22 @@ def test_trew_without_tilt_is_deletes_target():
     assert (q[forbidden] == 0).all() and torch.allclose(q.sum(1), torch.ones(5))
 
 
-def test_head_distillation_leaves_the_encoder():
+@pytest.mark.parametrize("average", (0.0, 0.9))
+def test_head_distillation_leaves_the_encoder(average):
     split = split_of("class")
     model = model_of("resnet10", split.train)
-    after, before = run("head_distillation", model, split), state(model)
+    config = replace(short("head_distillation"), fit=replace(short("head_distillation").fit, average=average))
+    after, before = run("head_distillation", model, split, config), state(model)
     assert [k for k in after if not torch.equal(after[k], before[k])] == ["fc.weight", "fc.bias"]
+
+
+def test_settings_without_effect_are_refused():
+    config, unsir = short("head_distillation"), short("unsir")
+    for change in ({"pad": 1}, {"flip": True}):
+        with pytest.raises(MagaError, match="pad to 0 and flip to False"):
+            run("head_distillation", model_of("own", split_of("class").train), split_of("class"), replace(config, fit=replace(config.fit, **change)))
+    with pytest.raises(MagaError, match="never stops early"):
+        replace(unsir, noise=replace(unsir.noise, stop=0.1))
 
 
 def test_eu_k_leaves_the_first_layers():
@@ -446,6 +570,28 @@ def test_eu_k_says_that_its_layers_are_frozen():
         run("eu_k", model, split, config)
     model.fc.bias.requires_grad_(True)
     assert not torch.equal(run("eu_k", model, split, config)["fc.bias"], model.fc.bias)
+
+
+def test_eu_k_refuses_another_order_than_that_of_depth():
+    split = split_of("class")
+    model, config = model_of("own", split.train), short("eu_k")
+    model.body = model._modules.pop("body")  # registered after the layer of the logits
+    with pytest.raises(MagaError, match=r"answer\.bias makes the logits"):
+        run("eu_k", model, split, config)
+    run("eu_k", model, split, replace(config, k=2))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_not_says_where_it_would_negate_nothing():
+    split = split_of("class")
+    model = model_of("own", split.train)
+    model.body[0].requires_grad_(False)
+    with pytest.raises(MagaError, match=r"body\.0 are frozen"):
+        run("not_", model, split)
+    model.body[0] = nn.utils.weight_norm(nn.Conv2d(3, 8, 3, stride=2, padding=1))
+    with pytest.raises(MagaError, match=r"body\.0 .* both cancel"):
+        run("not_", model, split)
+    run("not_", model, split, replace(short("not_"), layer=-1))
 
 
 @pytest.mark.parametrize("name", ["resnet6_haar", "resnet6_s2d", "resnet10", "resnet18", "vit_tiny", "vit_small"])
@@ -479,6 +625,11 @@ def test_frozen_parameters_stay(average):
         config = short(name, make)
         after = run(name, model, split, replace(config, fit=replace(config.fit, average=average)))
         assert torch.equal(after["conv1.weight"], model.conv1.weight) and not torch.equal(after["fc.weight"], model.fc.weight)
+
+
+def test_a_restart_has_no_judge():
+    with pytest.raises(MagaError, match="no transition matrix"):
+        replace(short("restart"), experts=Experts(judge=1.0))
 
 
 def test_restart_needs_no_factory_without_noise():

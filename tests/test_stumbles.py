@@ -289,3 +289,23 @@ def test_a_type_checker_sees_a_misspelt_setting(tmp_path):
 def test_logits_of_a_model_in_half_precision(split):
     net = small_network(generator())
     assert (predict(net.half(), split.test, torch.arange(8)) - predict(net.float(), split.test, torch.arange(8))).abs().max() < 0.05
+
+
+def test_batch_norm_with_a_single_image_says_what_to_do(digit_sets):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
+    one = Examples.of(digit_sets[0], torch.arange(1))
+    with pytest.raises(MagaError, match=r"single image.*freeze_batch_norm"):
+        fit(network, one, SHORT, generator())
+    fit(network, one, replace(SHORT, freeze_batch_norm=True), generator())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_compiled_network_is_handed_back_plain(dtype, split):
+    "Hooks do not run in it once it is compiled, so nothing would show which layer makes the logits."
+    torch.manual_seed(0)
+    own, config = Own("tensor").to(dtype), get_method("head_distillation").preset("digits", fit=SHORT)
+    compiled = torch.compile(own, backend="eager")
+    with torch.no_grad():
+        compiled(split.train.batch(torch.arange(2)).to(dtype))
+    one, two = (get_method("head_distillation")(model, split, config, generator()) for model in (compiled, own))
+    assert type(one) is Own and all(v.dtype == dtype and torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())

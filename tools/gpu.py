@@ -1,4 +1,4 @@
-"""`make gpu`: all that needs a GPU, the most important first. The same command continues; `results/gpu.log` says what is left.
+"""`make gpu`: all that needs a GPU, the most important first. The same command continues; `results/gpu/gpu.log` says what is left.
 
 A machine that takes small parcels gets data and checkpoints by `tools/pack.py`, in pieces of at most 60 MiB.
 Options that are not listed here go to `python -m maga.experiments`, for example `make gpu ARGS="--processes 4 --seeds 0,1,2"`.
@@ -41,9 +41,11 @@ def run_benchmark(folder: Path) -> bool:
 ONCE: dict[str, Callable[[Path], bool]] = {"tests": run_tests, "benchmark": run_benchmark}  # for each state of the code
 
 
-def rows_left(name: str, settings: Settings, session: Session) -> tuple[int, int]:
-    "How many rows of a table or figure are not there yet, and how many there are."
-    return missing_of(specs_of(cells_of(experiment(name), settings, session), settings, session), session)
+def rows_left(name: str, settings: Settings, session: Session) -> tuple[int, int, int]:
+    "How many rows of a table or figure are not there yet, how many failed with the present code, and how many there are."
+    specs = specs_of(cells_of(experiment(name), settings, session), settings, session)
+    (left, whole), (without, _) = missing_of(specs, session), missing_of(specs, session, retry=True)
+    return left, without - left, whole
 
 
 def what_is_left(stages: Sequence[str], settings: Settings, folder: Path) -> list[str]:
@@ -53,8 +55,9 @@ def what_is_left(stages: Sequence[str], settings: Settings, folder: Path) -> lis
         if name in ONCE:
             said += [] if is_done(name, folder) else [f"{name}: not passed yet"]
         else:
-            left, whole = rows_left(name, settings, session)
+            left, failed, whole = rows_left(name, settings, session)
             said += [f"{name}: {left} of {whole} rows left"] if left else []
+            said += [f"{name}: {failed} of {whole} rows failed; --retry tries them again"] if failed else []
     session.store.tidy()
     return said
 
@@ -78,7 +81,7 @@ def run_stages(stages: Sequence[str], options: Sequence[str], folder: Path) -> b
 
 
 def main(arguments: Sequence[str]) -> int:
-    "0 when nothing is left; 1 when something is, or where there is no GPU."
+    "0 when nothing is left; 1 when something is, when rows failed, or where there is no GPU."
     grid = [*FIRST, *(n for n in together() if n not in FIRST)]
     p = argparse.ArgumentParser(prog="make gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--minutes", type=float, default=0.0, help="stop after so many, to be continued; 0: no limit")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from ..capture import tensors_only
 from ..checks import Checked, Count, Positive, Weight
 from ..data import ForgetSplit, ImageSet
 from ..device import to_device
-from .contract import Source, method, plain_fit
+from .contract import ADDED, Source, method, plain_fit
 from .published import FOSTER, TUNED, read_in
 from ..training import Batch, Examples, Progress, cross_entropy, fit
 
@@ -32,6 +32,7 @@ def mean_gradients(
     batches: Sequence[Tensor],  # int64: which images make each mini-batch
     of: Callable[[Tensor], Tensor],  # torch.square: importance; torch.clone: the gradient itself
     progress: Progress | None = None,
+    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
 ) -> dict[str, Tensor]:
     "Mean over the mini-batches of a function of the gradient of their mean cross entropy, by parameter name; in eval mode."
     total = {name: torch.zeros_like(p, device=images.device) for name, p in model.named_parameters() if p.requires_grad}
@@ -46,7 +47,7 @@ def mean_gradients(
             if p.grad is not None:
                 total[name].add_(of(p.grad))
 
-    standing_still = plain_fit(1, len(batches[0]), "sgd", 1e-30, momentum=0.0)
+    standing_still = plain_fit(1, len(batches[0]), "sgd", 1e-30, momentum=0.0, amp=amp)
     seed = torch.Generator().manual_seed(0)  # of nothing: the batches are given, and eval mode draws no dropout
     fit(model, Examples.of(images), standing_still, seed, objective=in_eval_mode, batches=lambda _: list(batches), after_step=add, progress=progress)
     return {name: t / len(batches) for name, t in total.items()}
@@ -77,6 +78,7 @@ class SSDConfig(Checked):
     lam: Weight = 1.0  # dampening λ: smaller shrinks more
     batch_size: Count = 64  # of the gradients; matters to the result
     order: Literal["class", "shuffled"] = "class"  # how the retained images are walked; the forgotten come last
+    amp: bool | None = field(default=None, metadata=ADDED)  # of the gradients: bfloat16 autocast; None: on CUDA only
 
 
 SSD_PRESETS = {
@@ -120,6 +122,6 @@ def ssd(model: nn.Module, split: ForgetSplit, config: SSDConfig, generator: torc
     "The original with the weights dampened that matter more to the forget set than to all data."
     placed = to_device(copy.deepcopy(model), split.device)
     walk = walking_order(split, config.order, generator)
-    forget = mean_gradients(placed, split.train, split.forget_train.split(config.batch_size), torch.square)
-    everything = mean_gradients(placed, split.train, walk.split(config.batch_size), torch.square, progress)
+    forget = mean_gradients(placed, split.train, split.forget_train.split(config.batch_size), torch.square, amp=config.amp)
+    everything = mean_gradients(placed, split.train, walk.split(config.batch_size), torch.square, progress, config.amp)
     return dampen(placed, forget, everything, config.alpha, config.lam)

@@ -25,7 +25,7 @@ from ..measures.metrics import predict
 from .contract import FitOnly, Source, forget_then_retain, method, needs_two, paired_batches, part_means, plain_fit, sample_retained
 from .published import FOSTER, FOSTER_ADAM, FOSTER_IMAGES, KURMANJI, NO_VIT, SGD, TUNED, ZHOU, numbers_of, ours, read_in
 from .retraining import MakeModel, fresh_model
-from ..models import Penultimate, last_linear
+from ..models import Penultimate, last_linear, logits_of
 from ..training import Batch, Examples, FitConfig, Progress, fit, shuffled_batches
 
 # %% auto #0
@@ -40,7 +40,7 @@ __all__ = ['BAD_TEACHER_PRESETS', 'BAD_TEACHER_SOURCES', 'AS_TEACHER', 'SCRUB_PR
 @tensors_only
 def kl_divergence(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     "Mean over the batch of KL(target ‖ softmax of the logits), in nats; targets are distributions."
-    logits = model(batch.x)
+    logits = logits_of(model(batch.x))
     return F.kl_div(logits.float().log_softmax(1), batch.target, reduction="batchmean"), logits
 
 
@@ -80,8 +80,8 @@ def bad_teacher(
     incompetent = fresh_model(model, split, config.make_model, generator)
     retained = sample_retained(split, max(1, int(config.retain_share * len(split.retain_train))), generator)
     competent = to_device(copy.deepcopy(model), split.device)
-    ignorance = predict(to_device(incompetent, split.device), split.train, split.forget_train).softmax(1)
-    knowledge = predict(competent, split.train, retained).softmax(1)
+    ignorance = predict(to_device(incompetent, split.device), split.train, split.forget_train, amp=config.fit.amp).softmax(1)
+    knowledge = predict(competent, split.train, retained, amp=config.fit.amp).softmax(1)
     examples = Examples(split.train, torch.cat([split.forget_train, retained]), torch.cat([ignorance, knowledge]))
     return fit(model, examples, config.fit, generator, objective=kl_divergence, progress=progress)
 
@@ -153,11 +153,12 @@ def scrub(model: nn.Module, split: ForgetSplit, config: ScrubConfig, generator: 
     "A student that leaves its teacher on forget images and stays with it on retain images."
     needs_two(model, split, config.fit)
     examples, n, t = forget_then_retain(split), len(split.forget_train), config.temperature
-    teacher = (predict(to_device(copy.deepcopy(model), split.device), split.train, examples.indices) / t).log_softmax(1)
+    known = predict(to_device(copy.deepcopy(model), split.device), split.train, examples.indices, amp=config.fit.amp)
+    teacher = (known / t).log_softmax(1)
 
     @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = net(batch.x)
+        logits = logits_of(net(batch.x))
         away = F.kl_div((logits.float() / t).log_softmax(1), teacher[batch.rows], reduction="none", log_target=True).sum(1) * t**2
         f = (batch.rows < n).float()
         wrong = F.cross_entropy(logits.float(), batch.target, reduction="none")
@@ -267,14 +268,15 @@ def trew(model: nn.Module, split: ForgetSplit, config: TrewConfig, generator: to
     n, train = len(split.forget_train), split.train
     teacher = to_device(copy.deepcopy(model), split.device)
     near = class_cosines(teacher, split.num_classes)[train.labels[split.forget_train]]
-    soft = removed_targets(predict(teacher, train, split.forget_train), split.forbidden_labels(), config.beta * near)
+    answers = predict(teacher, train, split.forget_train, amp=config.fit.amp)
+    soft = removed_targets(answers, split.forbidden_labels(), config.beta * near)
     retained = sample_retained(split, config.retain_images, generator)
     hard = F.one_hot(train.labels[retained], split.num_classes).float()
     examples = Examples(train, torch.cat([split.forget_train, retained]), torch.cat([soft, hard]))
 
     @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = net(batch.x)
+        logits = logits_of(net(batch.x))
         losses = F.kl_div(logits.float().log_softmax(1), batch.target, reduction="none").sum(1)  # one-hot: the cross entropy
         return torch.stack(part_means(losses, batch.rows < n)).sum(), logits
 
@@ -301,12 +303,14 @@ def head_distillation(
 ) -> nn.Module:
     "The original with its last linear layer fitted to answers without the forgotten class; the encoder is untouched. `MagaError` for a frozen one."
     moving_head(model)
+    if config.fit.pad or config.fit.flip:
+        raise MagaError("head_distillation looks at each image once, as it is: set pad to 0 and flip to False in fit.")
     forbidden = torch.zeros(len(split.train), split.num_classes, dtype=torch.bool, device=split.device)
     forbidden[:, list(split.forgotten)] = True
     forbidden[split.forget_train] = split.forbidden_labels()
     original = to_device(copy.deepcopy(model), split.device)
     shown = split.shown_train
-    features = predict(Penultimate(original), split.train, shown)
+    features = predict(Penultimate(original), split.train, shown, amp=config.fit.amp)
     targets = removed_targets(last_linear(original)(features).detach(), forbidden[shown])
 
     @tensors_only
@@ -317,4 +321,5 @@ def head_distillation(
         return list(last_linear(net).parameters())
 
     examples = Examples(split.train, shown, targets)
-    return fit(model, examples, config.fit, generator, objective=objective, trainable=head, progress=progress)
+    untouched = replace(config.fit, freeze_batch_norm=True)  # an average would estimate the encoder's statistics anew
+    return fit(model, examples, untouched, generator, objective=objective, trainable=head, progress=progress)

@@ -98,6 +98,7 @@ def layer_means(
     model: nn.Module,  # not changed
     split: ForgetSplit,
     retained: Tensor,  # int64 [m]: which retained images
+    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
 ) -> dict[str, tuple[Tensor, Tensor]]:
     "Layer -> means of its input over each group of forget images [f, d] and over each retained class [r, d], up to a factor: float64."
     forget, k = split.forget_train, split.num_classes
@@ -105,7 +106,7 @@ def layer_means(
     own = split.train.labels[rows].clone()
     own[: len(forget)] += k  # the second k groups: forget images by their class
     means = _Means(model := to_device(copy.deepcopy(model), split.device), 2 * k)
-    with evaluating(model), autocast(split.device, None):
+    with evaluating(model), autocast(split.device, amp):
         for part in torch.arange(len(rows), device=split.device).split(pass_size(split.train)):
             means.now = own[part]
             model(split.train.batch(rows[part]).contiguous(memory_format=torch.channels_last))
@@ -179,7 +180,8 @@ def blinded(
     "A copy on the split's device whose moving layers do not see the directions."
     cut = to_device(copy.deepcopy(model), split.device)
     layers = dict(cut.named_modules())
-    for name, (forgotten, retained) in layer_means(cut, split, sample_retained(split, config.mean_images, generator)).items():
+    means = layer_means(cut, split, sample_retained(split, config.mean_images, generator), config.fit.amp)
+    for name, (forgotten, retained) in means.items():
         basis, weight = leaving(forgotten, retained), layers[name].get_parameter("weight")
         if config.directions == "random":
             basis = random_directions(len(basis), basis.shape[1], generator).to(basis)

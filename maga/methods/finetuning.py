@@ -17,6 +17,7 @@ from ..checks import Checked, Count, Range, Weight
 from ..data import ForgetSplit, MagaError
 from .contract import FitOnly, Source, forget_then_retain, method, paired_batches, part_means, plain_fit
 from .published import CONSTANT, FOSTER, FOSTER_IMAGES, FOSTER_SGD, JIA, KURMANJI, NO_VIT, SGD, TUNED, numbers_of, read_in
+from ..models import logits_of
 from ..training import Batch, Examples, FitConfig, Progress, fit
 
 # %% auto #0
@@ -87,7 +88,7 @@ def l1_sparse(
 
     @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = net(batch.x)
+        logits = logits_of(net(batch.x))
         norm = sum((p.abs().sum() for p in net.parameters() if p.requires_grad), torch.zeros((), device=logits.device))
         epoch = (batch.progress * epochs + 1e-4).floor()  # 1e-4: float32's rounding, less than one step
         return F.cross_entropy(logits.float(), batch.target) + config.gamma * (1 - epoch / epochs) * norm, logits
@@ -151,10 +152,10 @@ def neggrad_plus(
     @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         if config.apart:
-            after = net(batch.x[f:])
-            logits = torch.cat([net(batch.x[:f]), after])
+            after = logits_of(net(batch.x[f:]))
+            logits = torch.cat([logits_of(net(batch.x[:f])), after])
         else:
-            logits = net(batch.x)
+            logits = logits_of(net(batch.x))
         forget, retain = part_means(F.cross_entropy(logits.float(), batch.target, reduction="none"), batch.rows < n)
         return (1 - w) * retain - w * forget, logits
 

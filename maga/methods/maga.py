@@ -111,12 +111,22 @@ class FeatureNoise:
         return x + noise * strength[:, None, None, None]
 
 # %% ../../nbs/304_maga.ipynb #daa6ce57
-def original_probabilities(model: nn.Module, split: ForgetSplit) -> Tensor:
+def original_probabilities(
+    model: nn.Module,
+    split: ForgetSplit,
+    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
+) -> Tensor:
     "p_θ(x_i) of the original model on the forget set: float32 [n_f, K]."
-    return predict(model, split.train, split.forget_train).softmax(1)
+    return predict(model, split.train, split.forget_train, amp=amp).softmax(1)
 
 
-def overlap_of(model: nn.Module, split: ForgetSplit, transition: TransitionMatrix | None, reading: Reading = "R") -> Tensor:
+def overlap_of(
+    model: nn.Module,
+    split: ForgetSplit,
+    transition: TransitionMatrix | None,  # T
+    reading: Reading = "R",
+    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
+) -> Tensor:
     "What T says of each forget image, in either reading: float32 [n_f, K]; `MagaError` where T is missing or belongs to other classes."
     if transition is None:
         raise MagaError(
@@ -131,12 +141,13 @@ def overlap_of(model: nn.Module, split: ForgetSplit, transition: TransitionMatri
     own = split.train.labels[split.forget_train]
     if reading == "column":
         return column_of(transition.T.to(split.device), own)
-    return class_overlap(transition.T, original_probabilities(model, split), own)
+    return class_overlap(transition.T, original_probabilities(model, split, amp), own)
 
 
 def ranked_labels(model: nn.Module, split: ForgetSplit, config: MaGAConfig) -> Tensor:
     "The τ-ranked perturbing labels of the forget set (eq. 5, 6): int64 [n_f]."
-    return perturbing_labels(overlap_of(model, split, config.transition, config.reading), split.forbidden_labels(), config.tau)
+    said = overlap_of(model, split, config.transition, config.reading, config.fit.amp)
+    return perturbing_labels(said, split.forbidden_labels(), config.tau)
 
 # %% ../../nbs/304_maga.ipynb #4c6e2394
 def perturbed_examples(

@@ -63,6 +63,7 @@ def view_probabilities(
     n_views: int = 16,  # V
     pad: int = 4,  # pixels
     flip: bool = True,
+    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
 ) -> Tensor:
     "The model's softmax output on the forget set, averaged over augmented views: float32 [n_f, K], rows sum to 1."
     train, forget = split.train, split.forget_train
@@ -72,7 +73,7 @@ def view_probabilities(
         views = random_views(len(forget), pad, generator, flip).to(split.device)
         pixels = train.pixels(forget, views)
         seen = replace(train, images=pixels, labels=train.labels[forget], coarse_labels=None, coarse_classes=(), files=())
-        total += predict(model, seen).softmax(1)
+        total += predict(model, seen, amp=amp).softmax(1)
     return total / n_views
 
 # %% ../../nbs/310_maga_soft.ipynb #bd2afe01
@@ -100,11 +101,12 @@ def neighbour_votes(
     generator: torch.Generator,  # on the CPU: which retained images may vote
     k: int = 50,
     bank: int | None = None,  # retained images that may vote; None: all
+    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
 ) -> Tensor:
     "v: the vote of the retained training images nearest in feature space, float32 [n_f, K], rows sum to 1."
     train = split.train
     voters = sample_retained(split, bank, generator)
-    forget, known = (predict(Penultimate(model), train, rows) for rows in (split.forget_train, voters))
+    forget, known = (predict(Penultimate(model), train, rows, amp=amp) for rows in (split.forget_train, voters))
     return nearest_votes(forget, known, train.labels[voters], split.num_classes, k)
 
 
@@ -121,9 +123,10 @@ def judge_probabilities(
     split: ForgetSplit,
     transition: TransitionMatrix | None,  # T; `MagaError` where it is missing or belongs to other classes
     reading: Reading = "R",
+    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
 ) -> Tensor:
     "R of eq. 5 (or the own class's column of T), normalised: float32 [n_f, K], rows sum to 1."
-    R = overlap_of(model, split, transition, reading)
+    R = overlap_of(model, split, transition, reading, amp)
     return soft_targets(R, torch.zeros_like(R, dtype=torch.bool))
 
 # %% ../../nbs/310_maga_soft.ipynb #81515b94
@@ -158,18 +161,19 @@ def soft_labels(
     experts: Experts,
     generator: torch.Generator,  # on the CPU: views and the bank
     transition: TransitionMatrix | None = None,  # T, where the judge has a weight
+    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
 ) -> Tensor:
     "What the experts say a retrain would answer on the forget set: float32 [n_f, K], rows sum to 1; classes that vanish get 0."
     own, e, b = split.train.labels[split.forget_train], experts, believed(split, experts)
     opinions = []
     if e.views:
-        opinions.append((e.views, view_probabilities(model, split, generator, e.n_views, e.pad, e.flip)))
+        opinions.append((e.views, view_probabilities(model, split, generator, e.n_views, e.pad, e.flip, amp)))
     votes = torch.zeros(len(own), split.num_classes, device=split.device)
     if e.neighbours or b:
-        votes = neighbour_votes(model, split, generator, e.k, e.bank)
+        votes = neighbour_votes(model, split, generator, e.k, e.bank, amp)
         opinions.append((e.neighbours, smoothed(votes, e.smoothing)))
     if e.judge:
-        opinions.append((e.judge, judge_probabilities(model, split, transition, e.reading)))
+        opinions.append((e.judge, judge_probabilities(model, split, transition, e.reading, amp)))
     weights, probabilities = zip(*opinions, strict=True)
     q = product_of_experts(probabilities, weights, split.forbidden_labels(), e.power)
     return keep_own_label(q, own, b * votes.gather(1, own[:, None])[:, 0])
@@ -228,11 +232,12 @@ def retained_targets(
     split: ForgetSplit,
     retained: Tensor,  # int64 [m]: indices
     kind: Literal["hard", "distilled"],
+    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
 ) -> Tensor:
     "Targets of retained images: float32 [m, K], one-hot, or the original's softmax without the classes that vanish."
     if kind == "hard" or len(retained) == 0:
         return F.one_hot(split.train.labels[retained], split.num_classes).float()
-    return removed_targets(predict(model, split.train, retained), vanishing(split).expand(len(retained), -1))
+    return removed_targets(predict(model, split.train, retained, amp=amp), vanishing(split).expand(len(retained), -1))
 
 # %% ../../nbs/310_maga_soft.ipynb #5f2c3f92
 _SOFT = MagaSoftConfig(experts=Experts(bank=10_000, power=0.75))  # the power from studies/search
@@ -273,8 +278,8 @@ def maga_soft(
     model: nn.Module, split: ForgetSplit, config: MagaSoftConfig, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:
     "Fine-tuning on forget images with the experts' distributions and on retained images."
-    soft = soft_labels(model, split, config.experts, generator, config.transition)
+    soft = soft_labels(model, split, config.experts, generator, config.transition, config.fit.amp)
     retained = sample_retained(split, config.retain_images, generator)
-    targets = torch.cat([soft, retained_targets(model, split, retained, config.retain_targets)])
+    targets = torch.cat([soft, retained_targets(model, split, retained, config.retain_targets, config.fit.amp)])
     examples = Examples(split.train, torch.cat([split.forget_train, retained]), targets)
     return fit(model, examples, config.fit, generator, progress=progress)

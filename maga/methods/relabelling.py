@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..capture import tensors_only
 from ..checks import Checked, Count, Part
-from ..data import ForgetSplit
+from ..data import ForgetSplit, MagaError
 from ..device import seeded, to_device
 from .contract import ADDED, FitOnly, Source, method, needs_two, plain_fit
 from .dampening import mean_gradients
@@ -118,7 +118,8 @@ def salun(model: nn.Module, split: ForgetSplit, config: SalUnConfig, generator: 
     if config.forget_first:
         needs_two(model, split, config.fit)
     start = to_device(copy.deepcopy(model), split.device)
-    mask = saliency_mask(mean_gradients(start, split.train, split.forget_train.split(config.mask_batch), torch.clone), config.share)
+    gradients = mean_gradients(start, split.train, split.forget_train.split(config.mask_batch), torch.clone, amp=config.fit.amp)
+    mask = saliency_mask(gradients, config.share)
     before = {name: p.detach() for name, p in start.named_parameters()}
 
     @tensors_only
@@ -199,6 +200,11 @@ class UnsirConfig(Checked):
     retain_per_class: Count = 500  # first retain images of every label
     legacy: bool = False  # noise made in train mode, whose weight gradients enter the first impair step
     shown: Count | None = field(default=None, metadata=ADDED)  # only the first so many of a class's noise images; None: all
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise.stop is not None:
+            raise MagaError(f"noise.stop is {self.noise.stop}, but UNSIR's noise is negative and never stops early: leave stop at None.")
 
 
 _UNSIR = UnsirConfig(NoiseConfig(32, 25, 0.1, 0.1), plain_fit(1, 32, "adam", 1e-4), plain_fit(1, 128, "adam", 1e-4))

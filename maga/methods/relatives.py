@@ -12,6 +12,7 @@ from torch import nn
 
 from ..checks import Count, Part
 from ..data import ForgetSplit, MagaError
+from ..models import head_of
 from ..training import Progress
 from .contract import Source, method
 from .published import GOEL, read_in, tuned_in
@@ -42,6 +43,15 @@ def last_parameters(
     first = next(layers[-k][1].parameters(recurse=False))
     names, parameters = zip(*model.named_parameters(), strict=True)
     return list(names[next(i for i, p in enumerate(parameters) if p is first) :])
+
+
+def _logit_names(model: nn.Module) -> set[str]:
+    "Names of the parameters of the layer that makes the logits; none where that is no known layer."
+    try:
+        own = {id(p) for p in head_of(model).parameters()}
+    except MagaError:
+        return set()
+    return {name for name, p in model.named_parameters() if id(p) in own}
 
 # %% ../../nbs/314_relatives.ipynb #b8607f6f
 EU_K_PRESETS = {
@@ -74,6 +84,11 @@ def eu_k(model: nn.Module, split: ForgetSplit, config: EUkConfig, generator: tor
     new = set(last_parameters(model, config.k))
     if not any(p.requires_grad for name, p in model.named_parameters() if name in new):
         raise MagaError(f"Nothing in the last {config.k} layers can move (requires_grad is False for all of it): let some of it move, or raise k.")
+    if left := sorted(_logit_names(model) - new):
+        raise MagaError(
+            f"{left[0]} makes the logits, but it is not registered among the last {config.k} layers with weights, whose order EU-k takes for depth: "
+            "raise k, or register the layers in the order in which they are passed."
+        )
     fresh = fresh_weights(model, split, config.make_model, generator)
     start = damaged(model, split, lambda name, p: fresh[name] if name in new else p)
 
@@ -111,7 +126,15 @@ def not_(model: nn.Module, split: ForgetSplit, config: NotConfig, generator: tor
     if not -len(layers) <= config.layer < len(layers):
         raise MagaError(f"There is no layer {config.layer}: {type(model).__name__} has {len(layers)} layers with weights, numbered from 0.")
     prefix, layer = layers[config.layer]
-    negated = {f"{prefix}.{name}".lstrip(".") for name, _ in layer.named_parameters(recurse=False)}
+    own = dict(layer.named_parameters(recurse=False))
+    if {"weight_g", "weight_v"} <= own.keys():
+        raise MagaError(
+            f"The weight of {prefix or 'the model'} is weight_g times the direction of weight_v (weight norm), and negated both cancel: "
+            "call torch.nn.utils.remove_weight_norm on it first, or set layer to another."
+        )
+    if not any(p.requires_grad for name, p in own.items() if "weight" in name):
+        raise MagaError(f"The weights of {prefix or 'the model'} are frozen (requires_grad is False), and NoT negates them: set layer to another.")
+    negated = {f"{prefix}.{name}".lstrip(".") for name in own}
     start = damaged(model, split, lambda name, p: -p if name in negated else p)
     return recovered(start, split, config, generator, progress)
 

@@ -21,7 +21,7 @@ from ..checks import Checked, Count, Part, Positive, Share, check_value
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from ..measures.cost import FORWARD_ALONE
-from ..models import batch_norms, frozen_batch_norms
+from ..models import batch_norms, frozen_batch_norms, logits_of
 from .maga_soft import Experts, believed, soft_labels, vanishing
 from ..training import PRETRAINING, STATISTICS_IMAGES, Batch, Examples, FitConfig, Objective, Progress, cross_entropy, fit
 from .contract import ADDED, Source, method, sample_retained
@@ -216,7 +216,7 @@ def taught(
 
     @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = net(batch.x)
+        logits = logits_of(net(batch.x))
         with torch.no_grad():
             known = (teacher(batch.x).index_select(1, kept).float() / t).log_softmax(1)
         own = logits.float() / t
@@ -242,6 +242,8 @@ class RestartConfig(StartConfig):
         super().__post_init__()
         if self.shrink == self.perturb == 0:
             raise MagaError("shrink and perturb are both 0, and no weight would be left: set one of them above 0.")
+        if self.experts is not None and self.experts.judge > 0:
+            raise MagaError("A restart has no transition matrix, which the expert judge needs: set judge to 0 in experts, or take maga_soft.")
 
 # %% ../../nbs/311_restart.ipynb #d203828f
 VOTERS = Experts(bank=10_000, power=0.75)  # the power from studies/search
@@ -353,7 +355,7 @@ def restarted(
     "The model, shrunk and perturbed, then trained on retain images and, with experts, on forget images under soft targets."
     wanted = config.perturb > 0 or config.head != "shrunk"
     fresh = fresh_weights(model, split, config.make_model, generator) if wanted else {}
-    forget = soft_labels(original, split, config.experts, generator) if config.experts is not None else None
+    forget = soft_labels(original, split, config.experts, generator, amp=config.fit.amp) if config.experts is not None else None
     start = shrink_and_perturb(model, split, config.shrink, config.perturb, fresh, config.head)
     first = 0 if forget is None else len(forget)
     objective = cross_entropy if config.distil is None else taught(original, split, config.distil, first)

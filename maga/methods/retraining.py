@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -43,36 +44,66 @@ def reinitialised(
     model: nn.Module,  # not changed
     generator: torch.Generator,  # on the CPU
 ) -> nn.Module:
-    """A copy on the CPU with every module's `reset_parameters` called; `MagaError` where one has parameters that move but no way to reset them.
+    """A copy on the CPU with every module's `reset_parameters` called; `MagaError` where a parameter that moves is not reset.
 
     What is frozen keeps its values: no training made them. These are parameters with requires_grad=False, and batch norms that the user froze.
     """
     fresh = to_device(copy.deepcopy(model), "cpu")
     kept = _frozen(fresh)
-    for name, module in fresh.named_modules():
-        if any(p.requires_grad for p in module.parameters(recurse=False)) and not callable(getattr(module, "reset_parameters", None)):
-            raise MagaError(
-                f"{type(module).__name__} ({name or 'the model itself'}) holds parameters but has no reset_parameters, so it cannot be made "
-                "as new: pass make_model, a function (generator) -> untrained model, such as ModelSpec.make."
-            )
+    for p in fresh.parameters():
+        if p.requires_grad:
+            p.detach().fill_(math.nan)  # what no reset writes to shows itself
     with seeded(generator):
         for module in fresh.modules():
-            if hasattr(module, "reset_parameters"):
+            if callable(getattr(module, "reset_parameters", None)):
                 cast(Any, module).reset_parameters()
+    for name, module in fresh.named_modules():
+        if left := [n for n, p in module.named_parameters(recurse=False) if p.requires_grad and not bool(p.isfinite().all())]:
+            raise MagaError(
+                f"{type(module).__name__} ({name or 'the model itself'}) has no reset_parameters that resets its {left[0]}, so it cannot be made "
+                "as new: pass make_model, a function (generator) -> untrained model, such as ModelSpec.make."
+            )
     with torch.no_grad():
         for name, value in (*fresh.named_parameters(), *fresh.named_buffers()):
             if name in kept:
                 value.copy_(kept[name])
     return fresh
 
+# %% ../../nbs/305_retraining.ipynb #4e1f09ab
+def _frozen_as(fresh: nn.Module, model: nn.Module) -> nn.Module:
+    "A factory's network with what is frozen in the model: values, and modes of its modules; `MagaError` where it has no place for it."
+    kept = _frozen(model)
+    if not kept:
+        return fresh
+    fresh = copy.deepcopy(fresh)
+    there, modules = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}, dict(fresh.named_modules())
+    if odd := [name for name, value in kept.items() if name not in there or there[name].shape != value.shape]:
+        raise MagaError(
+            f"The model's {odd[0]} {list(kept[odd[0]].shape)} is frozen, and the network of make_model has no such values to keep: "
+            "pass the factory that made this model, or let all of it move, model.train().requires_grad_(True)."
+        )
+    with torch.no_grad():
+        for name, value in kept.items():
+            there[name].copy_(value)
+    for name, p in model.named_parameters():
+        if name in there:
+            there[name].requires_grad_(p.requires_grad)
+    for name, module in model.named_modules():
+        if name in modules:
+            modules[name].training = module.training
+    return fresh
+
 
 def fresh_model(
     model: nn.Module,  # the original
     split: ForgetSplit,
-    make_model: MakeModel | None,  # None: the original, every module reset but for what is frozen
+    make_model: MakeModel | None,  # None: the original, every module reset
     generator: torch.Generator,
 ) -> nn.Module:
-    "The model as it was before training; `MagaError` where the factory gives the trained one or other classes."
+    """The model as it was before training: what is frozen keeps its values, with a factory too.
+
+    `MagaError` where the factory gives the trained model, other classes, or a network that lacks what is frozen.
+    """
     if isinstance(make_model, nn.Module):
         raise MagaError("make_model is a model; expected a function (generator) -> untrained model, such as ModelSpec.make.")
     try:
@@ -85,7 +116,9 @@ def fresh_model(
     same = len(ours) == len(theirs) and all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in zip(ours, theirs, strict=True))
     if make_model is not None and same:
         raise MagaError("make_model gave the trained model itself; it must make a model as it was before training.")
-    k = predict(to_device(fresh, split.device), split.train, split.retain_train[:1]).shape[1]
+    if make_model is not None:
+        fresh = _frozen_as(fresh, model)
+    k = predict(to_device(fresh, split.device), split.train, split.retain_train[:1], amp=False).shape[1]
     if k != split.num_classes:
         raise MagaError(f"make_model gave a model with {k} classes; the split has {split.num_classes}.")
     return fresh

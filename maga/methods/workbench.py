@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import ForgetSplit, ImageSet, forget_class
-from ..device import seeded
+from ..device import seeded, seeded_generator
 from ..judges.contract import FeatureJudge, draw_exemplars
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.distances import neighbour_tv_ratio
@@ -126,7 +126,7 @@ class Bench:
     ) -> nn.Module:
         "Run a method, print its numbers, return the unlearned model."
         config, start = self.config(name, **changes), time.process_time()
-        model = get_method(name)(self.original, self.split, config, torch.Generator().manual_seed(seed))
+        model = get_method(name)(self.original, self.split, config, seeded_generator("unlearning", seed))  # not the draws that made the original
         self.say(name, model, time.process_time() - start)
         return model
 

@@ -174,7 +174,7 @@ def test_judges_do_not_carry_features_to_the_host(tmp_path):
 
 @pytest.mark.parametrize("where", ("cuda", "cuda:1"))
 def test_a_table(where, tmp_path):
-    line = ["table6", "--preset", "smoke", "--backbone", "resnet10", "--target", "rocket", "--methods", "original,retrain,random_label,maga"]
+    line = ["table6", "--preset", "smoke", "--backbone", "small_cnn", "--target", "rocket", "--methods", "original,retrain,random_label,maga"]
     assert main([*line, "--device", where, "--results", str(tmp_path), "--processes", "1"]) == 0
     everything = pd.read_parquet(tmp_path / "all.parquet")
     assert len(everything) and everything.error.isna().all(), everything.error.dropna().tolist()
@@ -182,7 +182,7 @@ def test_a_table(where, tmp_path):
 
 
 def test_make_gpu_goes_through_a_tiny_grid_and_continues(tmp_path, capsys):
-    line = ["--preset", "smoke", "--results", str(tmp_path), "--backbone", "resnet10", "--target", "rocket", "--methods", "retrain,random_label"]
+    line = ["--preset", "smoke", "--results", str(tmp_path), "--backbone", "small_cnn", "--target", "rocket", "--methods", "retrain,random_label"]
     assert gpu.main([*line, "--stages", "table6", "--minutes", "0.01"]) == 1
     interrupted = (tmp_path / "gpu.log").read_text()
     assert "Pretended GPU" in interrupted and " rows left" in interrupted and "nothing is left" not in interrupted
