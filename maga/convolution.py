@@ -40,7 +40,7 @@ def weight_gradient(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> Tensor:
-    "The gradient of a convolution's weights, by one matrix product: [C_out, C_in, *kernel]."
+    "The gradient of a convolution's weights, by one matrix product: [C_out, C_in, rows, columns of the kernel]."
     rows = g.permute(0, 2, 3, 1).reshape(-1, g.shape[1])
     product = rows.t() @ patches(x, kernel, stride, padding, g.shape[2:])
     return product.view(g.shape[1], *kernel, x.shape[1]).permute(0, 3, 1, 2)
