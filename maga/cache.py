@@ -108,7 +108,7 @@ def cached(
         try:
             return _from_cache(path)
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError):
-            _is_deleted(path)
+            _delete(path)
     train, test = make()
     for s in (train, test):
         s.filled(torch.zeros((), dtype=torch.uint8).expand(len(s.labels), 3, 1, 1))  # what does not fit is said before the work
@@ -173,14 +173,14 @@ def purge_cache(
     `MagaError` names those that could not be deleted, when all others are gone.
     """
     found = [*caches_of(source), *unfinished()]
-    gone = [path for path in found if _is_deleted(path)]
+    gone = [path for path in found if _delete(path)]
     if stayed := [str(path) for path in found if path not in gone]:
         raise MagaError(f"Not deleted: {', '.join(stayed)}; {len(gone)} others are gone. Delete them as the user whose files they are.")
     return gone
 
 
-def _is_deleted(path: Path) -> bool:
-    "Whether the file is gone after the attempt: a cache that is not ours is read, but neither written nor deleted."
+def _delete(path: Path) -> bool:
+    "Delete the file; whether it is gone: a cache that is not ours is read, but neither written nor deleted."
     try:
         path.unlink(missing_ok=True)
     except OSError:
@@ -234,7 +234,7 @@ def unfinished() -> list[Path]:
 def _drop_stale(folders: Sequence[str], asked: str) -> None:
     "Delete caches that share a folder with these and were made in the same way: the images have changed since. Unfinished ones go, too."
     for path in unfinished():
-        _is_deleted(path)
+        _delete(path)
     for path in cache_folder().glob("*.safetensors"):
         if (said := _said(path)) and said.asked == asked and said.folders.intersection(folders):
-            _is_deleted(path)
+            _delete(path)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data import ImageSet, MagaError
 from .contract import Answers, Block, ask_all, checked_concepts, labels_alone, warn_if_ignored
-from .prompt import AnswerWords, answer_words, cache_name, read_answers, readable
+from .prompt import AnswerWords, answer_words, cache_name, read_answers, readable, text_begin
 from .weights import Source
 from .words import in_halves
 
@@ -122,8 +122,7 @@ class PairQuestions(ABC):
         self.tokenizer, self.exemplars, self.name, self.prompt, self.at_once = tokenizer, exemplars, name, checked_words(prompt), batch_size
         first = exemplars.classes[0]
         self.words = answer_words(lambda text: tokenizer.encode(text, add_special_tokens=False), question(prompt, first, first))
-        begin = tokenizer.bos_token_id
-        self.begin = [begin] if begin is not None and tokenizer.encode("a")[:1] == [begin] else []
+        self.begin = [tokenizer.bos_token_id] if text_begin(tokenizer) else []
         self.known: dict[Pair, tuple[float, float]] = {}  # confidence and answer mass of every prompt that was asked
 
     @abstractmethod

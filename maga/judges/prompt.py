@@ -19,7 +19,8 @@ from .contract import image_hashes
 
 # %% auto #0
 __all__ = ['SLOTS', 'PROMPT', 'Sequences', 'checked_prompt', 'readable', 'pieces', 'chat', 'ExamplePair', 'ExampleChoice',
-           'upsized', 'AnswerWords', 'answer_words', 'read_answers', 'cache_name', 'PromptLength', 'usual_length']
+           'upsized', 'AnswerWords', 'text_begin', 'answer_words', 'read_answers', 'cache_name', 'PromptLength',
+           'usual_length']
 
 # %% ../../nbs/203_prompt.ipynb #064173e5
 SLOTS = ("{IMG_l}", "{IMG_p}", "{IMG_query}")
@@ -136,6 +137,12 @@ class AnswerWords:
         "All sequences without their last token, but those with which another begins: the model reads the prompt followed by each of them."
         every = {s[:-1] for s in (*self.true, *self.false)}
         return tuple(sorted(s for s in every if not any(s != t and s == t[: len(s)] for t in every)))
+
+
+def text_begin(tokenizer: Any) -> str:
+    "The mark that the tokenizer itself puts before a text; empty where it puts none."
+    begin = tokenizer.bos_token_id
+    return str(tokenizer.bos_token) if begin is not None and tokenizer.encode("a")[:1] == [begin] else ""
 
 
 def answer_words(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data import ImageSet, MagaError
 from .chat import ChatModel, without_weights
-from .prompt import PROMPT, AnswerWords, ExamplePair, answer_words, upsized
+from .prompt import PROMPT, AnswerWords, ExamplePair, answer_words, text_begin, upsized
 from .weights import Source
 from .words import WordJudge
 
@@ -45,19 +45,16 @@ class VLLMJudge(WordJudge):
         super().__init__(exemplars, name, f"{revision} vllm {parts.size}px", prompt, batch_size)
         self.engine, self.parts = engine, parts
         self.pictures = upsized(exemplars.images, parts.size)
-        tokenizer = parts.processor.tokenizer
-        writes = tokenizer.bos_token_id is not None and tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
-        self.begin = tokenizer.bos_token if writes else ""  # the engine writes it
+        self.begin = text_begin(parts.processor.tokenizer)  # the engine writes it
         self.true, self.false = single_tokens(answer_words(parts.encode, parts.text(prompt, exemplars.classes[0])))
         allowed = sorted({*self.true, *self.false})
         self.sampling = sampling(max_tokens=1, temperature=1.0, allowed_token_ids=allowed, logprobs=len(allowed))
 
     def answer(self, queries: ImageSet, concept: int, pair: ExamplePair, rows: Tensor) -> tuple[Tensor, Tensor]:
         "(confidence [r], answer mass [r], which is not known)."
-        text = self.parts.text(self.prompt, self.exemplars.classes[concept])
+        text = self.parts.text(self.prompt, self.exemplars.classes[concept]).removeprefix(self.begin)
         examples = [self.pictures[pair.shown], self.pictures[pair.other]]
         images = upsized(queries.pixels(rows.to(queries.device)), self.parts.size)
-        text = text.removeprefix(self.begin)
         requests = [{"prompt": text, "multi_modal_data": {"image": [*examples, query]}} for query in images]
         q = torch.empty(len(requests))
         for i, request in enumerate(self.engine.generate(requests, self.sampling, use_tqdm=False)):
