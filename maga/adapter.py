@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .checks import MagaError, check_value, shown
 from .data import ImageSet
@@ -18,7 +19,8 @@ from .device import to_device
 from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, last_linear, logits_of
 
 # %% auto #0
-__all__ = ['floats', 'check_network', 'check_weights', 'check_pad', 'check_model', 'moving_head', 'prepared', 'handed_back']
+__all__ = ['floats', 'check_network', 'check_weights', 'check_pad', 'check_model', 'moving_head', 'unwrapped', 'prepared',
+           'handed_back']
 
 # %% ../nbs/011_adapter.ipynb #26475ce8
 def floats(model: nn.Module) -> dict[str, Tensor]:
@@ -133,18 +135,34 @@ def moving_head(model: nn.Module) -> nn.Linear:
     return head
 
 # %% ../nbs/011_adapter.ipynb #8440ba9d
+def unwrapped(model: nn.Module) -> nn.Module:
+    "The network without torch.compile, DataParallel and DistributedDataParallel; where they wrap a part of it, a copy of which no part is wrapped."
+
+    def inside(m: nn.Module) -> nn.Module:
+        while (inner := m.module if isinstance(m, DataParallel | DistributedDataParallel) else getattr(m, "_orig_mod", m)) is not m:
+            m = inner
+        return m
+
+    model = inside(model)
+    if all(inside(m) is m for m in model.modules()):
+        return model
+    model = copy.deepcopy(model)
+    for m in [m for m in model.modules() if inside(m) is m]:
+        for name, child in list(m._modules.items()):  # named_children leaves out a part's second name
+            if child is not None:
+                setattr(m, name, inside(child))
+    return model
+
+
 def prepared(
     model: nn.Module,  # not changed
     images: ImageSet,
     classes: int | None = None,  # K; None: any number
 ) -> nn.Module:
-    """The model as methods take it, after one batch; `MagaError` says what is wrong with it.
-
-    Of a network from torch.compile it is the plain one: hooks that are registered after its compilation never run.
-    """
+    "The model as methods take it, after one batch; `MagaError` says what is wrong with it."
     check_value("images", images, ImageSet)
-    model = getattr(model, "_orig_mod", model)
     check_weights(model)
+    model = unwrapped(model)
     if any(v.dtype != torch.float32 for v in floats(model).values()):
         model = copy.deepcopy(model).float()
     if any(v.device != images.device for v in model.state_dict().values()):
@@ -166,8 +184,8 @@ def handed_back(
     result: nn.Module,  # made from `prepared(model, …)`; changed in place
     model: nn.Module,  # as it came in
 ) -> nn.Module:
-    "The result as a network of the kind that came in, but plain: without the adapter or torch.compile, each number in the precision that it had."
-    model = getattr(model, "_orig_mod", model)
+    "The result as a network of the kind that came in, but plain: without the adapter and wrappers, each number in the precision that it had."
+    model = unwrapped(model)
     if isinstance(result, Classifier) and not isinstance(model, Classifier):
         result = result.model
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # also those that no state dict holds

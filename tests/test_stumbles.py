@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -309,3 +310,19 @@ def test_a_compiled_network_is_handed_back_plain(dtype, split):
         compiled(split.train.batch(torch.arange(2)).to(dtype))
     one, two = (get_method("head_distillation")(model, split, config, generator()) for model in (compiled, own))
     assert type(one) is Own and all(v.dtype == dtype and torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+
+
+@pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), nn.DataParallel], ids=["compile", "DataParallel"])
+def test_parts_may_be_wrapped(wrap, split):
+    "As where the normalisation stands before a compiled network; the same part may stand in two places."
+    torch.manual_seed(0)
+    body, head = nn.Linear(192, 192), nn.Sequential(nn.ReLU(), nn.Linear(192, 10))
+    plain, part = nn.Sequential(nn.Flatten(), body, body, head), wrap(body)
+    own = nn.Sequential(nn.Flatten(), part, part, wrap(nn.DataParallel(head)))
+    with torch.no_grad():
+        own(split.train.batch(torch.arange(2)))
+    config = get_method("head_distillation").preset("digits", fit=SHORT)
+    one, two = (get_method("head_distillation")(model, split, config, generator()) for model in (own, plain))
+    assert list(one.state_dict()) == list(two.state_dict()) and one[1] is one[2]
+    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+    assert isinstance(own[1], type(part)) and own[1] is own[2], "what came in is not changed"
