@@ -87,18 +87,23 @@ def u_lira(
     folds: Tensor,  # int64 [M]: models with the same number are left out together
     centred: bool = False,  # take the mean margin of each kind away
 ) -> Lira:
-    "U-LiRA, leave one fold out, variances pooled over the examples. Hayes et al. 2024; `MagaError` with too few models."
+    "U-LiRA, leave one fold out, variances pooled over the examples, rates as means over folds. Hayes et al. 2024; `MagaError` with too few models."
     phi, log_ratio = phi.double(), torch.full(phi.shape, math.nan, dtype=torch.float64, device=phi.device)
+    rates = []
     for fold in folds.unique().tolist():
         kept = (folds != fold)[:, None]
         own = _centred(phi, status, kept) if centred else phi
         (m_u, s_u), (m_o, s_o) = (_gaussians(own, (status == kind) & kept) for kind in (1, 0))
         out = folds == fold
         x = own[out]
-        log_ratio[out] = (s_o / s_u).log() + ((x - m_o) / s_o).square() / 2 - ((x - m_u) / s_u).square() / 2
-    judged = log_ratio.isfinite()
-    seen, unseen = log_ratio[(status == 1) & judged], log_ratio[(status == 0) & judged]
-    return Lira(log_ratio.masked_fill(status < 0, math.nan).sigmoid(), attack_auc(seen, unseen), tpr_at(seen, unseen))
+        log_ratio[out] = scores = (s_o / s_u).log() + ((x - m_o) / s_o).square() / 2 - ((x - m_u) / s_u).square() / 2
+        seen, unseen = (scores[(status[out] == kind) & scores.isfinite()] for kind in (1, 0))
+        if len(seen) and len(unseen):
+            rates.append((attack_auc(seen, unseen), tpr_at(seen, unseen)))
+    if not rates:
+        raise MagaError("In no fold are there both kinds: give an unlearned model and a retrain the same number, so that they are left out together.")
+    auc, tpr = np.mean(rates, 0).tolist()
+    return Lira(log_ratio.masked_fill(status < 0, math.nan).sigmoid(), auc, tpr)
 
 
 def _centred(phi: Tensor, status: Tensor, kept: Tensor) -> Tensor:
