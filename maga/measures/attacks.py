@@ -54,7 +54,7 @@ class Relearning:
     "The curve of an attack: accuracy on the forgotten class over the steps."
 
     steps: tuple[int, ...]  # at which the class was tested; 0: before the attack
-    accuracy: tuple[float, ...]  # on forgotten test images (random task: train), percent
+    accuracy: tuple[float, ...]  # on forgotten test images (where there are none: train), percent
     target: float  # accuracy at which the class counts as back, percent
 
     @property
@@ -208,7 +208,7 @@ def prototype_attack(
     model: nn.Module,  # not changed
     split: ForgetSplit,  # the class task
     generator: torch.Generator,  # on the CPU: which images
-    images: int = 5,  # forget images that the attacker has; as many retained images a class
+    images: int = 5,  # forget images that the attacker has; K times as many retained ones
     blend: float = 0.75,  # β: 0 leaves the row, 1 replaces it
 ) -> nn.Module:
     "The model with a prototype of the forgotten class blended into the last layer. Ideal: the accuracy of an attacked retrain."
@@ -222,15 +222,16 @@ def prototype_attack(
     kept = split.retain_train[torch.randperm(len(split.retain_train), generator=generator)[: images * split.num_classes].to(split.device)]
     with evaluating(attacked):
         common = features_and_logits(attacked, split.train.batch(kept))[0].mean(0)
-        length = head.weight.norm(dim=1).mean()
+        others = [k for k in range(split.num_classes) if k not in split.forgotten]
+        length, bias = head.weight[others].norm(dim=1).mean(), None if head.bias is None else head.bias[others].mean()
         for k in (k for k in split.forgotten if k in present):  # without the classes of earlier requests, of which there are no images
             own = split.forget_train[labels == k]
             own = own[torch.randperm(len(own), generator=generator)[:images].to(split.device)]
             direction = features_and_logits(attacked, split.train.batch(own))[0].mean(0) - common
             row = length * direction / direction.norm().clamp_min(1e-12)
             head.weight[k] = (1 - blend) * head.weight[k] + blend * row
-            if head.bias is not None:
-                head.bias[k] = (1 - blend) * head.bias[k] + blend * (head.bias.mean() - row @ common)
+            if bias is not None:
+                head.bias[k] = (1 - blend) * head.bias[k] + blend * (bias - row @ common)
     return attacked
 
 # %% ../../nbs/106_attacks.ipynb #7decabd2
