@@ -102,13 +102,13 @@ def retain_gap(evidence: Evidence, subject: Subject) -> float:
 
 @model_metric("forget_gap", A_RETRAIN, ideal="0", unit="points", bounds=(-100, 100))
 def forget_gap(evidence: Evidence, subject: Subject) -> float:
-    "Accuracy on forgotten test images (random task: train) minus the retrains' mean, in points (−100 to 100); ideal 0."
+    "Accuracy on forgotten test images (where there are none: train) minus the retrains' mean, in points (−100 to 100); ideal 0."
     return subject.measurement.A_f - mean_over(evidence.references(subject), lambda r: r.measurement.A_f)
 
 # %% ../../nbs/105_evaluation.ipynb #c4eaebc6
 @model_metric("neighbour_tv_ratio", RETRAINS, ideal="1", unit="ratio", bounds=(0, math.inf))
 def neighbour_tv_ratio_of(evidence: Evidence, subject: Subject) -> float:
-    "`neighbour_tv_ratio` on forgotten test images (random task: train): 0 upwards; ideal 1."
+    "`neighbour_tv_ratio` on forgotten test images (where there are none: train): 0 upwards; ideal 1."
     retrains = torch.stack([r.forgotten[0].softmax(1) for r in evidence.references(subject)])
     return neighbour_tv_ratio(subject.forgotten[0].softmax(1), retrains)
 
@@ -123,7 +123,7 @@ def neighbour_tv_ratio_train(evidence: Evidence, subject: Subject) -> float:
 # %% ../../nbs/105_evaluation.ipynb #375acfee
 @population_metric("cmia_auc", TWO_SEEDS, FOUR_IMAGES, ideal="0.5", unit="AUC", bounds=(0, 1))
 def cmia_auc(evidence: Evidence) -> tuple[float, float]:
-    "AUC of CMIA on forgotten test images (random task: train), mean over the seed left out, with `fold_interval`: 0 to 1; ideal 0.5."
+    "AUC of CMIA on forgotten test images (where there are none: train), mean over the seed left out, with `fold_interval`: 0 to 1; ideal 0.5."
     unlearned, retrained = (torch.stack([s.forgotten[0] for s in group]) for group in (evidence.unlearned, evidence.retrains))
     return fold_interval(cmia(unlearned, retrained, torch.Generator().manual_seed(0)))
 

@@ -5,6 +5,8 @@
 # %% ../../nbs/100_metrics.ipynb #2836904f
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -15,13 +17,36 @@ from ..adapter import check_network
 from ..checks import Count, check_tensor, check_value
 from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import autocast, pass_size
-from ..models import evaluating, logits_of
+from ..models import Classifier, evaluating, head_of, logits_of
 
 # %% auto #0
-__all__ = ['predict', 'Outputs', 'share_right', 'accuracy', 'batch_mean_accuracy', 'entropy', 'entropy_mia', 'as_probabilities',
-           'total_variation', 'agreement', 'Measurement', 'MeasuredAgain', 'fitting_outputs', 'measure']
+__all__ = ['exact_logits', 'predict', 'Outputs', 'share_right', 'accuracy', 'batch_mean_accuracy', 'entropy', 'entropy_mia',
+           'as_probabilities', 'total_variation', 'agreement', 'Measurement', 'MeasuredAgain', 'fitting_outputs',
+           'measure']
 
 # %% ../../nbs/100_metrics.ipynb #94f5a2d9
+@contextmanager
+def exact_logits(model: nn.Module) -> Iterator[None]:
+    "A context in which a linear last layer computes in single precision under autocast. Other models stay as they are."
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    head = head_of(model) if layers and not (isinstance(model, Classifier) and model.head == "") else None
+    if not isinstance(head, nn.Linear) or head.weight.dtype != torch.float32:
+        yield
+        return
+
+    def again(layer: nn.Linear, given: tuple[Tensor], out: Tensor) -> Tensor:
+        if out.dtype == torch.float32:
+            return out
+        with torch.autocast(out.device.type, enabled=False):
+            return nn.functional.linear(given[0].float(), layer.weight, layer.bias)
+
+    handle = head.register_forward_hook(again)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+# %% ../../nbs/100_metrics.ipynb #pr3d1ct0
 @torch.no_grad()
 def predict(
     model: nn.Module,
@@ -38,7 +63,7 @@ def predict(
         indices = torch.arange(len(images), device=images.device)
     check_tensor("indices", indices, None, whole=True)
     dtype, parts = next((p.dtype for p in model.parameters()), torch.float32), []
-    with evaluating(model), autocast(images.device, amp):
+    with evaluating(model), exact_logits(model), autocast(images.device, amp):
         for part in indices.split(batch_size or pass_size(images)):
             x = images.batch(part).contiguous(memory_format=torch.channels_last)
             parts.append(logits_of(model(x.to(dtype))).float())
@@ -168,11 +193,11 @@ class Measurement:
     "The numbers of one model in a table, in percent, 0–100; NaN without a retrain to compare with."
 
     A_r: float  # accuracy on retained test images; ideal: the retrain's
-    A_f: float  # accuracy on forgotten test (random task: train) images; ideal: the retrain's
+    A_f: float  # accuracy on forgotten test (where there are none: train) images; ideal: the retrain's
     MIA: float  # share of forgotten training images classified as members; ideal: the retrain's
     legacy_A_r: float  # A_r as a mean over batches of 64
     legacy_A_f: float  # A_f as a mean over batches of 64
-    TV: float = float("nan")  # total variation to the retrain on forgotten test images (random task: train); 0 is nearest
+    TV: float = float("nan")  # total variation to the retrain on forgotten test images (where there are none: train); 0 is nearest
     TV_train: float = float("nan")  # the same on forgotten training images
     agreement: float = float("nan")  # same prediction as the retrain, on the images of TV
 
@@ -194,7 +219,7 @@ def fitting_outputs(name: str, model: nn.Module | Outputs, split: ForgetSplit) -
     if shapes != wanted:
         held = f"{len(split.train)} and {len(split.test)} images of {split.num_classes} classes"
         raise MagaError(f"The {name} gives logits {shapes[0]} and {shapes[1]}; the split has {held}: use the model that was made for them.")
-    if not out.train.isfinite().all():
+    if not all(bool(z.isfinite().all()) for z in (out.train, out.test)):
         raise MagaError(f"The {name} gives logits that are not finite: its training broke down, or its images are not normalised as it expects.")
     return out
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import autocast, pass_size
 from .contract import A_RETRAIN, Evidence, Subject, model_metric
+from .metrics import exact_logits
 from ..models import evaluating, logits_of
 
 # %% auto #0
@@ -88,7 +89,7 @@ def share_said(
     "Share of the noisy copies of each image on which the model says the image's label: float32 [n], 0 to 1, on the images' device."
     g, size = torch.Generator().manual_seed(config.seed), pass_size(images)
     said, dtype = torch.zeros(len(rows), device=images.device), next((p.dtype for p in model.parameters()), torch.float32)
-    with evaluating(model), autocast(images.device, None):
+    with evaluating(model), exact_logits(model), autocast(images.device, None):
         for part in torch.arange(config.copies).split(max(1, size // len(rows))):
             pixels = perturbed(images, rows, config.radius, len(part), g).flatten(0, 1)
             seen = (images.normalise(x).contiguous(memory_format=torch.channels_last).to(dtype) for x in pixels.split(size))

@@ -89,9 +89,10 @@ class _Means:
         x = given[0] if given else None
         if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != len(self.now):
             return
+        x = x.double()
         x = x.mean((2, 3)) if isinstance(self.layers[name], nn.Conv2d) else x.reshape(len(x), -1, x.shape[-1]).mean(1)
         sums = self.of.setdefault(name, torch.zeros(self.groups, x.shape[1], dtype=torch.float64, device=x.device))
-        sums.index_add_(0, self.now, x.double())
+        sums.index_add_(0, self.now, x)
 
 
 def layer_means(
