@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from .frontier import PANELS, Panel
 from .report import BOUND_OF, Result
 from .store import RETRAIN, TRAINED
 from .tables import beyond_table, like_for_like, number, swept
@@ -175,7 +176,8 @@ def said_beyond(result: Result, metrics: Sequence[tuple[str, float]]) -> list[st
         if metric not in table or table[metric].notna().sum() == 0:
             sentences.append(f"{metric}: not measured.")
             continue
-        away = (table[metric] - ideal).abs().dropna().round(6)
+        panel = next((p for p in PANELS if p.metric == metric), Panel(metric, "", ideal))
+        away = table[metric].dropna().map(panel.distance).round(6)
         nearest = away[away == away.min()].index
         place = f"; maga has rank {1 + int((away < away['maga']).sum())} with {table[metric]['maga']:.2f}" if "maga" in away else ""
         verb = "is" if len(nearest) == 1 else "are"

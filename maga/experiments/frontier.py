@@ -18,8 +18,8 @@ from ..measures.contract import interval
 
 # %% auto #0
 __all__ = ['CASE', 'PANELS', 'BUDGETED', 'SIZE', 'GOALS', 'RECORD_COSTS', 'with_gaps', 'frontier_points', 'by_case', 'Panel',
-           'on_frontier', 'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned', 'point_name',
-           'said_frontier', 'Bound', 'goals_met', 'records']
+           'at_least', 'on_frontier', 'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned',
+           'point_name', 'said_frontier', 'Bound', 'goals_met', 'records']
 
 # %% ../../nbs/507_frontier.ipynb #928cef9f
 CASE = ["model", "task", "target"]
@@ -42,19 +42,21 @@ def with_gaps(
 def frontier_points(table: pd.DataFrame) -> pd.DataFrame:
     """A row a case, method and budget: mean and half of the 95 % interval (`…_ci95`) of every metric over its finite values, and `rows`.
 
-    `never_back` counts the rows whose class never came back; `relearn_at_least` is the mean with their bounds, so the mean is no smaller.
+    `never_back` counts the rows whose class never came back: with these, `relearn_ratio` is a smallest mean, without an interval.
     """
-    rows = with_gaps(table).replace(math.inf, math.nan)  # a class that never came back has no ratio: it is counted
+    rows = with_gaps(table).replace(math.inf, math.nan)
+    if {"relearn_ratio", "relearn_more_than"} <= {*rows}:
+        rows = rows.assign(relearn_ratio=rows.relearn_ratio.astype(float).fillna(rows.relearn_more_than.astype(float)))
     names = [c for c in rows.columns if c not in (*CASE, "seed", "method", "budget", "note", "references") and not c.endswith("_ci95")]
     points = []
     for place, some in rows.groupby([*CASE, "method", "budget"], sort=False):
         point = dict(zip((*CASE, "method", "budget"), place, strict=True)) | {"rows": int(some.A_r.notna().sum())}
-        bounds = some.relearn_more_than.astype(float) if "relearn_more_than" in some else pd.Series(math.nan, some.index)
-        point["never_back"] = int(bounds.notna().sum())
-        point["relearn_at_least"] = some.relearn_ratio.astype(float).fillna(bounds).mean() if "relearn_ratio" in some else math.nan
+        point["never_back"] = int(some.relearn_more_than.notna().sum()) if "relearn_more_than" in some else 0
         for name in names:
             point[name], half = interval(some[name].astype(float).tolist())
             point[f"{name}_ci95"] = some[f"{name}_ci95"].iloc[0] if f"{name}_ci95" in some else half
+        if point["never_back"]:
+            point["relearn_ratio_ci95"] = math.nan
         points.append(point)
     return pd.DataFrame(points)
 
@@ -89,12 +91,17 @@ PANELS = (
 )
 
 
+def at_least(points: pd.DataFrame, panel: Panel) -> pd.Series:
+    "Which points have only a smallest mean of the metric."
+    return (points.never_back > 0) & (panel.metric == "relearn_ratio")
+
+
 def on_frontier(
     points: pd.DataFrame,  # of one case
     panel: Panel,
 ) -> pd.DataFrame:
     "The points that no cheaper one beats, the cheapest first; without original and retrain."
-    known = points[~points.method.isin(["original", "retrain"]) & points[panel.metric].notna() & points.cost.notna()]
+    known = points[~points.method.isin(["original", "retrain"]) & points[panel.metric].notna() & points.cost.notna() & ~at_least(points, panel)]
     known = known.assign(distance=known[panel.metric].map(panel.distance)).sort_values(["cost", "distance"])
     before = known.distance.cummin().shift(fill_value=float("inf"))
     return known[known.distance < before]
@@ -140,6 +147,8 @@ def _draw_panel(axis, points: pd.DataFrame, band: tuple[float, float] | None, pa
         for marker, part in (("o", some[some.budget != TUNED]), ("s", some[some.budget == TUNED])):
             half = part[f"{panel.metric}_ci95"].fillna(0)
             axis.errorbar(100 * part.cost, part[panel.metric], half, marker=marker, elinewidth=0.7, capsize=0, **style)
+        above = some[at_least(some, panel)]
+        axis.plot(100 * above.cost, above[panel.metric], "^", color=style["color"], markerfacecolor="white", markersize=7, zorder=3)
     axis.set_ylim(_limits([*drawn[panel.metric], panel.ideal, *(band or ())]))
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100]))
@@ -283,12 +292,12 @@ def _bounds(
     mia: float,  # largest MIA gap
     a_r: float,  # smallest A_r gap
     relearn: tuple[float, float] = (-math.inf, math.inf),
-    ulira: float = math.inf,  # largest AUC, in every form
-    probe: float = math.inf,  # largest gap
+    ulira: float = math.inf,  # largest AUC, in every form; 1 − it is the smallest
+    probe: float = math.inf,  # largest gap, to either side
 ) -> tuple[Bound, ...]:
-    "What is asked for at a cost, with an A_f gap of at most one point."
-    near = Bound("neighbour_tv_ratio", high=tv), Bound("MIA_gap", high=mia), Bound("A_r_gap", low=a_r), Bound("A_f_gap", high=1.0)
-    hidden = Bound("relearn_ratio", *relearn), *(Bound(name, high=ulira) for name in ULIRA), Bound("probe_gap", high=probe)
+    "What is asked for at a cost, with an A_f gap of at most one point to either side."
+    near = Bound("neighbour_tv_ratio", high=tv), Bound("MIA_gap", high=mia), Bound("A_r_gap", low=a_r), Bound("A_f_gap", -1.0, 1.0)
+    hidden = Bound("relearn_ratio", *relearn), *(Bound(name, 1 - ulira, ulira) for name in ULIRA), Bound("probe_gap", -probe, probe)
     return *near, *(b for b in hidden if (b.low, b.high) != (-math.inf, math.inf))
 
 
@@ -303,7 +312,7 @@ GOALS = {  # largest cost -> bounds
 def _missed(bound: Bound, point: pd.Series) -> float:
     "By how much the point misses the bound; of a class that never came back in some seeds only a smallest mean is known."
     if bound.metric == "relearn_ratio" and point.get("never_back", 0):
-        return bound.missed_by(point["relearn_at_least"], at_least=True)
+        return bound.missed_by(point["relearn_ratio"], at_least=True)
     return bound.missed_by(point.get(bound.metric, math.nan))
 
 
@@ -324,7 +333,10 @@ RECORD_COSTS = (0.01, 0.025, 0.05, 0.125)
 
 
 def records(points: pd.DataFrame) -> pd.DataFrame:  # of `frontier_points`
-    "A row a case and cost: the point with the record, and the mean that would beat it with an interval as wide; no row where no point qualifies."
+    """A row a case and cost: the point with the record, and the mean that would beat it with an interval as wide. No row where no point qualifies.
+
+    `beaten below` is NaN where it would be below 1, which no mean counts as, and where the record has no interval.
+    """
     qualified = points[~points.method.isin(["original", "retrain"]) & (points.A_r_gap > -2) & (points.A_f_gap.abs() < 5)]
     qualified = qualified[qualified.neighbour_tv_ratio.notna()].assign(counted=lambda p: p.neighbour_tv_ratio.clip(lower=1.0))
     lines = []
@@ -335,6 +347,7 @@ def records(points: pd.DataFrame) -> pd.DataFrame:  # of `frontier_points`
                 best = within.loc[within.counted.idxmin()]
                 about = {"cost at most": most, "method": best.method, "budget": best.budget, "cost": best.cost, "seeds": best.rows}
                 half = best.neighbour_tv_ratio_ci95
-                beaten = {"TV ratio": best.neighbour_tv_ratio, "±": half, "beaten below": max(1.0, best.counted - 2 * half)}
+                bound = best.counted - 2 * half
+                beaten = {"TV ratio": best.neighbour_tv_ratio, "±": half, "beaten below": bound if bound > 1 else math.nan}
                 lines.append(dict(zip(CASE, case, strict=True)) | about | beaten)
     return pd.DataFrame(lines, columns=[*CASE, "cost at most", "method", "budget", "cost", "seeds", "TV ratio", "±", "beaten below"])

@@ -220,11 +220,11 @@ HEADLINE = ("cost", "A_r", "A_f", "MIA", "neighbour_tv_ratio", "probe_gap", "rel
 
 
 def headline_table(result: Result, rest: bool = False) -> pd.DataFrame:  # rest: all other metrics
-    "A line a method, a metric of each kind; original and retrain first, then by distance to the retrain's outputs."
+    "A line a method, a metric of each kind; original and retrain first, then by distance to the retrain's outputs: a TV ratio below 1 counts as 1."
     table = beyond_table(result)
     chosen = [m for m in table if m not in HEADLINE] if rest else [m for m in HEADLINE if m in table]
     ratio = table.get("neighbour_tv_ratio", pd.Series(math.nan, table.index))
-    order = (ratio - 1).abs().sort_values(kind="stable").index  # NaN last
+    order = ratio.clip(lower=1).sort_values(kind="stable").index  # NaN last
     return table.loc[[*(m for m in TRAINED if m in order), *(m for m in order if m not in TRAINED)], chosen]
 
 # %% ../../nbs/506_tables.ipynb #2730c520

@@ -5,6 +5,7 @@
 # %% ../../nbs/310_maga_soft.ipynb #0d822907
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -138,6 +139,7 @@ def product_of_experts(
 ) -> Tensor:
     "The normalised weighted product over the allowed classes: float32 [n, K], rows sum to 1."
     logs = sum((w * p.double().clamp_min(1e-30).log() for w, p in zip(weights, probabilities, strict=True)), torch.zeros_like(forbidden).double())
+    logs = logs.masked_fill(forbidden, -math.inf)
     return soft_targets((logs - logs.amax(1, keepdim=True)).exp(), forbidden, power)
 
 # %% ../../nbs/310_maga_soft.ipynb #24696466
