@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maga.data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
@@ -254,6 +255,27 @@ def test_unsir_shows_three_noise_images_where_the_public_code_is_followed_to_the
     lines = [line for line in lines_of(METHODS["unsir"]) if line.setting == "shown" and line.preset != "digits"]
     assert {line.reference for line in lines} == {3}
     assert all((line.ours == 3) != ("impairs more" in line.word) for line in lines)
+
+
+def test_neggrad_of_small_data_is_the_notebooks_loss():
+    "In eval mode, and the weights pulled to the original's beside the retain images' cross entropy. No other preset has the pull in its key."
+    split = split_of("class")
+    model, preset = model_of("resnet10", split.train), get_method("neggrad_plus").presets["paper_small_scale"]
+    whole = replace(preset.fit, epochs=8, lr=0.1, batch_size=len(split.train))
+    after = run("neggrad_plus", model, split, replace(preset, fit=whole, forget_batch=len(split.forget_train)))
+    net, start = copy.deepcopy(model).eval(), [p.detach().clone() for p in model.parameters()]
+    step = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(8):
+        step.zero_grad()
+        retain, forget = (F.cross_entropy(net(split.train.batch(i)), split.train.labels[i]) for i in (split.retain_train, split.forget_train))
+        pull = 0.1 / 2 * sum(((p - q) ** 2).sum() for p, q in zip(net.parameters(), start, strict=True))
+        (0.95 * (retain + pull) - 0.05 * forget).backward()
+        step.step()
+    moved = torch.cat([(p.detach() - q).flatten() for p, q in zip(net.parameters(), start, strict=True)])
+    off = torch.cat([(after[name] - p.detach()).flatten() for name, p in net.named_parameters()])
+    assert off.norm() < 1e-3 * moved.norm()
+    assert all(torch.equal(after[name], b) for name, b in model.named_buffers())
+    assert {name for name, c in get_method("neggrad_plus").presets.items() if "pull" in canonical(c)} == {"paper_small_scale"}
 
 
 def test_every_number_has_a_source_or_a_word():
