@@ -29,7 +29,7 @@ from maga.methods.relatives import last_parameters
 from maga.methods.restart import Distil
 from maga.methods.retraining import reinitialised
 from maga.methods.tuning import tune, tuning_split
-from maga.models import ModelSpec
+from maga.models import ModelSpec, batch_norms, small_network
 from maga.requests import after
 from maga.sources import digits
 from maga.training import Batch, Examples, FitConfig, fit
@@ -545,6 +545,18 @@ def test_delete_asks_the_teacher_about_the_same_view(monkeypatch):
     p = removed.softmax(1)
     want = (p[:, p[0] > 0] * (p[:, p[0] > 0].log() - logits.detach().log_softmax(1)[:, p[0] > 0])).sum(1).mean()
     assert torch.isclose(loss, want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ("delete", "scrub"))
+def test_one_image_is_enough_where_batch_norm_is_frozen(name):
+    split = forget_random(*(s.subset(torch.arange(60)) for s in digits()), 1)
+    model = small_network(torch.Generator().manual_seed(0))
+    batch_norms(model)[0].requires_grad_(False)
+    with pytest.raises(MagaError, match="two images"):
+        run(name, model, split)
+    for m in batch_norms(model):
+        m.requires_grad_(False)
+    assert not equal(state(model), run(name, model, split))
 
 
 def test_trew_without_tilt_is_deletes_target():
