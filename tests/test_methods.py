@@ -559,6 +559,15 @@ def test_one_image_is_enough_where_batch_norm_is_frozen(name):
     assert not equal(state(model), run(name, model, split))
 
 
+@pytest.mark.parametrize("name", ("amnesiac", "delete", "trew", "head_distillation"))
+def test_an_image_that_no_label_is_left_for_is_refused(name):
+    "Two classes: one is forgotten, then a few images of the other."
+    train, test = (replace(s.subset(s.labels < 2), classes=s.classes[:2], coarse_labels=None, coarse_classes=()) for s in digits())
+    split = after(forget_random(train, test, 6, among=(train.labels == 1).nonzero().flatten()), forget_class(train, test, 0))
+    with pytest.raises(MagaError, match="no label is left"):
+        run(name, small_network(torch.Generator().manual_seed(0), 2), split)
+
+
 def test_trew_without_tilt_is_deletes_target():
     logits = torch.randn(5, 10)
     forbidden = torch.eye(10, dtype=torch.bool)[:5]
@@ -576,11 +585,16 @@ def test_head_distillation_leaves_the_encoder(average):
     assert [k for k in after if not torch.equal(after[k], before[k])] == ["fc.weight", "fc.bias"]
 
 
+@pytest.mark.parametrize("change", ({"pad": 1}, {"flip": True}))
+@pytest.mark.parametrize("name", ("bad_teacher", "scrub", "trew", "head_distillation"))
+def test_no_other_view_than_the_teachers_is_shown(name, change):
+    split, config = split_of("class"), short(name)
+    with pytest.raises(MagaError, match=f"{name} .* pad to 0 and flip to False"):
+        run(name, model_of("own", split.train), split, replace(config, fit=replace(config.fit, **change)))
+
+
 def test_settings_without_effect_are_refused():
-    config, unsir = short("head_distillation"), short("unsir")
-    for change in ({"pad": 1}, {"flip": True}):
-        with pytest.raises(MagaError, match="pad to 0 and flip to False"):
-            run("head_distillation", model_of("own", split_of("class").train), split_of("class"), replace(config, fit=replace(config.fit, **change)))
+    unsir = short("unsir")
     with pytest.raises(MagaError, match="never stops early"):
         replace(unsir, noise=replace(unsir.noise, stop=0.1))
 
