@@ -26,7 +26,7 @@ from maga.methods.noise import NoiseConfig
 from maga.methods.published import lines_of, unexplained
 from maga.methods.relabelling import saliency_mask
 from maga.methods.relatives import last_parameters
-from maga.methods.restart import Distil
+from maga.methods.restart import Distil, weight_layers
 from maga.methods.retraining import reinitialised
 from maga.methods.tuning import tune, tuning_split
 from maga.models import ModelSpec, batch_norms, small_network
@@ -638,6 +638,30 @@ def test_not_says_where_it_would_negate_nothing():
         run("not_", model, split)
     model.body[0] = nn.utils.weight_norm(nn.Conv2d(3, 8, 3, stride=2, padding=1))
     with pytest.raises(MagaError, match=r"body\.0 .* both cancel"):
+        run("not_", model, split)
+    run("not_", model, split, replace(short("not_"), layer=-1))
+
+
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("norm", (nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm))
+def test_a_layer_whose_weight_is_computed_counts(norm, bias):
+    "EU-k trains it and what comes after it, NoT does not negate what it is computed from."
+    split = split_of("class")
+
+    def make(generator: torch.Generator) -> nn.Module:
+        with seeded(generator):
+            net = Own(split.num_classes)
+            net.body[0] = norm(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=bias))
+            return net
+
+    model = make(torch.Generator().manual_seed(0))
+    before = state(model)
+    assert [name for name, _ in weight_layers(model)] == ["body.0", "answer"]
+    assert equal(before, state(model))
+    assert last_parameters(model, 2) == [name for name, _ in model.named_parameters()]
+    after = run("eu_k", model, split, replace(short("eu_k", make), k=2))
+    assert not any(torch.equal(after[name], p) for name, p in model.named_parameters())
+    with pytest.raises(MagaError, match=r"body\.0 is computed"):
         run("not_", model, split)
     run("not_", model, split, replace(short("not_"), layer=-1))
 
