@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maga.data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
@@ -25,10 +26,10 @@ from maga.methods.noise import NoiseConfig
 from maga.methods.published import lines_of, unexplained
 from maga.methods.relabelling import saliency_mask
 from maga.methods.relatives import last_parameters
-from maga.methods.restart import Distil
+from maga.methods.restart import Distil, weight_layers
 from maga.methods.retraining import reinitialised
 from maga.methods.tuning import tune, tuning_split
-from maga.models import ModelSpec
+from maga.models import ModelSpec, batch_norms, small_network
 from maga.requests import after
 from maga.sources import digits
 from maga.training import Batch, Examples, FitConfig, fit
@@ -254,6 +255,27 @@ def test_unsir_shows_three_noise_images_where_the_public_code_is_followed_to_the
     lines = [line for line in lines_of(METHODS["unsir"]) if line.setting == "shown" and line.preset != "digits"]
     assert {line.reference for line in lines} == {3}
     assert all((line.ours == 3) != ("impairs more" in line.word) for line in lines)
+
+
+def test_neggrad_of_small_data_is_the_notebooks_loss():
+    "In eval mode, and the weights pulled to the original's beside the retain images' cross entropy. No other preset has the pull in its key."
+    split = split_of("class")
+    model, preset = model_of("resnet10", split.train), get_method("neggrad_plus").presets["paper_small_scale"]
+    whole = replace(preset.fit, epochs=8, lr=0.1, batch_size=len(split.train))
+    after = run("neggrad_plus", model, split, replace(preset, fit=whole, forget_batch=len(split.forget_train)))
+    net, start = copy.deepcopy(model).eval(), [p.detach().clone() for p in model.parameters()]
+    step = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(8):
+        step.zero_grad()
+        retain, forget = (F.cross_entropy(net(split.train.batch(i)), split.train.labels[i]) for i in (split.retain_train, split.forget_train))
+        pull = 0.1 / 2 * sum(((p - q) ** 2).sum() for p, q in zip(net.parameters(), start, strict=True))
+        (0.95 * (retain + pull) - 0.05 * forget).backward()
+        step.step()
+    moved = torch.cat([(p.detach() - q).flatten() for p, q in zip(net.parameters(), start, strict=True)])
+    off = torch.cat([(after[name] - p.detach()).flatten() for name, p in net.named_parameters()])
+    assert off.norm() < 1e-3 * moved.norm()
+    assert all(torch.equal(after[name], b) for name, b in model.named_buffers())
+    assert {name for name, c in get_method("neggrad_plus").presets.items() if "pull" in canonical(c)} == {"paper_small_scale"}
 
 
 def test_every_number_has_a_source_or_a_word():
@@ -525,6 +547,27 @@ def test_delete_asks_the_teacher_about_the_same_view(monkeypatch):
     assert torch.isclose(loss, want, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ("delete", "scrub"))
+def test_one_image_is_enough_where_batch_norm_is_frozen(name):
+    split = forget_random(*(s.subset(torch.arange(60)) for s in digits()), 1)
+    model = small_network(torch.Generator().manual_seed(0))
+    batch_norms(model)[0].requires_grad_(False)
+    with pytest.raises(MagaError, match="two images"):
+        run(name, model, split)
+    for m in batch_norms(model):
+        m.requires_grad_(False)
+    assert not equal(state(model), run(name, model, split))
+
+
+@pytest.mark.parametrize("name", ("amnesiac", "delete", "trew", "head_distillation"))
+def test_an_image_that_no_label_is_left_for_is_refused(name):
+    "Two classes: one is forgotten, then a few images of the other."
+    train, test = (replace(s.subset(s.labels < 2), classes=s.classes[:2], coarse_labels=None, coarse_classes=()) for s in digits())
+    split = after(forget_random(train, test, 6, among=(train.labels == 1).nonzero().flatten()), forget_class(train, test, 0))
+    with pytest.raises(MagaError, match="no label is left"):
+        run(name, small_network(torch.Generator().manual_seed(0), 2), split)
+
+
 def test_trew_without_tilt_is_deletes_target():
     logits = torch.randn(5, 10)
     forbidden = torch.eye(10, dtype=torch.bool)[:5]
@@ -542,11 +585,16 @@ def test_head_distillation_leaves_the_encoder(average):
     assert [k for k in after if not torch.equal(after[k], before[k])] == ["fc.weight", "fc.bias"]
 
 
+@pytest.mark.parametrize("change", ({"pad": 1}, {"flip": True}))
+@pytest.mark.parametrize("name", ("bad_teacher", "scrub", "trew", "head_distillation"))
+def test_no_other_view_than_the_teachers_is_shown(name, change):
+    split, config = split_of("class"), short(name)
+    with pytest.raises(MagaError, match=f"{name} .* pad to 0 and flip to False"):
+        run(name, model_of("own", split.train), split, replace(config, fit=replace(config.fit, **change)))
+
+
 def test_settings_without_effect_are_refused():
-    config, unsir = short("head_distillation"), short("unsir")
-    for change in ({"pad": 1}, {"flip": True}):
-        with pytest.raises(MagaError, match="pad to 0 and flip to False"):
-            run("head_distillation", model_of("own", split_of("class").train), split_of("class"), replace(config, fit=replace(config.fit, **change)))
+    unsir = short("unsir")
     with pytest.raises(MagaError, match="never stops early"):
         replace(unsir, noise=replace(unsir.noise, stop=0.1))
 
@@ -590,6 +638,30 @@ def test_not_says_where_it_would_negate_nothing():
         run("not_", model, split)
     model.body[0] = nn.utils.weight_norm(nn.Conv2d(3, 8, 3, stride=2, padding=1))
     with pytest.raises(MagaError, match=r"body\.0 .* both cancel"):
+        run("not_", model, split)
+    run("not_", model, split, replace(short("not_"), layer=-1))
+
+
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("norm", (nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm))
+def test_a_layer_whose_weight_is_computed_counts(norm, bias):
+    "EU-k trains it and what comes after it, NoT does not negate what it is computed from."
+    split = split_of("class")
+
+    def make(generator: torch.Generator) -> nn.Module:
+        with seeded(generator):
+            net = Own(split.num_classes)
+            net.body[0] = norm(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=bias))
+            return net
+
+    model = make(torch.Generator().manual_seed(0))
+    before = state(model)
+    assert [name for name, _ in weight_layers(model)] == ["body.0", "answer"]
+    assert equal(before, state(model))
+    assert last_parameters(model, 2) == [name for name, _ in model.named_parameters()]
+    after = run("eu_k", model, split, replace(short("eu_k", make), k=2))
+    assert not any(torch.equal(after[name], p) for name, p in model.named_parameters())
+    with pytest.raises(MagaError, match=r"body\.0 is computed"):
         run("not_", model, split)
     run("not_", model, split, replace(short("not_"), layer=-1))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..adapter import handed_back, prepared
 from ..checks import Checked, check_generator, check_value, shown
 from ..data import TASKS, ForgetSplit, MagaError, did_you_mean, no_such
+from ..models import batch_norms, frozen_batch_norms
 from ..training import Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
@@ -217,9 +218,9 @@ def paired_batches(
 
 
 def needs_two(model: nn.Module, split: ForgetSplit, config: FitConfig) -> None:
-    "`MagaError` where a step would hold a single forget image and batch norm would have nothing to average."
-    normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    if len(split.forget_train) == 1 and normalised and not config.freeze_batch_norm:
+    "`MagaError` where a step would hold a single forget image and a batch norm that is not frozen would have nothing to average."
+    moving = not config.freeze_batch_norm and len(batch_norms(model)) > len(frozen_batch_norms(model))
+    if len(split.forget_train) == 1 and moving:
         raise MagaError(
             "This method takes steps on forget images alone, and batch norm needs at least two of them: "
             "forget two images or more, or set freeze_batch_norm=True in fit."

@@ -23,6 +23,7 @@ from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from ..measures.metrics import predict
 from .contract import FitOnly, Source, forget_then_retain, method, needs_two, paired_batches, part_means, plain_fit, sample_retained
+from .labels import checked_allowed
 from .published import FOSTER, FOSTER_ADAM, FOSTER_IMAGES, KURMANJI, NO_VIT, SGD, TUNED, ZHOU, numbers_of, ours, read_in
 from .retraining import MakeModel, fresh_model
 from ..models import Penultimate, last_linear, logits_of
@@ -30,11 +31,11 @@ from ..training import Batch, Examples, FitConfig, Progress, fit, shuffled_batch
 
 # %% auto #0
 __all__ = ['BAD_TEACHER_PRESETS', 'BAD_TEACHER_SOURCES', 'AS_TEACHER', 'SCRUB_PRESETS', 'OF_SCRUB', 'OF_RESNET', 'OF_LARGE_SCALE',
-           'SCRUB_SOURCES', 'DELETE_PRESETS', 'OF_CIFAR100', 'FROZEN', 'DELETE_SOURCES', 'TREW_PRESETS', 'TREW_BETA',
-           'TREW_OURS', 'TREW_SOURCES', 'HEAD_DISTILLATION_PRESETS', 'CONTROL', 'HEAD_DISTILLATION_SOURCES',
-           'kl_divergence', 'BadTeacherConfig', 'public_teacher', 'bad_teacher', 'ScrubConfig', 'scrub_batches',
-           'scrub', 'removed_targets', 'public_delete', 'delete', 'class_cosines', 'TrewConfig', 'trew',
-           'head_distillation']
+           'SCRUB_SOURCES', 'DELETE_PRESETS', 'OF_CIFAR100', 'FROZEN', 'AT_224', 'DELETE_SOURCES', 'TREW_PRESETS',
+           'TREW_BETA', 'TREW_OURS', 'TREW_SOURCES', 'AFTER_TREW', 'HEAD_DISTILLATION_PRESETS', 'CONTROL',
+           'HEAD_DISTILLATION_SOURCES', 'kl_divergence', 'check_unaugmented', 'BadTeacherConfig', 'public_teacher',
+           'bad_teacher', 'ScrubConfig', 'scrub_batches', 'scrub', 'removed_targets', 'public_delete', 'delete',
+           'class_cosines', 'TrewConfig', 'trew', 'head_distillation']
 
 # %% ../../nbs/309_distillation.ipynb #7f8e3686
 @tensors_only
@@ -42,6 +43,12 @@ def kl_divergence(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     "Mean over the batch of KL(target ‖ softmax of the logits), in nats; targets are distributions."
     logits = logits_of(model(batch.x))
     return F.kl_div(logits.float().log_softmax(1), batch.target, reduction="batchmean"), logits
+
+
+def check_unaugmented(name: str, config: FitConfig) -> None:
+    "`MagaError` where a student would see other views than the images that its teacher was asked about before training."
+    if config.pad or config.flip:
+        raise MagaError(f"{name} asks its teacher about each image once, as it is: set pad to 0 and flip to False in fit.")
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ def bad_teacher(
     model: nn.Module, split: ForgetSplit, config: BadTeacherConfig, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:
     "A student of the original on retain images and of an untrained network on forget images."
+    check_unaugmented("bad_teacher", config.fit)
     incompetent = fresh_model(model, split, config.make_model, generator)
     retained = sample_retained(split, max(1, int(config.retain_share * len(split.retain_train))), generator)
     competent = to_device(copy.deepcopy(model), split.device)
@@ -152,6 +160,7 @@ def scrub_batches(n_forget: int, n_retain: int, config: ScrubConfig) -> Callable
 def scrub(model: nn.Module, split: ForgetSplit, config: ScrubConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "A student that leaves its teacher on forget images and stays with it on retain images."
     needs_two(model, split, config.fit)
+    check_unaugmented("scrub", config.fit)
     examples, n, t = forget_then_retain(split), len(split.forget_train), config.temperature
     known = predict(to_device(copy.deepcopy(model), split.device), split.train, examples.indices, amp=config.fit.amp)
     teacher = (known / t).log_softmax(1)
@@ -204,9 +213,10 @@ def public_delete(path: str, lr: float, word: str = "") -> tuple[Source, ...]:
 
 OF_CIFAR100 = public_delete("config/cifar100_my-resnet18.yaml", 5e-5)
 FROZEN = Source(words={"fit.freeze_batch_norm": "there for one class of Tiny ImageNet only; ours to measure what it does"})
+AT_224 = "there of torchvision's ResNet-18 on images of 224 pixels, ours has a stem for 32; scripts.sh of the same repository has 1e-3"
 DELETE_SOURCES = {
     "paper_resnet18": OF_CIFAR100,
-    "paper_resnet18_cifar10": public_delete("config/cifar10_resnet18.yaml", 1e-4, "scripts.sh of the same repository has 1e-3"),
+    "paper_resnet18_cifar10": public_delete("config/cifar10_resnet18.yaml", 1e-4, AT_224),
     "frozen_batch_norm": (*OF_CIFAR100, FROZEN),
     "paper_vit": public_delete("config/cifar10_vit-s-16.yaml", 5e-5, "a ViT-S/16 on CIFAR-10"),
     "digits": TUNED,
@@ -219,6 +229,7 @@ def delete(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: tor
     needs_two(model, split, config.fit)
     teacher = to_device(copy.deepcopy(model), split.device).eval().requires_grad_(False)
     forbidden = split.forbidden_labels()
+    checked_allowed(forbidden)
 
     @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -257,19 +268,26 @@ TREW_PRESETS = {
 }
 
 
-TREW_BETA = Source(path="TREW, the paper", numbers={"beta": 10.0})
-TREW_OURS = (TREW_BETA, *ours("no public code was found; the number of retain images is MaGA's, the schedule is ours"))
+TREW_BETA = Source(
+    path="TREW, Ebrahimpour-Boroojeny et al. 2026",
+    numbers={"beta": 10.0},
+    words={"beta": "in an earlier version, by its reviews; there of a similarity that is sharpened, ours is the plain cosine"},
+)
+TREW_OURS = (TREW_BETA, *ours("the public code that the abstract announces was not found; retain images are as many as MaGA's, the schedule is ours"))
 TREW_SOURCES = {"paper_resnet18": TREW_OURS, "paper_vit": TREW_OURS, "digits": TUNED}
+AFTER_TREW = "after TREW, Ebrahimpour-Boroojeny et al. 2026: targets tilted by plain cosines, and retain images"
 
 
-@method("trew", TREW_PRESETS, source="TREW: tilted targets and retain images", sources=TREW_SOURCES)
+@method("trew", TREW_PRESETS, source=AFTER_TREW, sources=TREW_SOURCES)
 def trew(model: nn.Module, split: ForgetSplit, config: TrewConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Distillation of the original, the forgotten class removed and near classes raised, with cross entropy on retain images."
-    n, train = len(split.forget_train), split.train
+    check_unaugmented("trew", config.fit)
+    n, train, forbidden = len(split.forget_train), split.train, split.forbidden_labels()
+    checked_allowed(forbidden)
     teacher = to_device(copy.deepcopy(model), split.device)
     near = class_cosines(teacher, split.num_classes)[train.labels[split.forget_train]]
     answers = predict(teacher, train, split.forget_train, amp=config.fit.amp)
-    soft = removed_targets(answers, split.forbidden_labels(), config.beta * near)
+    soft = removed_targets(answers, forbidden, config.beta * near)
     retained = sample_retained(split, config.retain_images, generator)
     hard = F.one_hot(train.labels[retained], split.num_classes).float()
     examples = Examples(train, torch.cat([split.forget_train, retained]), torch.cat([soft, hard]))
@@ -303,8 +321,8 @@ def head_distillation(
 ) -> nn.Module:
     "The original with its last linear layer fitted to answers without the forgotten class; the encoder is untouched. `MagaError` for a frozen one."
     moving_head(model)
-    if config.fit.pad or config.fit.flip:
-        raise MagaError("head_distillation looks at each image once, as it is: set pad to 0 and flip to False in fit.")
+    check_unaugmented("head_distillation", config.fit)
+    checked_allowed(split.forbidden_labels())
     forbidden = torch.zeros(len(split.train), split.num_classes, dtype=torch.bool, device=split.device)
     forbidden[:, list(split.forgotten)] = True
     forbidden[split.forget_train] = split.forbidden_labels()

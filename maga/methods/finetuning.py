@@ -5,7 +5,7 @@
 # %% ../../nbs/306_finetuning.ipynb #96ffb8a3
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..capture import tensors_only
 from ..checks import Checked, Count, Range, Weight
 from ..data import ForgetSplit, MagaError
-from .contract import FitOnly, Source, forget_then_retain, method, paired_batches, part_means, plain_fit
+from .contract import ADDED, FitOnly, Source, forget_then_retain, method, paired_batches, part_means, plain_fit
 from .published import CONSTANT, FOSTER, FOSTER_IMAGES, FOSTER_SGD, JIA, KURMANJI, NO_VIT, SGD, TUNED, numbers_of, read_in
 from ..models import logits_of
 from ..training import Batch, Examples, FitConfig, Progress, fit
@@ -104,6 +104,7 @@ class NegGradPlusConfig(Checked):
     weight: Annotated[float, Range(0, 1, above=True, below=True)] = 0.05  # w of the ascent
     forget_batch: Count = 32  # forget rows in a batch
     apart: bool = False  # retain and forget rows pass through the network one after the other, with batch-norm statistics of their own
+    pull: Weight = field(default=0.0, metadata=ADDED)  # λ: how strongly the weights are pulled to the original's
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,28 +116,33 @@ _NEGGRAD = NegGradPlusConfig(plain_fit(5, 32 + 16, "sgd", 0.01, momentum=0.0), 1
 NEGGRAD_PLUS_PRESETS = {
     # Kurmanji et al. 2023
     "paper_resnet18": _NEGGRAD,
-    "paper_small_scale": NegGradPlusConfig(plain_fit(10, 128 + 64, "sgd", 0.01, momentum=0.0), 0.05, 64, apart=True),
+    "paper_small_scale": NegGradPlusConfig(plain_fit(10, 128 + 64, "sgd", 0.01, momentum=0.0, freeze_batch_norm=True), 0.05, 64, pull=0.1),
     "paper_vit": _NEGGRAD,
     # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": NegGradPlusConfig(plain_fit(3, 32, "sgd", 3e-2), 0.01, 8),
 }
 
 
-def public_neggrad(notebook: str, epochs: int, retain: int, forget: int, weight: float) -> tuple[Source, ...]:
-    "What a notebook of the reference says."
+def public_neggrad(notebook: str, epochs: int, retain: int, forget: int, weight: float, held: bool = False) -> tuple[Source, ...]:
+    "What a notebook of the reference says; held: of one that keeps the network in eval mode and pulls its weights back."
     training = numbers_of(epochs=epochs, lr=0.01, momentum=0.0, weight_decay=0.0, optimizer="sgd", pad=0, flip=False, **CONSTANT)
     numbers = training | {"fit.batch_size": retain + forget, "forget_batch": forget, "weight": weight, "apart": True}
+    numbers |= {"fit.freeze_batch_norm": held, "pull": 0.1 if held else 0.0}
     said = {
         "fit.batch_size": f"{retain} retain images and the forget images",
         "forget_batch": "there every round over the forget images has the same batches; ours are drawn anew",
     }
-    return (read_in(KURMANJI, notebook, numbers, said),)
+    in_eval_mode = {
+        "fit.freeze_batch_norm": "there the whole network is in eval mode, its dropout too",
+        "apart": "one after the other there, which changes nothing where batch norm is frozen",
+    }
+    return (read_in(KURMANJI, notebook, numbers, said | (in_eval_mode if held else {})),)
 
 
 OF_MIA = public_neggrad("MIA_experiments.ipynb", 5, 32, 16, 1e-4)
 NEGGRAD_PLUS_SOURCES = {
     "paper_resnet18": OF_MIA,
-    "paper_small_scale": public_neggrad("small_scale_unlearning.ipynb", 10, 128, 64, 0.05),
+    "paper_small_scale": public_neggrad("small_scale_unlearning.ipynb", 10, 128, 64, 0.05, held=True),
     "paper_vit": (*OF_MIA, NO_VIT),
     "digits": TUNED,
 }
@@ -148,6 +154,7 @@ def neggrad_plus(
 ) -> nn.Module:
     "Descent on retain images and a little ascent on forget images, in every step."
     n, w, f = len(split.forget_train), config.weight, config.forget_batch
+    start = {name: p.detach() for name, p in model.named_parameters()}
 
     @tensors_only
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -157,6 +164,8 @@ def neggrad_plus(
         else:
             logits = logits_of(net(batch.x))
         forget, retain = part_means(F.cross_entropy(logits.float(), batch.target, reduction="none"), batch.rows < n)
+        if config.pull:
+            retain = retain + config.pull / 2 * sum((p - start[name]).square().sum() for name, p in net.named_parameters() if p.requires_grad)
         return (1 - w) * retain - w * forget, logits
 
     cut = paired_batches(n, len(split.retain_train), config.fit.batch_size, f)

@@ -17,7 +17,7 @@ from ..training import Progress
 from .contract import Source, method
 from .published import GOEL, read_in, tuned_in
 from .restart import BUDGETED, BUDGETS, CARRIED, DIGITS_BUDGET, HAAR_BUDGETS, SMALL_BUDGETS, VIT_BUDGET
-from .restart import RecoveryConfig, StartConfig, damaged, fresh_weights, recovered, weight_layers
+from .restart import RecoveryConfig, StartConfig, behind_weights, damaged, fresh_weights, recovered, weight_layers
 
 # %% auto #0
 __all__ = ['EU_K_PRESETS', 'OF_GOEL', 'TUNED_HERE', 'EU_K_SOURCES', 'NOT_PRESETS', 'OF_KHALIL', 'NOT_SOURCES',
@@ -40,7 +40,7 @@ def last_parameters(
     layers = weight_layers(model)
     if k > len(layers):
         raise MagaError(f"k is {k}, but {type(model).__name__} has {len(layers)} layers with weights: {', '.join(n for n, _ in layers)}.")
-    first = next(layers[-k][1].parameters(recurse=False))
+    first = next(layers[-k][1].parameters())
     names, parameters = zip(*model.named_parameters(), strict=True)
     return list(names[next(i for i, p in enumerate(parameters) if p is first) :])
 
@@ -127,6 +127,11 @@ def not_(model: nn.Module, split: ForgetSplit, config: NotConfig, generator: tor
         raise MagaError(f"There is no layer {config.layer}: {type(model).__name__} has {len(layers)} layers with weights, numbered from 0.")
     prefix, layer = layers[config.layer]
     own = dict(layer.named_parameters(recurse=False))
+    if behind_weights(layer):
+        raise MagaError(
+            f"The weight of {prefix or 'the model'} is computed from others (torch.nn.utils.parametrizations), and negated these need not negate it: "
+            "call torch.nn.utils.parametrize.remove_parametrizations on it first, or set layer to another."
+        )
     if {"weight_g", "weight_v"} <= own.keys():
         raise MagaError(
             f"The weight of {prefix or 'the model'} is weight_g times the direction of weight_v (weight norm), and negated both cancel: "

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..adapter import moving_head
 from .retraining import MakeModel, fresh_model
@@ -30,7 +31,7 @@ from .published import ASH, ours, read_in, tuned_in
 # %% auto #0
 __all__ = ['BUDGETS', 'SMALL_BUDGETS', 'HAAR_BUDGETS', 'VIT_BUDGET', 'DIGITS_BUDGET', 'Head', 'VOTERS', 'FEW_VOTERS',
            'RESTART_PRESETS', 'BUDGETED', 'TRIED', 'CARRIED', 'SEARCHED', 'OF_ASH', 'HALF_WAY', 'RESTART_SOURCES',
-           'Budgeted', 'RecoveryConfig', 'StartConfig', 'fresh_weights', 'damaged', 'weight_layers',
+           'Budgeted', 'RecoveryConfig', 'StartConfig', 'fresh_weights', 'damaged', 'behind_weights', 'weight_layers',
            'retained_examples', 'recovered', 'head_names', 'shrink_and_perturb', 'Distil', 'taught', 'RestartConfig',
            'passes_of', 'within_budget', 'restarted', 'restart']
 
@@ -118,11 +119,18 @@ def damaged(
     return start
 
 # %% ../../nbs/311_restart.ipynb #21de656b
+def behind_weights(module: nn.Module) -> list[nn.Parameter]:
+    "What the module's weights are computed from (`torch.nn.utils.parametrizations`: weight norm, spectral norm); nothing where they are its own."
+    computed = cast(nn.ModuleDict, module.parametrizations).items() if is_parametrized(module) else ()
+    return [p for name, made_from in computed if "weight" in name for p in made_from.parameters()]
+
+
 def weight_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     "The modules that own a weight of at least two dimensions, in order of registration; `MagaError` if there are none."
 
     def owns_weight(module: nn.Module) -> bool:
-        return any("weight" in name and p.ndim >= 2 for name, p in module.named_parameters(recurse=False))
+        own = [p for name, p in module.named_parameters(recurse=False) if "weight" in name]
+        return any(p.ndim >= 2 for p in own + behind_weights(module))
 
     layers = [(name, module) for name, module in model.named_modules() if owns_weight(module)]
     if not layers:
