@@ -20,7 +20,7 @@ OPTIONS = Settings().texts()  # every setting with its default, as text
 unknown = sorted(set(config) - set(OPTIONS) - {"only"})
 if unknown:
     raise WorkflowError(f"There is no option {unknown[0]!r}; there are {', '.join(OPTIONS)}, only.")
-SETTINGS = settings_of(**OPTIONS | {k: str(v) for k, v in config.items() if k in OPTIONS})
+SETTINGS = settings_of(**OPTIONS | {k: "" if v is None else str(v) for k, v in config.items() if k in OPTIONS})  # None: written as `original=`
 RESULTS = SETTINGS.results
 NAMES = str(config["only"]).split(",") if "only" in config else together()
 LARGE = SETTINGS.size.gpu  # of the paper's size; a preset for a CPU needs less memory

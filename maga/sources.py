@@ -283,7 +283,7 @@ def from_hub(
         from datasets import Image as HubImage
         from datasets import load_dataset
     except ImportError as e:
-        raise MagaError("Data sets of the hub need the library `datasets`: pip install '.[datasets]' in the clone.") from e
+        raise MagaError("Data sets of the hub need the library `datasets`: pip install -e '.[datasets]' in the clone.") from e
     try:
         with no_waiting():
             both = load_dataset(name)

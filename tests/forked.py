@@ -62,6 +62,8 @@ class Forked:
 
 def script(name: str) -> ModuleType:
     "A script of `tools` as a module."
+    if str(ROOT / "tools") not in sys.path:
+        sys.path.append(str(ROOT / "tools"))  # scripts import each other
     described = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert described is not None and described.loader is not None
     module = importlib.util.module_from_spec(described)

@@ -1,6 +1,8 @@
 """The checks of tools/check.py see what they are there for: each is run on a small tree with one planted fault."""
 
 import json
+import os
+import subprocess
 
 import pytest
 
@@ -36,7 +38,7 @@ def tree(tmp_path):
     notebook(tmp_path / "nbs/300_contract.ipynb", "# Contract", "#| default_exp methods.contract", "#| export\nx = 1")
     notebook(tmp_path / "nbs/500_runs.ipynb", "# Runs", "#| default_exp experiments.runs")
     notebook(tmp_path / "nbs/experiments/paper/table1.ipynb", 'preset = "smoke"\nseeds: str = ""', tags=["parameters"])
-    (tmp_path / "README.md").write_text("[Data](nbs/000_data.ipynb#readers), `nbs/300_contract.ipynb`\n```\n[not a link](nowhere.md)\n```\n")
+    (tmp_path / "README.md").write_text("[Data](nbs/000_data.ipynb#data), `nbs/300_contract.ipynb`\n```\n[not a link](nowhere.md)\n```\n")
     return tmp_path
 
 
@@ -51,6 +53,25 @@ def found(tree):
 
 def test_a_tree_without_faults(tree):
     assert found(tree) == []
+
+
+def test_stale_exports_are_seen_and_left_as_they_are(tree, monkeypatch):
+    "Types, installation and notebooks read the modules meanwhile, and a second check finds the same."
+    subprocess.run(["git", "init", "--quiet"], cwd=tree, check=True)
+    for command, line in {"nbdev_export": "echo x = 1 > maga/data.py; echo > maga/new.py", "nbdev_clean": "true"}.items():
+        (tree / ".git" / command).write_text(f"#!/bin/sh\n{line}\n")
+        (tree / ".git" / command).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tree / '.git'}:{os.environ['PATH']}")
+    before = (tree / "maga/data.py").read_text()
+    stale = [f"`make export` changes maga/{name}.py: run it and commit the result." for name in ("data", "new")]
+    assert check.exports_are_fresh(tree) == stale == check.exports_are_fresh(tree)
+    assert (tree / "maga/data.py").read_text() == before and not (tree / "maga/new.py").exists()
+
+
+def test_an_error_on_the_front_page_is_seen(tree):
+    cell = {"cell_type": "code", "metadata": {}, "source": [], "outputs": [{"output_type": "error"}]}
+    (tree / "nbs/index.ipynb").write_text(json.dumps({"cells": [cell]}))
+    assert found(tree) == ["index.ipynb holds a cell that ended in an error: run it again."]
 
 
 def test_a_circle_is_seen_even_within_functions(tree):
@@ -101,6 +122,10 @@ def test_a_long_cell_may_be_one_class(tree):
         ("[x](301_gone.ipynb)", "leads nowhere"),
         ("[`x`](301_gone.ipynb), [`y`](300_contract.ipynb)", "leads nowhere"),
         ('<img src="images/gone.png" width="9">', "leads nowhere"),
+        ('<a href="gone.md">x</a>', "leads nowhere"),
+        ("[x][r]\n\n[r]: gone.md", "gone.md leads nowhere"),
+        ("[x](300_contract.ipynb#gone)", "#gone leads nowhere"),
+        ("[x](#gone)", "#gone leads nowhere"),
         ("`nbs/gone.ipynb`", "there is no nbs/gone.ipynb"),
         ("`301_gone`", "there is no 301_gone"),
         ("see notebook 09c", "earlier layout"),
@@ -120,7 +145,8 @@ def test_broken_references_are_seen(tree, text, says):
         "`{n:02d}`",
         "[x](https://example.org/301_gone.ipynb)",
         "notebooks 300 and 301",
-        "[x](#part)",
+        "[x](#a-part-of-it), [y](300_contract.ipynb#contract)\n\n## A part, of `it`",
+        "[x][r], [^1]\n\n[r]: 300_contract.ipynb\n[^1]: A note.",
         "0.03b",
         "write `[x](gone.ipynb)`",
         "``[`x`](gone.ipynb)``",

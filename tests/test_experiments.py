@@ -320,11 +320,12 @@ def test_snakemake_plans_one_gpu_a_job(tmp_path):
 def test_snakemake_asks_little_for_digits(tmp_path):
     "With the Slurm profile and the smoke preset: no GPU, memory that a laptop has, and the account and partition that Slurm takes by itself."
     line = [sys.executable, "-m", "snakemake", "--dry-run", "--profile", "profiles/slurm", "--config", f"results={tmp_path}", "only=table6"]
-    ended = call([*line, "preset=smoke", "backbone=small_cnn", "target=rocket"])
+    ended = call([*line, "preset=smoke", "backbone=small_cnn", "target=rocket", "original=", "--printshellcmds"])
     assert ended.returncode == 0, ended.stdout + ended.stderr
     asked = [text for rule, text in jobs(ended.stdout + ended.stderr) if rule in ("model", "notebook")]
     assert len(asked) == 3 and all(re.search(r"\bmem_mb=8000\b.*\bgpu=0\b", text) for text in asked)
     assert not any("slurm_" in text for text in asked)
+    assert all("None" not in text for text in asked)  # an empty option is empty
 
 
 def test_settings_reach_the_command():

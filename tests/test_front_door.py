@@ -1,5 +1,6 @@
 """What a newcomer runs first: the program of the front page, and the demonstration."""
 
+import configparser
 import csv
 import json
 import os
@@ -102,7 +103,40 @@ def test_default_folders_are_the_repositorys(monkeypatch, tmp_path):
     assert (Settings().data_folder, Settings().results_folder) == (tmp_path / "data", tmp_path / "results")
 
 
+def test_a_copy_of_the_package_finds_the_clone_that_it_is_opened_in(monkeypatch, tmp_path, capsys):
+    "Outside of a clone nothing is published, and no results folder is made for it."
+    import maga
+    from maga.experiments.__main__ import main
+    from maga.experiments.store import experiments_folder
+
+    monkeypatch.setattr(maga, "__path__", [str(tmp_path / "maga")])
+    for folder in (ROOT, ROOT / "nbs", ROOT / "nbs" / "experiments" / "paper"):
+        monkeypatch.chdir(folder)
+        assert experiments_folder() == ROOT / "nbs" / "experiments"
+    monkeypatch.chdir(tmp_path)
+    assert experiments_folder() is None
+    for move in ("publish", "restore"):
+        assert main([move]) == 1 and "run this inside a clone" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_extra_is_installed_without_replacing_the_clone_by_a_copy():
+    for page in (ROOT / "README.md", *(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "maga").rglob("*.py")):
+        assert not re.search(r"""pip install \\?["']\.\[""", page.read_text(encoding="utf-8")), page
+
+
 @pytest.mark.parametrize("notebook", sorted((ROOT / "nbs" / "experiments").rglob("*.ipynb")), ids=lambda p: p.stem)
 def test_no_experiments_default_folder_depends_on_where_it_is_opened(notebook):
     cells = [c for c in json.loads(notebook.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
     assert not any("../" in "".join(c["source"]) for c in cells)
+
+
+def test_what_the_package_imports_is_required():
+    "By the requirements, or by an extra for users."
+    config = configparser.ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    stated = " ".join(config["DEFAULT"][key] for key in ("requirements", "datasets_requirements", "vllm_requirements"))
+    required = {"PIL" if name == "pillow" else name.replace("scikit-learn", "sklearn") for name in re.findall(r"(?:^| )([\w-]+)", stated)}
+    lines = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "maga").rglob("*.py"))
+    imported = {a or b for a, b in re.findall(r"^ *(?:import (\w+)|from (\w+)[\w.]* import )", lines, re.M)}
+    assert len(imported) > 20 and imported - sys.stdlib_module_names - {"maga"} <= required

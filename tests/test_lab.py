@@ -10,14 +10,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from .forked import ROOT, script
+
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 MISSING += [name for name in ("selenium", "jupyterlab") if importlib.util.find_spec(name) is None]
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} are missing: `make browser` installs them")]
+pytestmark = pytest.mark.browser
 
 STATE = """
 const panel = window.jupyterapp.shell.currentWidget;
@@ -49,13 +49,10 @@ def wait_for(get, holds, what, seconds=300):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    "A clean copy of the files that git knows: running a notebook leaves the reader's own as they are."
-    folder = tmp_path_factory.mktemp("checkout") / "maga"
-    for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0"):
-        if name and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
-    return folder
+    "A clean copy of the repository's files: running a notebook leaves the reader's own as they are."
+    if MISSING:
+        pytest.fail(f"{' and '.join(MISSING)} are missing: `make browser` installs them")
+    return script("check").copied(ROOT, tmp_path_factory.mktemp("checkout") / "maga")
 
 
 @pytest.fixture(scope="module")

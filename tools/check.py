@@ -6,11 +6,12 @@ they find nothing, so the notebooks are counted here.
 
 import ast
 import functools
-import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from graphlib import CycleError, TopologicalSorter
@@ -39,6 +40,11 @@ def chapters(root: Path) -> list[Path]:
     return sorted(p for p in (root / "nbs").glob("*.ipynb") if p.stem != "index")
 
 
+def pages(root: Path) -> list[Path]:
+    "Every notebook: the front page, chapters and experiments."
+    return [p for p in [root / "nbs/index.ipynb", *chapters(root), *experiments(root)] if p.exists()]
+
+
 def experiments(root: Path) -> list[Path]:
     return sorted((root / "nbs/experiments").rglob("*.ipynb"))
 
@@ -62,20 +68,25 @@ def parameters_cell(notebook: Path) -> str | None:
 # Exports and notebooks
 
 
-def state(root: Path) -> dict[str, str]:
-    "A hash of every file that git knows or would add."
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=True).stdout.split("\n")
-    return {n: hashlib.sha256((root / n).read_bytes()).hexdigest() for n in names if n and (root / n).is_file()}
+def copied(root: Path, folder: Path) -> Path:
+    "The folder, with a copy of every file that git knows or would add."
+    names = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in names:
+        if name and (root / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, folder / name)
+    return folder
 
 
 def exports_are_fresh(root: Path) -> list[str]:
-    "Exporting and cleaning change nothing."
-    before = state(root)
-    for command in ("nbdev_export", "nbdev_clean"):
-        subprocess.run([command], cwd=root, check=True)
-    after = state(root)
-    changed = sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))
-    return [f"`nbdev_export; nbdev_clean` changed {n}: commit the result." for n in changed]
+    "Exporting and cleaning a copy change nothing; in place, others would read modules that are half written."
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copied(root, Path(folder))
+        for command in ("nbdev_export", "nbdev_clean"):
+            subprocess.run([command], cwd=copy, check=True)
+        pairs = [(p, root / p.relative_to(copy)) for p in sorted(copy.rglob("*")) if p.is_file()]
+        changed = [mine.relative_to(root) for made, mine in pairs if not mine.is_file() or made.read_bytes() != mine.read_bytes()]
+    return [f"`make export` changes {name}: run it and commit the result." for name in changed]
 
 
 def notebooks_are_whole(root: Path) -> list[str]:
@@ -83,7 +94,7 @@ def notebooks_are_whole(root: Path) -> list[str]:
     exported = {f"maga.{m}" for n in chapters(root) if (m := exported_module(n))}
     written = {n for n, p in modules(root).items() if p.name != "__init__.py"}
     problems = [f"{n} has no notebook, or its notebook no module." for n in sorted(exported ^ written)]
-    for notebook in chapters(root) + experiments(root):
+    for notebook in pages(root):
         if any(o["output_type"] == "error" for c in cells_of(notebook) for o in c.get("outputs", [])):
             problems.append(f"{notebook.name} holds a cell that ended in an error: run it again.")
     for notebook in experiments(root):
@@ -194,20 +205,39 @@ def nothing_is_too_long(root: Path) -> list[str]:
 
 # References
 
-LINK = re.compile(r'(?:\]\(|src=")(?!https?:|mailto:|#|attachment:)([^)"\s#]+)')
+LINK = re.compile(r'(?:\]\(|(?:src|href)="|^ {0,3}\[[^\]^][^\]]*\]: *)(?!https?:|mailto:|attachment:|data:)([^)"\s]+)', re.M)
 NAMED = re.compile(r"`(nbs/[^`\s…*]+|\d{3}_\w+(?:\.ipynb)?)`")
 OLD = re.compile(r"\bnotebooks? `?\d{1,2}[a-z]?\b|(?<![\w.#:])(?:0\d|1[0-2])[a-l]\b|`\d\d[a-z]?_\w+")
 
 
+def without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+
+
 def without_code(text: str) -> str:
     "Markdown without fenced blocks and code spans."
-    return re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+    return re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", without_fences(text))
 
 
-def problems_of_text(where: str, text: str, folder: Path, root: Path, markdown: bool) -> list[str]:
-    "Links and names in a text that lead nowhere; links are relative to the folder."
+def anchors_of(page: Path) -> set[str]:
+    "The anchors of a page's headings: lower case, a hyphen for a space, no other signs."
+    text = "\n".join(source_of(c) for c in cells_of(page) if c["cell_type"] == "markdown") if page.suffix == ".ipynb" else page.read_text(encoding="utf-8")
+    titles = (re.sub(r"\]\([^)]*\)", "", t) for t in re.findall(r"^#+ +(.+?) *$", without_fences(text), re.M))
+    return {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}
+
+
+def leads(page: Path, link: str) -> bool:
+    "Whether a link on a page leads to a file, and to a heading where it names one."
+    file, _, anchor = link.partition("#")
+    target = page.parent / file if file else page
+    return target.exists() and (not anchor or target.suffix not in (".ipynb", ".md") or anchor in anchors_of(target))
+
+
+def problems_of_text(page: Path, text: str, root: Path, markdown: bool) -> list[str]:
+    "Links and names in a page's text that lead nowhere."
+    where = page.relative_to(root)
     links = LINK.findall(without_code(text)) if markdown else []
-    problems = [f"{where}: the link {link} leads nowhere." for link in links if not (folder / link).exists()]
+    problems = [f"{where}: the link {link} leads nowhere." for link in links if not leads(page, link)]
     for name in NAMED.findall(text):
         place = root / name if name.startswith("nbs/") else root / "nbs" / (name.removesuffix(".ipynb") + ".ipynb")
         if not place.exists():
@@ -216,15 +246,13 @@ def problems_of_text(where: str, text: str, folder: Path, root: Path, markdown: 
 
 
 def references_resolve(root: Path) -> list[str]:
-    "Every link and every named notebook exists; no number of an earlier layout is left."
+    "Every link, its heading and every named notebook exist; no number of an earlier layout is left."
     problems = []
-    for notebook in [root / "nbs/index.ipynb", *chapters(root), *experiments(root)]:
-        if notebook.exists():
-            for cell in cells_of(notebook):
-                markdown = cell["cell_type"] == "markdown"
-                problems += problems_of_text(str(notebook.relative_to(root)), source_of(cell), notebook.parent, root, markdown)
+    for notebook in pages(root):
+        for cell in cells_of(notebook):
+            problems += problems_of_text(notebook, source_of(cell), root, cell["cell_type"] == "markdown")
     for page in sorted(root.glob("*.md")):
-        problems += problems_of_text(page.name, page.read_text(encoding="utf-8"), page.parent, root, markdown=True)
+        problems += problems_of_text(page, page.read_text(encoding="utf-8"), root, markdown=True)
     return problems
 
 

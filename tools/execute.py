@@ -1,7 +1,8 @@
 """Run a notebook with papermill, but only with parameters that it has.
 
 papermill itself continues when no cell is tagged `parameters` (the notebook then runs with its own values)
-and only warns of a parameter that the notebook does not have. Here both end with one sentence and exit code 1.
+and only warns of a parameter that the notebook does not have. Here both end with one sentence and exit code 1, and so does a value
+of another type than the notebook's own.
 
     python tools/execute.py nbs/experiments/paper/table1.ipynb results/table1/table1.ipynb preset=smoke device=cpu
 """
@@ -10,21 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import nbformat
 import papermill
-
-
-def checked(
-    notebook: Path,
-    given: dict[str, str],  # parameter -> value
-) -> dict[str, str]:
-    "The parameters, if the notebook has all of them; a ValueError says what is wrong."
-    known = list(papermill.inspect_notebook(str(notebook)))
-    if not known:
-        raise ValueError(f"{notebook} has no cell tagged `parameters` that sets any: the given values would be ignored.")
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise ValueError(f"{notebook} has no parameter {unknown[0]!r}; it has {', '.join(known)}.")
-    return given
+from parameters import given
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if not notebook.exists():
             raise ValueError(f"There is no notebook {notebook}.")
-        parameters = checked(notebook, dict(a.split("=", 1) for a in arguments[2:]))
+        parameters = given(notebook, nbformat.read(notebook, as_version=4), dict(a.split("=", 1) for a in arguments[2:]))
         output.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(str(notebook), str(output), parameters, kernel_name="python3", progress_bar=False)
     except ValueError as e:

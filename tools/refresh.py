@@ -9,12 +9,14 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from parameters import given, tagged
 
 
 def tidy(cell: nbformat.NotebookNode) -> None:
@@ -32,23 +34,21 @@ def tidy(cell: nbformat.NotebookNode) -> None:
     cell.metadata.pop("execution", None)
 
 
-def given(cell: nbformat.NotebookNode, parameters: Mapping[str, str]) -> str:
+def with_values(cell: nbformat.NotebookNode, values: Mapping[str, Any]) -> str:
     "The source of the cell tagged `parameters`, followed by assignments of the given ones."
-    return "\n".join([cell.source, *(f"{name} = {value!r}" for name, value in parameters.items())])
+    return "\n".join([cell.source, *(f"{name} = {value!r}" for name, value in values.items())])
 
 
-def refresh(path: Path, parameters: Mapping[str, str]) -> None:
-    "Run one notebook and write it back; a cell that fails leaves the file as it was and raises."
+def refresh(path: Path, texts: Mapping[str, str]) -> None:
+    "Run one notebook and write it back; a cell that fails leaves the file as it was and raises, and so does a parameter that it cannot take."
     notebook = nbformat.read(path, as_version=4)
-    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    if parameters and len(tagged) != 1:
-        sys.exit(f"{path} has {len(tagged)} cells tagged `parameters`; --set needs one.")
-    sources = [cell.source for cell in tagged]
-    for cell in tagged if parameters else []:
-        cell.source = given(cell, parameters)
+    values, cells = given(path, notebook, texts) if texts else {}, tagged(notebook)
+    sources = [cell.source for cell in cells]
+    for cell in cells if values else []:
+        cell.source = with_values(cell, values)
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
     client.execute()
-    for cell, source in zip(tagged, sources, strict=True):
+    for cell, source in zip(cells, sources, strict=True):
         cell.source = source
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -56,11 +56,11 @@ def refresh(path: Path, parameters: Mapping[str, str]) -> None:
     nbformat.write(notebook, path)
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     p.add_argument("notebooks", nargs="+", type=Path)
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of an experiment, for this run")
-    a = p.parse_args()
+    a = p.parse_args(arguments)
     wrong = [text for text in a.set if "=" not in text]
     if wrong:
         p.error(f"--set takes NAME=VALUE, not {wrong[0]}")
@@ -70,4 +70,10 @@ if __name__ == "__main__":
             refresh(path, dict(text.split("=", 1) for text in a.set))
         except CellExecutionError as e:
             sys.exit(f"{path} stopped in a cell: {e.ename}: {e.evalue}")
+        except ValueError as e:
+            sys.exit(str(e))
         print(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..data import MagaError
-from .published import publish, restore
+from .published import publish, published_folder, restore
 from maga.experiments.report import (
     EXPERIMENTS,
     Result,
@@ -172,11 +172,11 @@ def move_rows(move: str, settings: Settings) -> None:
     if move == "restore":
         print(f"{restore(Store(settings.results_folder))} published rows are in {settings.results_folder}.")
         return
-    session = open_session(settings)
+    folder, session = published_folder(), open_session(settings)  # in this order: no results folder is made where rows cannot be published
     with precision(settings, session):
         first = replace(settings, seeds=settings.all_seeds[:1])
         pictured = [s for c in experiment("figure6").cells(first) for s in c.specs(first.all_seeds)]
-        print(publish(session, settings, pictured))
+        print(publish(session, settings, pictured, folder))
 
 # %% ../../nbs/508_command.ipynb #3624eca9
 def main(arguments: Sequence[str] | None = None) -> int:

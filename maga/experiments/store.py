@@ -284,10 +284,9 @@ def _beat(path: Path, stop: threading.Event) -> None:
 
 # %% ../../nbs/500_store.ipynb #fa61c2fa
 def experiments_folder() -> Path | None:
-    "The folder with the experiments' notebooks, in the package's clone or at or below the working folder; `None` if there is none."
-    clone = Path(next(iter(sys.modules["maga"].__path__))).parent / "nbs" / "experiments"
-    tried = [clone, Path("nbs/experiments"), Path("experiments"), Path()]
-    return next((p for p in tried if (p / "paper" / "table1.ipynb").exists()), None)
+    "The folder with the experiments' notebooks, in the package's clone or in that of the working folder; `None` if there is none."
+    tried = [Path(next(iter(sys.modules["maga"].__path__))).parent, Path.cwd(), *Path.cwd().parents]
+    return next((folder for p in tried if ((folder := p / "nbs" / "experiments") / "paper" / "table1.ipynb").exists()), None)
 
 
 def in_repository(name: str) -> Path:

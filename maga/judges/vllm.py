@@ -81,7 +81,7 @@ def load_vllm_judge(
     try:
         from vllm import LLM, SamplingParams
     except ImportError as e:
-        raise MagaError("The judge vllm:<model> needs vLLM: pip install '.[vllm]' in the clone; or take vlm:<model>, which asks the same.") from e
+        raise MagaError("The judge vllm:<model> needs vLLM: pip install -e '.[vllm]' in the clone; or take vlm:<model>, which asks the same.") from e
     source = Source.of(where, "vllm")
     parts = without_weights(source, size)
     given = {"enable_prefix_caching": True, "limit_mm_per_prompt": {"image": 3}, "logprobs_mode": "processed_logprobs", **engine}

@@ -98,7 +98,7 @@ class Source:
     def fetched(self, load: Callable[[], Loaded]) -> Loaded:
         "The result of `load`; `MagaError` in one sentence where it fails."
         if self.gguf and not all(importlib.util.find_spec(package) for package in ("gguf", "accelerate")):
-            raise MagaError(f'The file {self.gguf.name} needs the packages gguf and accelerate: pip install ".[weights]" in the clone.')
+            raise MagaError(f'The file {self.gguf.name} needs the packages gguf and accelerate: pip install -e ".[weights]" in the clone.')
         try:
             return load()
         except ImportError as e:
