@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..data import MagaError, did_you_mean
-from .words import out_of_memory
+from ..device import out_of_memory
 from ..packaged import PACKAGED, file_revision, hub_answers
 
 Loaded = TypeVar("Loaded")
