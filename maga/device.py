@@ -22,8 +22,8 @@ from .data import ImageSet, MagaError
 T = TypeVar("T")
 
 # %% auto #0
-__all__ = ['T', 'pick_device', 'device_name', 'seeded', 'seeded_generator', 'to_device', 'autocast', 'has_bfloat16', 'pass_size',
-           'clock', 'clocked', 'in_turns', 'out_of_memory', 'recovered']
+__all__ = ['T', 'pick_device', 'device_name', 'seeded', 'seeded_generator', 'to_device', 'autocast', 'single_precision',
+           'rounded_alike', 'has_bfloat16', 'pass_size', 'clock', 'clocked', 'in_turns', 'out_of_memory', 'recovered']
 
 # %% ../nbs/001_device.ipynb #4fcb250f
 def pick_device(
@@ -85,12 +85,29 @@ def autocast(
     device: torch.device | str,
     amp: bool | None,  # True or False; None: on CUDA, and inside of `torch.autocast("cpu", torch.bfloat16)`
 ) -> torch.autocast:
-    "A context in which matrix products and convolutions run in bfloat16, or in float32: torch's own on CUDA, where convolutions are TF32."
+    "A context in which matrix products and convolutions run in bfloat16, or in float32 (see `single_precision`)."
     kind = torch.device(device).type
     enabled = (kind == "cuda" or torch.is_autocast_enabled(kind)) if amp is None else amp
     return torch.autocast(kind, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 # %% ../nbs/001_device.ipynb #6f8ec9cb
+def single_precision(device: torch.device) -> str:
+    "What convolutions of float32 numbers compute in: TF32 on a GPU that has it, where torch allows it (its default), else float32."
+    rounds = device.type == "cuda" and torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device)[0] >= 8
+    return "TF32" if rounds else "float32"
+
+
+@contextmanager
+def rounded_alike() -> Iterator[None]:
+    "A context in which matrix products of float32 numbers on a GPU are computed as convolutions are."
+    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    products.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        products.allow_tf32 = before
+
+
 def has_bfloat16() -> bool:
     "Whether this CPU multiplies in bfloat16, with matrix units (AMX) or vector instructions (AVX-512)."
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
