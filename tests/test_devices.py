@@ -7,6 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from maga import capture
+from maga.capture import Replayed
+from maga.mapped import placed, room
 from maga.measures.metrics import Outputs, measure
 from maga.methods.contract import get_method
 from maga.models import ModelSpec, save_checkpoint
@@ -58,3 +61,36 @@ def test_a_report_names_the_gpu_that_was_used(split, original, tmp_path, monkeyp
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"the name of {device}")
     monkeypatch.setattr(type(split), "device", torch.device("cuda:1"))
     assert record(SimpleNamespace(source="x", weights=file), split, result, file, "r")["device"] == "cuda (the name of cuda:1)"
+
+
+def test_all_recordings_of_a_device_share_a_stream(monkeypatch):
+    "Until one fails: the next begins on a stream of its own."
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(str(device)) or object())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    capture._side_stream.cache_clear()
+    sides = [Replayed(len, torch.device(name)).side for name in ("cuda:0", "cuda:1", "cuda:0", "cuda")]
+    assert made == ["cuda:0", "cuda:1"] and sides[0] is sides[2] is not sides[1] is sides[3]
+    failed = Replayed(len, torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "stream", raising(RuntimeError("operation not permitted when stream is capturing")))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(capture, "_check_randomness", lambda device, why: None)
+    with pytest.warns(UserWarning, match="cannot be captured"):
+        failed._capture([])
+    assert Replayed(len, torch.device("cuda:0")).side is not failed.side
+    capture._side_stream.cache_clear()
+
+
+def test_what_torch_keeps_on_a_gpu_is_room(monkeypatch):
+    for name, said in (("mem_get_info", (1000, 8000)), ("memory_reserved", 5000), ("memory_allocated", 2000)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, said=said: said)
+    assert room("cuda:0") == 4000
+
+
+def test_images_that_a_gpu_has_no_room_for_stay_with_a_warning(monkeypatch):
+    images = torch.zeros(1000, 3, 8, 8, dtype=torch.uint8)
+    monkeypatch.setattr("maga.mapped.has_room", lambda nbytes, device: False)
+    monkeypatch.setattr(torch, "empty", lambda n, device: SimpleNamespace(device=torch.device(device)))
+    with pytest.warns(UserWarning, match="1,000 images of 0.0 GB stay in the machine's memory: half of what cuda:1 has left is less"):
+        assert placed(images, "cuda:1") is images
