@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .checks import writable_folder
 from .data import ForgetSplit, ImageSet, MagaError, forget_class
-from .device import clocked, has_bfloat16, in_turns, pick_device
+from .device import clocked, has_bfloat16, in_turns, pick_device, rounded_alike, single_precision
 from .judges.contract import FeatureJudge, draw_exemplars
 from .judges.transition import estimate_transition
 from .measures.cost import counted_passes
@@ -190,8 +190,7 @@ def compare_capture(
     base = FitConfig(1, batch_size, lr=1e-3, nesterov=False, schedule="constant", pad=0, flip=False)
 
     def run(epochs: int, capture: bool) -> Callable[[], object]:
-        config = replace(base, epochs=epochs, capture=capture)
-        return lambda: fit(model, examples, config, torch.Generator().manual_seed(0))
+        return lambda: fit(model, examples, replace(base, epochs=epochs, capture=capture), torch.Generator().manual_seed(0))
 
     t = in_turns([run(epochs, capture) for capture in (False, True) for epochs in (1, 3)], images.device)
     eager, captured = (1000 * (t[i + 1] - t[i]) / (2 * steps) for i in (0, 2))
@@ -199,10 +198,11 @@ def compare_capture(
 
 # %% ../nbs/600_benchmark.ipynb #45e0607f
 def matmul_peak(device: torch.device, dtype: torch.dtype, n: int | None = None) -> float:
-    "Operations per second of a large square matrix product on random numbers."
+    "Operations per second of a large square matrix product on random numbers; of float32 in the precision of convolutions."
     n = n or (8192 if device.type == "cuda" else 1024)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    (t,) = in_turns([lambda: [a @ b for _ in range(5)]], device)
+    with rounded_alike():
+        (t,) = in_turns([lambda: [a @ b for _ in range(5)]], device)
     return 5 * 2 * n**3 / t
 
 
@@ -310,7 +310,7 @@ def say_peak(comparisons: Sequence[Comparison], spec: ModelSpec, device: torch.d
     for what in (c for c in comparisons if c.what.startswith(f"pretraining, {spec.arch}")):
         half = "bfloat16" in what.what
         peak, used = matmul_peak(device, torch.bfloat16 if half else torch.float32), what.ours * training_operations(spec)
-        name = "bfloat16" if half else "float32"
+        name = "bfloat16" if half else single_precision(device)
         say(f"matrix product in {name} {peak / 1e12:.2f} TFLOP/s; pretraining reaches {used / 1e12:.2f} TFLOP/s, {100 * used / peak:.0f} % of it")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -36,6 +37,12 @@ def may_be_captured(*functions: Callable | None) -> bool:
 # %% ../nbs/014_capture.ipynb #3675777f
 PAYS_FROM = 50  # calls
 
+
+@cache
+def _side_stream(index: int) -> torch.cuda.Stream:
+    "The stream of all recordings on the device of this number."
+    return torch.cuda.Stream(torch.device("cuda", index))
+
 # %% ../nbs/014_capture.ipynb #96d37de6
 class Replayed:
     """A function of tensors that is captured as a CUDA graph after a few plain calls, and then replayed.
@@ -51,7 +58,7 @@ class Replayed:
         device: torch.device,  # of all its tensors; need not be the current one
     ) -> None:
         self.function, self.device = function, device
-        self.side = torch.cuda.Stream(device)
+        self.side = _side_stream(torch.cuda.current_device() if device.index is None else device.index)
         self.warm, self.failed = 0, False
         self.graph: torch.cuda.CUDAGraph | None = None  # holds the pool of the graph's memory, and is released with this object
         self.inputs: list[Tensor | None] = []
@@ -93,6 +100,7 @@ class Replayed:
             self.graph = graph
         except RuntimeError as e:
             torch.cuda.synchronize(self.device)
+            _side_stream.cache_clear()  # the next recording does not begin where this one broke off
             why = str(e.__context__ or e).splitlines()[0]
             _check_randomness(self.device, why)
             self._refuse(why)

@@ -5,6 +5,7 @@
 # %% ../nbs/001_device.ipynb #dc8d1d58
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import statistics
@@ -21,14 +22,14 @@ from .data import ImageSet, MagaError
 T = TypeVar("T")
 
 # %% auto #0
-__all__ = ['T', 'pick_device', 'seeded', 'seeded_generator', 'to_device', 'autocast', 'has_bfloat16', 'pass_size', 'clock',
-           'clocked', 'in_turns']
+__all__ = ['T', 'pick_device', 'device_name', 'seeded', 'seeded_generator', 'to_device', 'autocast', 'single_precision',
+           'rounded_alike', 'has_bfloat16', 'pass_size', 'clock', 'clocked', 'in_turns', 'out_of_memory', 'recovered']
 
 # %% ../nbs/001_device.ipynb #4fcb250f
 def pick_device(
-    name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps" …
+    name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1" …
 ) -> torch.device:
-    "The device of that name; `auto` is CUDA if there is a GPU, else the CPU. `MagaError` if it is not available."
+    "The device of that name; `auto` is CUDA if there is a GPU, else the CPU. `MagaError` if it is not available or of another kind."
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -37,9 +38,16 @@ def pick_device(
         raise MagaError(f"{name!r} is no device; use auto, cpu, cuda or cuda:N.") from e
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MagaError(f"The device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu or auto.")
-    if device.type not in ("cpu", "cuda") and not (device.type == "mps" and torch.backends.mps.is_available()):
-        raise MagaError(f"The device {name!r} is not there; use auto, cpu, cuda or cuda:N.")
+    if device.type not in ("cpu", "cuda"):
+        raise MagaError(f"The device {name!r} is none of those that this package computes on; use auto, cpu, cuda or cuda:N.")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    "The GPU's name; on a CPU the number of threads, and bfloat16 inside its autocast."
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads{', bfloat16' if torch.is_autocast_enabled('cpu') else ''}"
 
 # %% ../nbs/001_device.ipynb #2754094c
 @contextmanager
@@ -77,21 +85,43 @@ def autocast(
     device: torch.device | str,
     amp: bool | None,  # True or False; None: on CUDA, and inside of `torch.autocast("cpu", torch.bfloat16)`
 ) -> torch.autocast:
-    "A context in which matrix products and convolutions run in bfloat16, or in float32."
+    "A context in which matrix products and convolutions run in bfloat16, or in float32 (see `single_precision`)."
     kind = torch.device(device).type
     enabled = (kind == "cuda" or torch.is_autocast_enabled(kind)) if amp is None else amp
     return torch.autocast(kind, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 # %% ../nbs/001_device.ipynb #6f8ec9cb
+def single_precision(device: torch.device) -> str:
+    "What convolutions of float32 numbers compute in: TF32 on a GPU that has it, where torch allows it (its default), else float32."
+    rounds = device.type == "cuda" and torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device)[0] >= 8
+    return "TF32" if rounds else "float32"
+
+
+@contextmanager
+def rounded_alike() -> Iterator[None]:
+    "A context in which matrix products of float32 numbers on a GPU are computed as convolutions are."
+    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    products.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        products.allow_tf32 = before
+
+
 def has_bfloat16() -> bool:
     "Whether this CPU multiplies in bfloat16, with matrix units (AMX) or vector instructions (AVX-512)."
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 # %% ../nbs/001_device.ipynb #44b37687
 def pass_size(images: ImageSet) -> int:
-    "How many images a pass without weight gradients takes: 1024 of 32 × 32 pixels on a GPU and 32 on a CPU; fewer if they are larger, at least 8."
-    side = max(*images.sides, *images.images.shape[-2:])
-    return max(8, (2**20 if images.device.type == "cuda" else 2**15) // side**2)
+    """How many images a pass without weight gradients takes: 1024 of 32 × 32 pixels on a GPU and 32 on a CPU; fewer if they are larger, at least 8.
+
+    On a GPU inside of `torch.no_grad` at least 128, or as many as make 2²³ pixels.
+    """
+    area = max(*images.sides, *images.images.shape[-2:]) ** 2
+    if images.device.type != "cuda":
+        return max(8, 2**15 // area)
+    return max(8, 2**20 // area, 0 if torch.is_grad_enabled() else min(128, 2**23 // area))
 
 # %% ../nbs/001_device.ipynb #1c0c0a02
 def clock(device: torch.device | str) -> float:
@@ -122,3 +152,25 @@ def in_turns(
         way()
     times = [[clocked(way, device)[1] for way in ways] for _ in range(repeats)]
     return [statistics.median(column) for column in zip(*times, strict=True)]
+
+# %% ../nbs/001_device.ipynb #fe4c90da
+_FULL = ("out of memory", "not enough memory", "allocate memory", "alloc_failed", "no available memory", "less than desired gpu memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    "Whether an error, or the one that it was raised from, means that the memory of a device or of the machine is used up."
+    text, cause = str(error).lower(), error.__cause__
+    full = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _FULL)
+    return full or (cause is not None and out_of_memory(cause))
+
+
+def recovered(device: torch.device) -> bool:
+    "Give back the memory of a failed computation, after its error is gone. Whether the device still works; False: only a new process can use it."
+    gc.collect()
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+            torch.cuda.empty_cache()
+        except RuntimeError:
+            return False
+    return True

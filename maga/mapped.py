@@ -58,7 +58,8 @@ def room(device: torch.device | str = "cpu") -> float:
     "Bytes that may still be allocated on a device; infinite where nobody says."
     device = torch.device(device)
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # that torch keeps for later tensors
+        return float(torch.cuda.mem_get_info(device)[0] + idle)
     if device.type != "cpu":
         return float("inf")
     try:
@@ -74,9 +75,14 @@ def has_room(nbytes: int, device: torch.device | str = "cpu") -> bool:
 
 
 def placed(images: Tensor, device: torch.device | str) -> Tensor:
-    "The images on a device, or where they are if it has no room for them."
+    "The images on a device, or where they are if it has no room for them; a warning where that is a GPU."
     place = torch.empty(0, device=device).device  # with its number
-    return images if images.device == place or not has_room(images.nbytes, place) else images.to(place)
+    if images.device == place or has_room(images.nbytes, place):
+        return images.to(place)
+    if place.type == "cuda":
+        said = f"{len(images):,} images of {images.nbytes / 1e9:.1f} GB stay in the machine's memory: half of what {place} has left is less"
+        warnings.warn(f"{said}. Every batch is copied to it, and steps are not captured as a graph.", stacklevel=2)
+    return images
 
 # %% ../nbs/017_mapped.ipynb #eec4950e
 _NAMES = {torch.int64: "I64", torch.uint8: "U8"}

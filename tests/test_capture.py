@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from maga import training
+from maga import capture, training
 from maga.capture import Replayed, may_be_captured, tensors_only
 from maga.data import MagaError
 from maga.device import seeded
@@ -114,13 +114,14 @@ def test_captured_fits_are_eager_ones(what, kind, replays, recwarn):
 
 @on_a_gpu
 def test_the_second_gpu(replays, monkeypatch):
-    "While the first is the current one: there is one stream, and it is the images' device's."
+    "While the first is the current one: there is one stream for two fits, and it is the images' device's."
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
+    capture._side_stream.cache_clear()
     streams, plain = [], torch.cuda.Stream
     monkeypatch.setattr(torch.cuda, "Stream", lambda device=None, **more: (streams.append(device), plain(device, **more))[1])
     config = FITS["momentum, an odd last batch"]
-    captured = fitted(config, "cuda:1")
+    captured, _ = (fitted(config, "cuda:1") for _ in range(2))
     assert [str(d) for d in streams] == ["cuda:1"] and replays and torch.cuda.current_device() == 0
     assert all(p.device == torch.device("cuda:1") for p in captured.parameters())
     assert agree(captured, fitted(replace(config, capture=False), "cuda:1"))

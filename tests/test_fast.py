@@ -100,3 +100,18 @@ def test_the_benchmark_leaves_out_a_method_without_the_preset(monkeypatch):
     assert len(said) == 1 and "odd is left out" in said[0]
     with pytest.raises(MagaError, match="no preset"):
         benchmark.method_times(spec, few, "digits", brief, ["odd"])
+
+
+def test_the_ceiling_is_rounded_as_convolutions_are(monkeypatch):
+    "On a GPU convolutions of float32 numbers are TF32, so a product that is not is no limit for them."
+    seen, plain = [], benchmark.in_turns
+    monkeypatch.setattr(benchmark, "in_turns", lambda *given: (seen.append(torch.backends.cuda.matmul.allow_tf32), plain(*given))[1])
+    benchmark.matmul_peak(torch.device("cpu"), torch.float32, 8)
+    assert seen == [torch.backends.cudnn.allow_tf32] and not torch.backends.cuda.matmul.allow_tf32
+    monkeypatch.setattr(benchmark, "matmul_peak", lambda device, dtype: 4e12)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    said, spec = [], ModelSpec.of("small_cnn", digits()[0])
+    of = [benchmark.Comparison(f"pretraining, small_cnn, batch 2{half}", 1.0, 2.0, "images/s") for half in ("", ", bfloat16")]
+    for where in ("cpu", "cuda"):
+        benchmark.say_peak(of, spec, torch.device(where), said.append)
+    assert [line.split()[3] for line in said] == ["float32", "bfloat16", "TF32", "bfloat16"]

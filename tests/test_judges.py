@@ -567,6 +567,36 @@ def test_no_memory_for_the_weights_is_said():
         Source("org/name", "vllm", "org/name", {}).fetched(load)
 
 
+VLLM_SAYS = {
+    "Free memory on device cuda:0 (3.2/4.0 GiB) on startup is less than desired GPU memory utilization (0.9, 3.6 GiB).": "no memory for the model",
+    "No available memory for the cache blocks.": "no memory for the model",
+    "Engine core initialization failed. See root cause above.": "vLLM did not start with the model .* its own lines above say why",
+    "no such thing": "holds no model that can be loaded",
+}
+
+
+@pytest.mark.parametrize("says", VLLM_SAYS)
+def test_why_vllm_did_not_start(says, folders, exemplars, monkeypatch):
+    "Memory that torch no longer uses is given back before, because the engine lives in another process."
+    done, engine = [], ModuleType("vllm")
+
+    def start(**given):
+        done.append("start")
+        raise (ValueError if "Free" in says else RuntimeError)(says)
+
+    engine.LLM, engine.SamplingParams = start, SimpleNamespace
+    monkeypatch.setitem(sys.modules, "vllm", engine)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("empty"))
+    with pytest.raises(MagaError, match=VLLM_SAYS[says]):
+        load_vllm_judge(folders("smolvlm"), exemplars, size=SIDE)
+    assert done == ["empty", "start"]
+
+
+def test_vllm_takes_the_first_gpu(exemplars):
+    with pytest.raises(MagaError, match="not cuda:2: set CUDA_VISIBLE_DEVICES=2"):
+        make_judge("vllm:org/name", exemplars, options=JudgeOptions(device="cuda:2"))
+
+
 def test_a_judge_in_an_experiment_goes_on_where_it_was_killed(folders, tmp_path, monkeypatch):
     "Each prompt is asked once, and the answers go when T is there."
     from maga.experiments.session import Session, transition_of

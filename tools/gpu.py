@@ -1,5 +1,6 @@
 """`make gpu`: all that needs a GPU, the most important first. The same command continues; `results/gpu/gpu.log` says what is left.
 
+A stage that fails does not stop the others; the command ends with 1. Only a GPU that breaks ends it: the same command is a new process.
 A machine that takes small parcels gets data and checkpoints by `tools/pack.py`, in pieces of at most 60 MiB.
 Options that are not listed here go to `python -m maga.experiments`, for example `make gpu ARGS="--processes 4 --seeds 0,1,2"`.
 """
@@ -10,12 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from maga import benchmark
+from maga.checks import MagaError
+from maga.device import recovered
 from maga.experiments import __main__ as command
 from maga.experiments.report import cells_of, experiment, open_session, specs_of, together
 from maga.experiments.runs import missing_of
@@ -25,6 +29,7 @@ from maga.experiments.store import code_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = ("table1", "table6", "frontier")  # of the grid; the rest follows
+INTERRUPTED = 130  # status of `python -m maga.experiments`
 
 
 def run_tests(folder: Path) -> bool | None:
@@ -55,10 +60,14 @@ def what_is_left(stages: Sequence[str], settings: Settings, folder: Path) -> lis
         if name in ONCE:
             without = ", pytest is not installed" if name == "tests" and importlib.util.find_spec("pytest") is None else ""
             said += [] if is_done(name, folder) else [f"{name}: not passed yet{without}"]
-        else:
+            continue
+        try:
             left, failed, whole = rows_left(name, settings, session)
-            said += [f"{name}: {left} of {whole} rows left"] if left else []
-            said += [f"{name}: {failed} of {whole} rows failed; --retry tries them again"] if failed else []
+        except MagaError as e:
+            said.append(f"{name}: {e}")
+            continue
+        said += [f"{name}: {left} of {whole} rows left"] if left else []
+        said += [f"{name}: {failed} of {whole} rows failed; --retry tries them again"] if failed else []
     session.store.tidy()
     return said
 
@@ -68,19 +77,25 @@ def is_done(name: str, folder: Path) -> bool:
     return mark.exists() and mark.read_text() == code_digest()
 
 
-def run_stages(stages: Sequence[str], options: Sequence[str], folder: Path) -> bool:
-    "All stages in their order; False after the first that fails."
-    for name in stages:
+def passed(name: str, options: Sequence[str], folder: Path) -> bool:
+    "Run a stage that is not done; whether it succeeded. `KeyboardInterrupt` where the time is over, `SystemExit` where the GPU is broken."
+    try:
         if name not in ONCE:
-            if command.main([name, *options]) != 0:
-                return False
-        elif not is_done(name, folder):
-            passed = ONCE[name](folder)
-            if passed is False:
-                return False
-            if passed:
+            status = command.main([name, *options])
+            if status == INTERRUPTED:
+                raise KeyboardInterrupt
+            return status == 0
+        if not is_done(name, folder):
+            ended = ONCE[name](folder)
+            if ended:
                 (folder / f"{name}.done").write_text(code_digest())
-    return True
+            return ended is not False
+        return True
+    except Exception:
+        traceback.print_exc()
+    if not recovered(torch.device("cuda")):
+        raise SystemExit(f"{name} broke the GPU for this process; the same command goes on")
+    return False
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -105,19 +120,22 @@ def main(arguments: Sequence[str]) -> int:
 
     signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, 60 * a.minutes)
+    device, said, broken = torch.cuda.get_device_name(), list[str](), False
     try:
-        passed = run_stages(stages, options, folder)
+        for name in stages:
+            said += [] if passed(name, options, folder) else [f"{name}: ended with an error"]
     except KeyboardInterrupt:
-        passed = False
+        said.append("interrupted")
+    except SystemExit as e:
+        said, broken = [*said, str(e)], True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    left = what_is_left(stages, settings, folder)
-    lines = [f"{time.strftime('%Y-%m-%d %H:%M')}, {torch.cuda.get_device_name()}, {(time.monotonic() - start) / 60:.1f} minutes", *left]
-    lines += [] if left or not passed else ["nothing is left"]
+    said += [] if broken else what_is_left(stages, settings, folder)
+    lines = [f"{time.strftime('%Y-%m-%d %H:%M')}, {device}, {(time.monotonic() - start) / 60:.1f} minutes", *(said or ["nothing is left"])]
     with (folder / "gpu.log").open("a") as log:
         print(*lines, sep="\n", file=log)
     print(*lines, sep="\n")
-    return int(bool(left) or not passed)
+    return int(bool(said))
 
 
 if __name__ == "__main__":

@@ -91,6 +91,10 @@ def _vlm(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module
 
 
 def _vllm(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
+    number = o.device.partition("cuda:")[2]
+    if number not in ("", "0"):
+        advice = f"CUDA_VISIBLE_DEVICES={number} before the command and --device cuda"
+        raise MagaError(f"The judge vllm takes the first GPU that its process sees, not {o.device}: set {advice}, or take the judge vlm:{model}.")
     from maga.judges.vllm import load_vllm_judge
 
     return load_vllm_judge(model, exemplars, o.prompt or PROMPT, o.size, o.batch_size, **({} if o.dtype == "auto" else {"dtype": o.dtype}))

@@ -5,6 +5,7 @@
 # %% ../../nbs/211_vllm.ipynb #5c6eb96f
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .weights import Source
 from .words import WordJudge
 
 # %% auto #0
-__all__ = ['PLACING', 'single_tokens', 'VLLMJudge', 'load_vllm_judge']
+__all__ = ['PLACING', 'single_tokens', 'VLLMJudge', 'started', 'load_vllm_judge']
 
 # %% ../../nbs/211_vllm.ipynb #f00fb347
 def single_tokens(words: AnswerWords) -> tuple[list[int], list[int]]:
@@ -69,6 +70,18 @@ class VLLMJudge(WordJudge):
 PLACING = ("tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "max_num_seqs", "enforce_eager")  # no answer depends on them
 
 
+def started(engine: Callable[..., Any], **given: Any) -> Any:
+    "An engine with these arguments; `MagaError` where it does not start: it is a process of its own, which prints the reason."
+    torch.cuda.empty_cache()  # to that process, memory that torch keeps for later is taken
+    try:
+        return engine(**given)
+    except RuntimeError as e:
+        if "engine core" not in str(e).lower():
+            raise
+        why = "its own lines above say why. Often too little of the GPU is free: end what else is on it, or give a smaller gpu_memory_utilization"
+        raise MagaError(f"vLLM did not start with the model {given['model']}; {why}.") from e
+
+
 def load_vllm_judge(
     where: str,  # a folder, org/model or org/model@revision
     exemplars: ImageSet,
@@ -86,7 +99,7 @@ def load_vllm_judge(
     parts = without_weights(source, size)
     given = {"enable_prefix_caching": True, "limit_mm_per_prompt": {"image": 3}, "logprobs_mode": "processed_logprobs", **engine}
     given |= {"mm_processor_kwargs": dict(parts.family.options) or None, "revision": source.given.get("revision"), "max_logprobs": 8}
-    llm = source.fetched(lambda: LLM(model=source.name, **given))
+    llm = source.fetched(lambda: started(LLM, model=source.name, **given))
     decides = [f"{name}={value}" for name, value in sorted(engine.items()) if name not in PLACING]
     revision = " ".join([source.revision(parts.model.config), *decides])
     return VLLMJudge(llm, SamplingParams, parts, exemplars, f"vllm:{where}", revision, prompt, batch_size)

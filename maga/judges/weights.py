@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..data import MagaError, did_you_mean
-from .words import out_of_memory
+from ..device import out_of_memory
 from ..packaged import PACKAGED, file_revision, hub_answers
 
 Loaded = TypeVar("Loaded")
@@ -96,11 +96,13 @@ class Source:
         return self.fetched(lambda: kind.from_pretrained(self.name, **options, **self.given))
 
     def fetched(self, load: Callable[[], Loaded]) -> Loaded:
-        "The result of `load`; `MagaError` in one sentence where it fails."
+        "The result of `load`; `MagaError` in one sentence where it fails: its own, or one about a package, the memory or the model."
         if self.gguf and not all(importlib.util.find_spec(package) for package in ("gguf", "accelerate")):
             raise MagaError(f'The file {self.gguf.name} needs the packages gguf and accelerate: pip install -e ".[weights]" in the clone.')
         try:
             return load()
+        except MagaError:
+            raise
         except ImportError as e:
             raise MagaError(f"The model {self.where} needs a package that is not installed: {str(e).strip().splitlines()[0]}") from e
         except Exception as e:  # the hub's client and transformers raise many kinds

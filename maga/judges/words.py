@@ -13,19 +13,14 @@ import torch
 from torch import Tensor
 
 from ..data import ImageSet, MagaError
+from ..device import out_of_memory
 from .contract import Answers, Block, ask_all, checked_concepts, image_hashes, warn_if_ignored
 from .prompt import ExampleChoice, ExamplePair, checked_prompt
 
 # %% auto #0
-__all__ = ['out_of_memory', 'in_halves', 'WordJudge']
+__all__ = ['in_halves', 'WordJudge']
 
 # %% ../../nbs/208_words.ipynb #3775dcef
-def out_of_memory(error: BaseException) -> bool:
-    "Whether the error means that the device's memory is used up."
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text or "not enough memory" in text
-
-
 def in_halves(
     ask: Callable[[Tensor], tuple[Tensor, Tensor]],  # rows [r] -> two tensors [r]
     rows: Tensor,  # int64

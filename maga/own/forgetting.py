@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 from ..adapter import moving_head, prepared
 from ..checks import Amount, Checked, Count, MagaError, Seed, check_value, write_whole
 from ..data import ForgetSplit, ImageSet, forget_class, forget_random, forget_subclass
-from ..device import seeded_generator, to_device
+from ..device import clock, seeded_generator, to_device
 from ..judges.contract import draw_exemplars
 from ..judges.named import JudgeOptions, is_matrix, make_judge
 from ..judges.transition import TransitionMatrix, estimate_transition
@@ -296,16 +294,25 @@ def forget(
     "The model without what must go, measured beside the original on the same images."
     check_value("seed", seed, Seed)
     original = Outputs.of(model, split)
-    start = time.perf_counter()
+    start = clock(split.device)
     with counted_passes(split.device) as passes:
         made = plan.method(model, split, plan.config, seeded_generator("forget", seed), progress)
         cost = float(passes)
-    seconds = time.perf_counter() - start
+    seconds = clock(split.device) - start
     result = Outputs.of(made, split)
     answers = {name: o.forgotten(split)[0].argmax(1).cpu() for name, o in (("before", original), ("after", result))}
     return Forgotten(made.eval(), plan, measure(original, split), measure(result, split), answers, cost, seconds, seed)
 
 # %% ../../nbs/701_forgetting.ipynb #b91fa42d
+def _read_into(network: nn.Module, file: Path) -> bool:
+    "Whether a file held the weights that the network has now. Where it is not there, cut off or another network's, some may be in it."
+    try:
+        network.load_state_dict(load_file(file))
+        return True
+    except (OSError, SafetensorError, RuntimeError):
+        return False
+
+
 def trained_retrains(
     network: nn.Module,  # the original
     make_model: MakeModel,  # an untrained one
@@ -323,12 +330,12 @@ def trained_retrains(
     key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
     for seed in range(n):
         file = folder / f"retrain_{key}_{seed}.safetensors"
+        there = fresh_model(network, split, make_model, seeded_generator("retrain", seed))
+        if _read_into(there, file):
+            made.append(to_device(there, split.device).eval())
+            continue
         g = seeded_generator("retrain", seed)
         fresh = fresh_model(network, split, make_model, g)
-        with suppress(OSError, SafetensorError, RuntimeError):  # not there, or cut off: trained anew
-            fresh.load_state_dict(load_file(file))
-            made.append(to_device(fresh, split.device).eval())
-            continue
         one = fit(fresh, Examples.of(split.train, split.retain_train), config, g, progress=progress)
         state = {k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in one.state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)

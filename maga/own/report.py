@@ -109,7 +109,7 @@ def record(
 ) -> dict[str, Any]:
     "All that the report says, as plain values."
     plan = result.plan
-    where = torch.cuda.get_device_name() if split.device.type == "cuda" else platform.processor() or platform.machine()
+    where = torch.cuda.get_device_name(split.device) if split.device.type == "cuda" else platform.processor() or platform.machine()
     classes = split.train.classes
     shares = {n: torch.bincount(k, minlength=len(classes)).tolist() for n, k in result.answers.items()}
     return {

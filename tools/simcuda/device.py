@@ -158,7 +158,7 @@ def pretend() -> None:
         "is_bf16_supported": lambda including_emulation=True: True, "synchronize": synchronize, "Stream": Stream, "stream": stream,
         "current_stream": lambda d=None: streams[index(d)], "set_stream": lambda s: streams.__setitem__(s.device.index, s),
         "CUDAGraph": CUDAGraph, "graph": graph, "is_current_stream_capturing": sim.capturing, "empty_cache": lambda: None,
-        "reset_peak_memory_stats": lambda d=None: None, "max_memory_allocated": lambda d=None: 0, "memory_allocated": lambda d=None: 0,
+        "reset_peak_memory_stats": lambda d=None: None, "max_memory_allocated": lambda d=None: 0, "memory_allocated": lambda d=None: 0, "memory_reserved": lambda d=None: 0,
         "mem_get_info": lambda d=None: (80 << 30, 80 << 30), "get_rng_state": lambda d="cuda": sim.random_state(index(d)),
         "set_rng_state": lambda s, d="cuda": sim.set_random_state(index(d), s), "manual_seed": lambda s: sim.seed(sim.device(), s % 2**64),
         "manual_seed_all": lambda s: [sim.seed(i, s % 2**64) for i in range(2)],

@@ -1,0 +1,96 @@
+"""What a GPU does and a CPU does not: work that is queued, memory that runs out, a device that breaks. Without one: calls of torch are replaced."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from maga import capture
+from maga.capture import Replayed
+from maga.mapped import placed, room
+from maga.measures.metrics import Outputs, measure
+from maga.methods.contract import get_method
+from maga.models import ModelSpec, save_checkpoint
+from maga.own import forgetting
+from maga.own.forgetting import Forgotten, Plan, forget, trained_retrains
+from maga.own.report import record
+from maga.training import FitConfig
+
+
+def raising(error):
+    def call(*given, **named):
+        raise error
+
+    return call
+
+
+def test_the_seconds_of_forgetting_begin_and_end_on_the_devices_clock(split, original, monkeypatch):
+    "The evaluation before it is still queued on a GPU when Python comes here."
+    looks, told = [], iter((10.0, 17.5))
+    monkeypatch.setattr(forgetting, "clock", lambda device: (looks.append(device), next(told))[1])
+    plan = SimpleNamespace(method=lambda model, *more: (looks.append("method"), copy.deepcopy(model))[1], config=None)
+    assert forget(original, split, plan).seconds == 7.5
+    assert looks == [split.device, "method", split.device]
+
+
+def test_a_kept_retrain_that_the_device_has_no_room_for_is_not_trained_on(split, original, tmp_path, monkeypatch):
+    "The file stays as it is; what cannot be read is trained from untrained weights, also where a part of it was read."
+    make, brief = ModelSpec.of("resnet10", split.train).make, FitConfig(1, 128, lr=0.01, pad=0, flip=False)
+    (first,) = trained_retrains(original, make, split, 1, brief, tmp_path)
+    (file,) = tmp_path.glob("retrain_*")
+    whole = file.read_bytes()
+    with monkeypatch.context() as full:
+        full.setattr(forgetting, "to_device", raising(torch.OutOfMemoryError("CUDA out of memory.")))
+        with pytest.raises(torch.OutOfMemoryError):
+            trained_retrains(original, make, split, 1, brief, tmp_path)
+    assert file.read_bytes() == whole
+    state = {k: torch.full_like(v, 7) for k, v in load_file(file).items()}
+    forgetting.save_file(state | {"fc.weight": torch.zeros(3, 3)}, file)
+    (again,) = trained_retrains(original, make, split, 1, brief, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+    assert load_file(file)["fc.weight"].shape == (10, *load_file(file)["fc.weight"].shape[1:])
+
+
+def test_a_report_names_the_gpu_that_was_used(split, original, tmp_path, monkeypatch):
+    "On a machine with two of different kinds."
+    file = save_checkpoint(tmp_path / "net.safetensors", original, ModelSpec.of("resnet10", split.train))
+    measured = measure(Outputs.of(original, split), split)
+    result = Forgotten(original, Plan(get_method("restart"), None, ""), measured, measured, {}, 1.0, 1.0, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"the name of {device}")
+    monkeypatch.setattr(type(split), "device", torch.device("cuda:1"))
+    assert record(SimpleNamespace(source="x", weights=file), split, result, file, "r")["device"] == "cuda (the name of cuda:1)"
+
+
+def test_all_recordings_of_a_device_share_a_stream(monkeypatch):
+    "Until one fails: the next begins on a stream of its own."
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(str(device)) or object())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    capture._side_stream.cache_clear()
+    sides = [Replayed(len, torch.device(name)).side for name in ("cuda:0", "cuda:1", "cuda:0", "cuda")]
+    assert made == ["cuda:0", "cuda:1"] and sides[0] is sides[2] is not sides[1] is sides[3]
+    failed = Replayed(len, torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "stream", raising(RuntimeError("operation not permitted when stream is capturing")))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(capture, "_check_randomness", lambda device, why: None)
+    with pytest.warns(UserWarning, match="cannot be captured"):
+        failed._capture([])
+    assert Replayed(len, torch.device("cuda:0")).side is not failed.side
+    capture._side_stream.cache_clear()
+
+
+def test_what_torch_keeps_on_a_gpu_is_room(monkeypatch):
+    for name, said in (("mem_get_info", (1000, 8000)), ("memory_reserved", 5000), ("memory_allocated", 2000)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, said=said: said)
+    assert room("cuda:0") == 4000
+
+
+def test_images_that_a_gpu_has_no_room_for_stay_with_a_warning(monkeypatch):
+    images = torch.zeros(1000, 3, 8, 8, dtype=torch.uint8)
+    monkeypatch.setattr("maga.mapped.has_room", lambda nbytes, device: False)
+    monkeypatch.setattr(torch, "empty", lambda n, device: SimpleNamespace(device=torch.device(device)))
+    with pytest.warns(UserWarning, match="1,000 images of 0.0 GB stay in the machine's memory: half of what cuda:1 has left is less"):
+        assert placed(images, "cuda:1") is images
