@@ -102,7 +102,12 @@ def test_default_folders_are_the_repositorys(monkeypatch, tmp_path):
     assert (Settings().data_folder, Settings().results_folder) == (tmp_path / "data", tmp_path / "results")
 
 
-@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs" / "experiments").rglob("*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("notebook", STUDIES, ids=lambda p: p.stem)
 def test_no_experiments_default_folder_depends_on_where_it_is_opened(notebook):
-    cells = [c for c in json.loads(notebook.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
-    assert not any("../" in "".join(c["source"]) for c in cells)
+    "Each folder among the parameters is read by the settings, or by `in_repository`."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    tagged = "".join("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    assert "../" not in tagged
+    for name in re.findall(r'^(\w+) = "(?:data|results)\b', tagged, re.M):
+        assert "settings_in(globals())" in code or f"in_repository({name})" in code or f"{name}={name}" in code, name

@@ -18,7 +18,7 @@ from maga.data import MagaError
 from maga.experiments import expected, report
 from maga.experiments.published import PublishedSession, check_published, published_folder, read_rows
 from maga.experiments.report import EXPERIMENTS, Result, compute, open_session, precision, together
-from maga.experiments.session import resolve
+from maga.experiments.session import Training, model_key, resolve
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN
 from maga.experiments.studies import forgotten_outputs
@@ -114,13 +114,41 @@ def test_the_front_page_says_what_is_published(session):
     assert without == set(re.findall(r"/(\w+)\.ipynb", said))
 
 
-def test_a_retrain_is_a_true_retrain_everywhere():
-    "A retrain's row starts from no other model, and a method's row names the retrain that it was compared with."
+def test_a_retrain_is_a_true_retrain_everywhere(session):
+    "Its model is that of training on what stays, with no original behind it; a method is compared with that of its own request and seed."
     rows = read_rows(published_folder()).values()
-    retrains = {row.dependencies["retrain"] for row in rows if row.spec.method == RETRAIN}
-    assert retrains
-    assert all(row.metrics["cost"] == 1 and row.metrics["TV"] == 0 for row in rows if row.spec.method == RETRAIN and not row.spec.original)
-    assert all(row.dependencies["retrain"] for row in rows)
+    retrains = [row for row in rows if row.spec.method == RETRAIN]
+    with precision(SETTINGS, session):
+        for row in rows:
+            s = row.spec
+            whole = Training(s.data, s.backbone, s.recipe, s.training_seed)
+            without = replace(whole, task=s.task, target=s.target, draw=s.draw)
+            keys = {"original": model_key(session, whole), "retrain": model_key(session, without)}
+            assert s.task and keys["original"] != keys["retrain"] and {k: row.dependencies[k] for k in keys} == keys, s
+    assert retrains and all(row.metrics["cost"] == 1 and not row.spec.original for row in retrains)
+    assert not any("the original model" in trace for row in retrains for trace in row.made_from_forgotten)
+    assert all(row.metrics["A_f"] == 0 for row in retrains if row.spec.task == "class")
+
+
+FRESH_HEAD = {"checkpoint": "", "retrains": "", "data_root": "no data here", "target": "rocket", "runs": "", "folder": "results/fresh_head"}
+
+
+def test_a_fresh_head_of_another_class_shows_no_rocket():
+    names = FRESH_HEAD | {"target": "mushroom"}
+    said = [line for source, _ in kept_cells("fresh_head") for line in run_cell(source, names)]
+    assert said[0] == "No run is kept yet." and "Retrains" not in "".join(said) and "<td>" not in "".join(said)
+
+
+def test_a_part_of_the_fresh_heads_is_not_kept(tmp_path, monkeypatch):
+    "One run of a clone without the others' rows does not replace the table of all; the last of all is kept."
+    monkeypatch.setenv("MAGA_KEPT", str(tmp_path))
+    names = FRESH_HEAD | {"checkpoint": "given", "runs": "neither:0"}
+    run, *_ = (source for source, _ in kept_cells("fresh_head") if source.startswith("if checkpoint:"))
+    run_cell(next(source for source, _ in kept_cells("fresh_head")), names)
+    rows = pd.DataFrame(names["RUNS"], columns=["variant", "seed"])
+    for n in (1, len(rows)):
+        run_cell(run, names | {"run_all": lambda wanted, n=n: iter([rows[:n]])})
+        assert (tmp_path / "fresh_head.csv").exists() == (n == len(rows))
 
 
 def test_published_files_are_small_and_whole():
