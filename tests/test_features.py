@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from maga.data import MagaError, forget_class
 from maga.methods import features
-from maga.methods.contract import get_method
+from maga.methods.contract import METHODS, get_method
 from maga.methods.features import DirectionalConfig, UndoConfig, blinded, layer_means, leaving, random_directions, without_directions
 from maga.methods.restart import Distil, RestartConfig, passes_of, taught
 from maga.sources import digits
@@ -142,9 +142,15 @@ def test_a_student_that_says_the_class_is_wrong():
     assert losses[5.0, True] > losses[0.0, True] + 0.5 and losses[5.0, False] == pytest.approx(losses[0.0, False], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ("undo", "directional_damage"))
+BUDGETED = sorted(name for name, m in METHODS.items() if any(preset.endswith("%") for preset in m.presets))
+
+
+@pytest.mark.parametrize("name", BUDGETED)
 def test_the_presets_cost_what_their_names_say(name):
-    "On a split of CIFAR-100's size, or of cifar10_small's: the passes of a retrain of forty epochs, ten of resnet6_haar."
+    """On a split of CIFAR-100's size, or of cifar10_small's: the passes of a retrain of forty epochs, ten of resnet6_haar.
+
+    Not much less: the small ones share whole epochs, so that `small_5%` costs 3.33 % without experts or a teacher (`eu_k`), 3.66 % with means.
+    """
 
     class Sized:
         def __init__(self, forget, retain):
@@ -155,7 +161,8 @@ def test_the_presets_cost_what_their_names_say(name):
             *network, budget = preset.split("_")
             split = Sized(1_000, 9_000) if network == ["small"] else Sized(500, 49_500)
             share = 100 * passes_of(config, split) / ((10 if network == ["haar"] else 40) * len(split.retain_train))
-            assert share <= float(budget[:-1]), (preset, share)
+            least = 0.66 if network == ["small"] else 0.87
+            assert least * float(budget[:-1]) <= share <= float(budget[:-1]), (preset, share)
 
 
 def test_a_teacher_of_directional_damage_is_the_original():

@@ -3,6 +3,7 @@
 import configparser
 import csv
 import json
+import math
 import os
 import re
 import subprocess
@@ -10,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from maga.experiments.frontier import frontier_points
+from maga.experiments.studies import kept
 
 from .forked import ENVIRONMENT, ROOT
 
@@ -29,7 +33,10 @@ def demo(results):
     notebook = ROOT / "nbs" / "experiments" / "studies" / "demo.ipynb"
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), str(results / "demo" / "demo.ipynb"), "-k", "python3"]
     return subprocess.Popen(
-        [*command, "-p", "results", str(results), "-p", "device", "cpu"], env=os.environ | ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, "-p", "results", str(results), "-p", "device", "cpu"],
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 
@@ -50,7 +57,6 @@ def test_the_demonstration_twice(tmp_path):
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STUDIES = sorted((ROOT / "nbs" / "experiments").rglob("*.ipynb"))
-KEPT = ("Seven rows of results", "What was reproduced, and what was not")  # sections whose numbers are those of kept notebooks
 
 
 def outputs_of(notebook):
@@ -64,17 +70,53 @@ def section(title):
     return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-@pytest.mark.parametrize("title", KEPT)
-def test_the_numbers_of_the_front_page_are_those_of_the_notebooks(title):
-    "Each number with a point is in the output of a notebook that the line links to; without a link, of one that the section links to."
+PLACES = {  # row of the front page -> point of the frontier
+    "original": ("original", "published"),
+    "`maga`, published settings": ("maga", "published"),
+    "`restart`": ("restart", "12.5%"),
+    "`restart`, fresh last layer and a teacher": ("restart, fresh head", "12%"),
+    "`directional_damage`, tuned settings": ("directional_damage", "tuned"),
+    "`eu_k`, tuned settings": ("eu_k", "tuned"),
+    "retrain": ("retrain", "published"),
+}
+
+
+def test_the_seven_rows_are_the_frontiers():
+    "Every cell is computed from the kept table; an interval that rounds to 0 is not shown, nor that of a smallest mean."
+    points = frontier_points(kept("frontier")).set_index(["method", "budget"])
+
+    def cell(point, metric):
+        value, half = point[metric], point[f"{metric}_ci95"]
+        if metric == "relearn_ratio" and point.never_back:
+            return f"at least {value:.2f}"
+        return "–" if math.isnan(value) else f"{value:.2f} ± {half:.2f}" if round(100 * half) else f"{value:.2f}"
+
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in section("Seven rows of results").splitlines() if line.startswith("|")][2:]
+    assert [name for name, *_ in rows] == list(PLACES)
+    for name, cost, *cells in rows:
+        point = points.loc[PLACES[name]]
+        metrics = ("A_r", "A_f", "MIA", "neighbour_tv_ratio", "relearn_ratio", "ulira_auc")
+        assert [cost, *cells] == [f"{100 * point.cost:.2f}", *(cell(point, m) for m in metrics)], name
+
+
+NUMBER = r"\d+\.\d+(?: ± \d+\.\d+)?"
+
+
+def test_the_numbers_of_the_front_page_are_those_of_the_notebooks():
+    """Each number with a point, whole and with its interval, is in the output of a notebook that the line links to.
+
+    One with % or points is the same number, or a number there rounds to it.
+    """
     checked = 0
-    for line in section(title).splitlines():
-        links = re.findall(r"\]\((nbs/\S+?\.ipynb)\)", line) or re.findall(r"\]\((nbs/\S+?\.ipynb)\)", section(title))
-        said = "\n".join(outputs_of(ROOT / link) for link in links)
-        for number in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", line):
-            assert number in said, (number, line)
-            checked += 1
-    assert checked >= 10
+    for line in section("What was reproduced, and what was not").splitlines():
+        said = "\n".join(outputs_of(ROOT / link) for link in re.findall(r"\]\((nbs/\S+?\.ipynb)\)", line))
+        there, rounded = {*re.findall(rf"(?<![\d.]){NUMBER}(?![\d.]*\d)", said)}, {round(float(n)) for n in re.findall(r"\d+(?:\.\d+)?", said)}
+        numbers = re.findall(rf"(?<![\w.]){NUMBER}(?![\w.]*\d)", line)
+        whole = re.findall(r"(?<![\w.])(\d+)(?= (?:%|points?))", line)
+        assert {*numbers} <= there | {n.split(" ± ")[0] for n in there}, (line, {*numbers} - there)
+        assert {*map(int, whole)} <= rounded, (line, whole)
+        checked += len(numbers)
+    assert checked > 70
 
 
 def test_no_experiment_is_without_outputs():
@@ -125,12 +167,6 @@ def test_an_extra_is_installed_without_replacing_the_clone_by_a_copy():
         assert not re.search(r"""pip install \\?["']\.\[""", page.read_text(encoding="utf-8")), page
 
 
-@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs" / "experiments").rglob("*.ipynb")), ids=lambda p: p.stem)
-def test_no_experiments_default_folder_depends_on_where_it_is_opened(notebook):
-    cells = [c for c in json.loads(notebook.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
-    assert not any("../" in "".join(c["source"]) for c in cells)
-
-
 def test_what_the_package_imports_is_required():
     "By the requirements, or by an extra for users."
     config = configparser.ConfigParser(delimiters=["="])
@@ -140,3 +176,14 @@ def test_what_the_package_imports_is_required():
     lines = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "maga").rglob("*.py"))
     imported = {a or b for a, b in re.findall(r"^ *(?:import (\w+)|from (\w+)[\w.]* import )", lines, re.M)}
     assert len(imported) > 20 and imported - sys.stdlib_module_names - {"maga"} <= required
+
+
+@pytest.mark.parametrize("notebook", STUDIES, ids=lambda p: p.stem)
+def test_no_experiments_default_folder_depends_on_where_it_is_opened(notebook):
+    "Each folder among the parameters is read by the settings, or by `in_repository`."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    tagged = "".join("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    assert "../" not in tagged
+    for name in re.findall(r'^(\w+) = "(?:data|results)\b', tagged, re.M):
+        assert "settings_in(globals())" in code or f"in_repository({name})" in code or f"{name}={name}" in code, name

@@ -198,7 +198,8 @@ def test_weights_that_changed_are_another_request(at, desk, capsys):
     (desk / "again.safetensors").write_bytes((desk / "model.safetensors").read_bytes())
     assert at(line, capsys)[0] == 0 and "is done" in at(line, capsys)[1]
     os.utime(desk / "again.safetensors", ns=(1, 1))
-    assert at(line, capsys)[0] == 1
+    code, _out, err = at(line, capsys)
+    assert code == 1 and "again exists and holds another result, or that of inputs that changed since; name another folder" in err
 
 
 def test_thirty_files_go(at, desk, capsys):

@@ -397,7 +397,10 @@ def test_rows_that_were_restored_without_outputs_are_named(monkeypatch, tmp_path
     monkeypatch.setattr(opinions, "kept_outputs", lambda session, key: None)
     row = SimpleNamespace(key="k", spec=SimpleNamespace(method="maga", target="rocket", unlearning_seed=0))
     with pytest.raises(MagaError, match=r"outputs of a run \(maga, rocket, seed 0\) are not in .*restored without them: run it in another folder"):
-        opinions.said_by(SimpleNamespace(store=SimpleNamespace(folder=tmp_path)), row, torch.arange(3))
+        opinions.said_by(SimpleNamespace(store=SimpleNamespace(folder=tmp_path)), row)
+    forgotten = torch.arange(6.0).view(2, 3)  # a restored retrain has the logits of what is forgotten
+    monkeypatch.setattr(opinions, "kept_outputs", lambda session, key: {"forget_train": forgotten, "forget_test": -forgotten})
+    assert [p.tolist() for p in opinions.said_by(None, row)] == [(-forgotten).softmax(1).tolist(), forgotten.softmax(1).tolist()]
 
 
 # Caches of data behind links

@@ -1,18 +1,28 @@
 "Tables drawn from published rows: without data and checkpoints, and equal to those that the notebooks show."
 
+import ast
+import contextlib
+import io
 import json
 import os
 import re
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
 
+from maga.data import MagaError
+from maga.experiments import expected, report
 from maga.experiments.published import PublishedSession, check_published, published_folder, read_rows
-from maga.experiments.report import EXPERIMENTS, Result, compute, open_session, together
+from maga.experiments.report import EXPERIMENTS, Result, compute, open_session, precision, together
+from maga.experiments.session import Training, model_key, resolve
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN
-from maga.experiments.tables import side_by_side
+from maga.experiments.studies import forgotten_outputs
+from maga.experiments.tables import said_flow, show_embeddings
 
 NOTEBOOKS = {p.stem: p for p in (Path(__file__).parents[1] / "nbs" / "experiments").rglob("*.ipynb")}
 SETTINGS = Settings("laptop", data_root="no data here", results="published")
@@ -27,41 +37,118 @@ def session(tmp_path_factory):
     os.chdir(before)
 
 
-def shown_tables(name: str) -> list[str]:
-    "The HTML of `side_by_side(result)` in the experiment's notebook, as it is kept."
-    cells = json.loads(NOTEBOOKS[name].read_text())["cells"]
-    tables = [c for c in cells if "".join(c["source"]) == "side_by_side(result)"]
-    return ["".join(o["data"]["text/html"]) for c in tables for o in c["outputs"]]
+@cache
+def result_of(session: PublishedSession, name: str) -> Result:
+    "The experiment, computed once for all tests; its table is written."
+    result = compute(name, SETTINGS, session)
+    assert len(pd.read_csv(session.store.folder / name / "table.csv")) == len(result.table) > 0
+    return result
 
 
-@pytest.mark.parametrize("name", together())
-def test_a_table_is_drawn_from_published_rows(session, name):
-    "Nothing is trained or loaded, and the notebook shows the same table."
-    result: Result = compute(name, SETTINGS, session)
-    assert isinstance(session, PublishedSession) and len(result.table)
-    drawn = session.store.folder / name / "table.csv"
-    assert len(pd.read_csv(drawn)) == len(result.table)
-    assert all(not row.failed for some in result.rows for row in some)
-    for shown in shown_tables(name):
-        assert shown == side_by_side(result)._repr_html_()
+def shown(output: dict) -> str:
+    "What an output says, as HTML where it is a table; empty for a picture."
+    data = output.get("data", {})
+    return "" if "image/png" in data else "".join(output.get("text", data.get("text/html", data.get("text/plain", "")))).strip()
+
+
+def kept_cells(name: str) -> list[tuple[str, list[str]]]:
+    "Source of the notebook's code cells below its parameters, and what their outputs say."
+    cells = json.loads(NOTEBOOKS[name].read_text(encoding="utf-8"))["cells"]
+    code = [c for c in cells if c["cell_type"] == "code" and not c["metadata"].get("tags")]
+    return [("".join(c["source"]), [s for o in c["outputs"] if (s := shown(o))]) for c in code]
+
+
+def run_cell(source: str, names: dict) -> list[str]:
+    "What a cell says when it runs: printed lines, and the HTML of what it displays."
+    said, body = [], ast.parse(source).body
+    names["display"] = lambda x: said.append(x._repr_html_())
+    last = body.pop() if isinstance(body[-1], ast.Expr) and not source.endswith(";") else None
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(ast.Module(body, []), name := "cell", "exec"), names)
+        value = None if last is None else eval(compile(ast.Expression(last.value), name, "eval"), names)
+    return [s.strip() for s in (printed.getvalue(), *said, value._repr_html_() if isinstance(value, pd.DataFrame) else "") if s.strip()]
+
+
+@pytest.mark.parametrize("name", [*together(), "expected"])
+def test_a_notebook_is_drawn_from_published_rows(session, name, monkeypatch):
+    "Nothing is trained or loaded, and every table and sentence is what the notebook shows. Pictures are not drawn."
+    monkeypatch.setattr(report, "open_session", lambda settings: session)
+    monkeypatch.setattr(report, "compute", lambda name, *_, **__: result_of(session, name))
+    monkeypatch.setattr(expected, "results_of", lambda *_: [result_of(session, n) for n in together()])
+    names, compared = dict(SETTINGS.texts()), 0
+    with pd.option_context("display.max_colwidth", 50, "display.max_rows", 60):  # which a notebook may change
+        for source, kept in kept_cells(name):
+            said = run_cell(source, names)
+            names |= {n: MagicMock() for n in names if n.startswith("show_")}
+            assert said == kept, source
+            compared += len(kept)
+    assert compared > 1 and isinstance(session, PublishedSession)
+
+
+def test_a_restored_retrain_answers_for_what_is_forgotten(session):
+    "It is published with no other outputs: sentences and flows are drawn from them, a picture of all test images leaves it out."
+    one = replace(SETTINGS, seeds=(1,))
+    result = compute("figure6", one, session)
+    assert any(s.startswith("retrain: predicts ") for s in said_flow(result, one, session))
+    assert show_embeddings(result, one, session).texts[0].get_text() == "No run has kept its outputs on all test images."
+    for name in ("methods", "rocket"):
+        said = forgotten_outputs(compute(name, replace(SETTINGS, methods=("retrain",), seeds=(0,)), session), session)
+        assert said["retrain"].shape == (100, 100)
+
+
+@pytest.mark.parametrize(("name", "seeds"), [("frontier", "1"), ("figure6", "5"), ("sensitivity", "5"), ("judge_helps", "0"), ("judging", "0")])
+def test_what_was_not_published_is_refused(session, name, seeds):
+    asked = f"{name} --preset laptop --seeds {seeds}"
+    with pytest.raises(MagaError, match=f"No published run fits {asked}: leave settings out, or compute it in a results folder, --results R."):
+        compute(name, replace(SETTINGS, seeds=(int(seeds),)), session)
 
 
 def test_the_front_page_says_what_is_published(session):
     "The number of runs, and the experiments of which none was run."
-    page = (Path(__file__).parents[1] / "README.md").read_text()
-    assert f"{len(read_rows(published_folder()))} runs of the preset `laptop` are published" in page
+    page, rows = (Path(__file__).parents[1] / "README.md").read_text(), read_rows(published_folder())
+    assert f"{len(rows)} runs of the preset `laptop` are published" in page
     said = "\n".join(line for line in page.splitlines() if line.endswith("| not run |"))
-    without = {name for name in together() if not any(compute(name, SETTINGS, session).rows) and EXPERIMENTS[name].cells(SETTINGS)}
+    with precision(SETTINGS, session):
+        asked = {n: [resolve(session, s).key for c in EXPERIMENTS[n].cells(SETTINGS) for s in c.specs(SETTINGS.all_seeds)] for n in together()}
+    without = {n for n, keys in asked.items() if keys and not rows.keys() & keys}
     assert without == set(re.findall(r"/(\w+)\.ipynb", said))
 
 
-def test_a_retrain_is_a_true_retrain_everywhere():
-    "A retrain's row starts from no other model, and a method's row names the retrain that it was compared with."
+def test_a_retrain_is_a_true_retrain_everywhere(session):
+    "Its model is that of training on what stays, with no original behind it; a method is compared with that of its own request and seed."
     rows = read_rows(published_folder()).values()
-    retrains = {row.dependencies["retrain"] for row in rows if row.spec.method == RETRAIN}
-    assert retrains
-    assert all(row.metrics["cost"] == 1 and row.metrics["TV"] == 0 for row in rows if row.spec.method == RETRAIN and not row.spec.original)
-    assert all(row.dependencies["retrain"] for row in rows)
+    retrains = [row for row in rows if row.spec.method == RETRAIN]
+    with precision(SETTINGS, session):
+        for row in rows:
+            s = row.spec
+            whole = Training(s.data, s.backbone, s.recipe, s.training_seed)
+            without = replace(whole, task=s.task, target=s.target, draw=s.draw)
+            keys = {"original": model_key(session, whole), "retrain": model_key(session, without)}
+            assert s.task and keys["original"] != keys["retrain"] and {k: row.dependencies[k] for k in keys} == keys, s
+    assert retrains and all(row.metrics["cost"] == 1 and not row.spec.original for row in retrains)
+    assert not any("the original model" in trace for row in retrains for trace in row.made_from_forgotten)
+    assert all(row.metrics["A_f"] == 0 for row in retrains if row.spec.task == "class")
+
+
+FRESH_HEAD = {"checkpoint": "", "retrains": "", "data_root": "no data here", "target": "rocket", "runs": "", "folder": "results/fresh_head"}
+
+
+def test_a_fresh_head_of_another_class_shows_no_rocket():
+    names = FRESH_HEAD | {"target": "mushroom"}
+    said = [line for source, _ in kept_cells("fresh_head") for line in run_cell(source, names)]
+    assert said[0] == "No run is kept yet." and "Retrains" not in "".join(said) and "<td>" not in "".join(said)
+
+
+def test_a_part_of_the_fresh_heads_is_not_kept(tmp_path, monkeypatch):
+    "One run of a clone without the others' rows does not replace the table of all; the last of all is kept."
+    monkeypatch.setenv("MAGA_KEPT", str(tmp_path))
+    names = FRESH_HEAD | {"checkpoint": "given", "runs": "neither:0"}
+    run, *_ = (source for source, _ in kept_cells("fresh_head") if source.startswith("if checkpoint:"))
+    run_cell(next(source for source, _ in kept_cells("fresh_head")), names)
+    rows = pd.DataFrame(names["RUNS"], columns=["variant", "seed"])
+    for n in (1, len(rows)):
+        run_cell(run, names | {"run_all": lambda wanted, n=n: iter([rows[:n]])})
+        assert (tmp_path / "fresh_head.csv").exists() == (n == len(rows))
 
 
 def test_published_files_are_small_and_whole():

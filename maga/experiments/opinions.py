@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checks import MagaError
+from .published import forgotten_test
 from .report import Experiment, Found, register
 from .runs import kept_outputs
 from .session import COARSE, Session, config_of, original_of, outputs_of, retrain_of, trained, transition_of
@@ -149,13 +150,13 @@ def judge_cells(settings: Settings) -> list[Cell]:
     return found
 
 # %% ../../nbs/511_opinions.ipynb #dbc26608
-def said_by(session: Session, row: Row, split_rows: Tensor) -> tuple[Tensor, Tensor]:
+def said_by(session: Session, row: Row) -> tuple[Tensor, Tensor]:
     "Probabilities on forgotten test and training images: [n, K] each."
     outputs = kept_outputs(session, row.key)
     if outputs is None:
         run, folder = f"{row.spec.method}, {row.spec.target}, seed {row.spec.unlearning_seed}", session.store.folder
         raise MagaError(f"The outputs of a run ({run}) are not in {folder}, whose rows were restored without them: run it in another folder.")
-    return outputs["test"][split_rows].softmax(1), outputs["forget_train"].softmax(1)
+    return forgotten_test(session, row.spec, outputs).softmax(1), outputs["forget_train"].softmax(1)
 
 
 def judge_lines(found: Found, cells: Sequence[tuple[Cell, Sequence[Row]]]) -> list[dict[str, Any]]:
@@ -163,8 +164,7 @@ def judge_lines(found: Found, cells: Sequence[tuple[Cell, Sequence[Row]]]) -> li
     good = [(cell, row) for cell, some in cells for row in some if not row.failed]
     if not good:
         return []
-    rows = found.session.split(good[0][1].spec).forget_test.cpu()
-    said = {row.key: said_by(found.session, row, rows) for _, row in good}
+    said = {row.key: said_by(found.session, row) for _, row in good}
     retrains = {row.spec.training_seed: said[row.key] for cell, row in good if cell.method == RETRAIN}
     lines = []
     for cell, row in good:

@@ -25,8 +25,9 @@ from ..packaged import file_hash
 
 # %% auto #0
 __all__ = ['LISTS', 'ROWS', 'SCORES', 'ABOUT_FILES', 'line_of_row', 'row_of_line', 'save_labels', 'labels_only',
-           'published_folder', 'read_rows', 'request_name', 'retrain_file', 'model_in', 'publish', 'read_about',
-           'check_published', 'check_file', 'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
+           'published_folder', 'read_rows', 'request_name', 'retrain_file', 'model_in', 'forgotten_test', 'publish',
+           'read_about', 'check_published', 'check_file', 'restore', 'PublishedStore', 'PublishedSession',
+           'published_retrains']
 
 # %% ../../nbs/513_published.ipynb #51300006
 LISTS = ("spec.changes", "spec.references", "made_from_forgotten")  # columns with JSON
@@ -123,15 +124,18 @@ def model_in(path: Path) -> str:
         return (f.metadata() or {}).get("model", "")
 
 # %% ../../nbs/513_published.ipynb #51300025
+def forgotten_test(session: Session, spec: Spec, kept: Mapping[str, Tensor]) -> Tensor:
+    "A run's kept logits on forgotten test images [n, K]; a restored retrain has no others."
+    return kept["forget_test"] if "forget_test" in kept else kept["test"][session.split(spec).forget_test.cpu()]
+
+
 def _publish_retrain(session: Session, row: Row, folder: Path) -> None:
     "Logits [n, K] of a retrain on forgotten training and test images, as float16, with its key; nothing where the store has none."
     source, target = session.store.outputs(row.key), folder / "retrains" / retrain_file(row.spec)
     if not source.exists():
         return
     kept, there = load_file(source), load_file(target) if target.exists() else {}
-    if "forget_test" not in kept:  # else it was restored, and holds no more than what is published
-        kept["forget_test"] = kept["test"][session.split(row.spec).forget_test.cpu()]
-    tensors = {name: kept[name] for name in ("forget_train", "forget_test")}
+    tensors = {"forget_train": kept["forget_train"], "forget_test": forgotten_test(session, row.spec, kept)}
     if model_in(target) == row.dependencies["retrain"] and all(name in there and torch.equal(there[name], t) for name, t in tensors.items()):
         return
     about = {"model": row.dependencies["retrain"], "key": row.key, "run": str(row.spec), "A_r": f"{row.metrics['A_r']:.2f}"}

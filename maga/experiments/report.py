@@ -382,13 +382,16 @@ def compute(
     retry: bool = False,  # try failed runs again
     progress: Callable[[BatchReport], None] | None = None,
 ) -> Result:
-    "Run what is missing of an experiment, and write its table. From published rows nothing is run."
+    "Run what is missing of an experiment, and write its table. From published rows nothing is run: `MagaError` where there is none."
     exp = experiment(name)
     session = open_session(settings) if session is None else session
     with precision(settings, session):
         if not settings.published:
             run_batch(specs_of(cells_of(exp, settings, session), settings, session), session, retry, progress)
         result = table_of(exp, settings, session)
+    if settings.published and not any(result.rows) and (result.cells or exp.apart):
+        asked = f"{name} {settings.options('data_root', 'results', 'device')}"
+        raise MagaError(f"No published run fits {asked}: leave settings out, or compute it in a results folder, --results R.")
     if not settings.published and (said := said_code(session, [result])):
         print(said)
     return result

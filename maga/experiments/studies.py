@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data import MagaError, write_whole
 from .catalogue import REFERENCES, budgets_of, tuned_of
+from .published import forgotten_test
 from .report import Experiment, Found, Result, lines_table, register, value_of
 from .runs import kept_outputs
 from .session import Session, config_of
@@ -63,7 +64,7 @@ def forgotten_outputs(result: Result, session: Session) -> dict[str, Tensor]:
         if kept is not None:
             name = f"{cell.method} {cell.variant}".strip()
             place = f"{name} ({cell.spec.preset})" if name in found else name
-            found[place] = kept["test"][session.split(cell.spec).forget_test.cpu()]
+            found[place] = forgotten_test(session, cell.spec, kept)
     return found
 
 # %% ../../nbs/509_studies.ipynb #0a817514

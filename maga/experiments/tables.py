@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .published import forgotten_test
 from .report import Result, case_of, distinct, line_of, minutes_of, paper_numbers, scores_of_many, value_of
 from .runs import kept_outputs
 from .session import Session
@@ -201,9 +202,15 @@ def show_embeddings(
     most: int = 2000,  # images per panel
 ):
     "A panel per method: t-SNE of test images by their softmax outputs, the forgotten class in black. Returns the figure."
+    import matplotlib.pyplot as plt
+
     split = session.split(cifar10_spec(settings))
     run = [(c.method, some[0].key) for c, some in zip(result.cells, result.rows, strict=True) if some and not some[0].failed]
-    kept = {name: out["test"].softmax(1) for name, key in run if (out := kept_outputs(session, key)) is not None}
+    kept = {name: out["test"].softmax(1) for name, key in run if "test" in (out := kept_outputs(session, key) or {})}
+    if not kept:
+        figure = plt.figure(figsize=(5, 0.6), dpi=110)
+        figure.text(0.5, 0.5, "No run has kept its outputs on all test images.", ha="center", fontsize=8)
+        return figure
     forgotten = torch.isin(torch.arange(len(split.test)), split.forget_test.cpu())
     return show_tsne(kept, split.test.labels, forgotten, most)
 
@@ -266,7 +273,7 @@ def said_flow(result: Result, settings: Settings, session: Session) -> list[str]
     for cell, some in zip(result.cells, result.rows, strict=True):
         kept = kept_outputs(session, some[0].key) if some and not some[0].failed else None
         if kept is not None:
-            answers = kept["test"][split.forget_test.cpu()].argmax(1)
+            answers = forgotten_test(session, cell.spec, kept).argmax(1)
             shares[cell.method] = torch.bincount(answers, minlength=split.num_classes).double() / len(answers)
     sentences = []
     for name, share in shares.items():
