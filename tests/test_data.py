@@ -155,7 +155,7 @@ def test_torchvision_folder(tmp_path, monkeypatch):
 
 def test_hub_without_network_or_library(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(MagaError, match=r"pip install '\.\[datasets\]'"):
+    with pytest.raises(MagaError, match=r"pip install -e '\.\[datasets\]'"):
         load("hub:nobody/nothing")
 
 
