@@ -21,13 +21,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'did_you_mean', 'no_such',
-           'Range', 'expected', 'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor',
+__all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'one_sentence', 'did_you_mean',
+           'no_such', 'Range', 'expected', 'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor',
            'write_whole', 'writable_folder']
 
 # %% ../nbs/010_checks.ipynb #ef7e3e03
 class MagaError(ValueError):
     "A mistake that the user can correct: the message says what is wrong, what is expected and what to do."
+
+
+def one_sentence(error: BaseException) -> str:
+    "An error in one line: a `MagaError` by its text, any other with its type."
+    text = str(error).strip().split("\n")[0] or "no message"
+    return text if isinstance(error, MagaError) else f"{type(error).__name__}: {text}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 # %% auto #0
-__all__ = ['Progress', 'Report', 'Preparation', 'preparing', 'time_left', 'Countable', 'ProgressBar']
+__all__ = ['Progress', 'Report', 'Preparation', 'preparing', 'time_left', 'Countable', 'ProgressBar', 'BatchReport']
 
 # %% ../nbs/004_progress.ipynb #01b444f0
 @dataclass(frozen=True)
@@ -90,3 +90,29 @@ class ProgressBar:
         if r.done == r.total:
             self.bar.close()
             self.bar = None  # what follows has a bar of its own
+
+# %% ../nbs/004_progress.ipynb #6a0b33ee
+@dataclass(frozen=True)
+class BatchReport:
+    "The progress of a batch."
+
+    done: int  # rows in the store, computed now or before
+    failed: int  # of these, with an error
+    running: int  # here and in other processes
+    waiting: int  # not started
+    computed: int  # of the done ones, since the batch began, here and in other processes
+    seconds: float  # since the batch began
+    now: str = ""  # the run of this process
+
+    @property
+    def left(self) -> float | None:
+        "Estimated seconds until the end; `None` before the first result."
+        return self.seconds / self.computed * (self.running + self.waiting) if self.computed else None
+
+    @property
+    def total(self) -> int:
+        return self.done + self.running + self.waiting
+
+    def __str__(self) -> str:
+        counts = f"{self.done} done, {self.running} running, {self.waiting} waiting, {self.failed} failed{time_left(self.left)}"
+        return f"{counts}; {self.now}" if self.now else counts

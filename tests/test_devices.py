@@ -1,15 +1,27 @@
 """What a GPU does and a CPU does not: work that is queued, memory that runs out, a device that breaks. Without one: calls of torch are replaced."""
 
 import copy
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from maga import capture
 from maga.capture import Replayed
+from maga.experiments import runs
+from maga.experiments import session as sessions
+from maga.experiments.report import line_of, paper_numbers
+from maga.experiments.runs import run
+from maga.experiments.session import Session, header_of, retrain_of, trained
+from maga.experiments.settings import Cell
+from maga.experiments.store import Row, Spec, Store
+from maga.experiments.tables import show_times
 from maga.mapped import placed, room
+from maga.measures.contract import METRICS
 from maga.measures.metrics import Outputs, measure
 from maga.methods.contract import get_method
 from maga.models import ModelSpec, save_checkpoint
@@ -94,3 +106,44 @@ def test_images_that_a_gpu_has_no_room_for_stay_with_a_warning(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda n, device: SimpleNamespace(device=torch.device(device)))
     with pytest.warns(UserWarning, match="1,000 images of 0.0 GB stay in the machine's memory: half of what cuda:1 has left is less"):
         assert placed(images, "cuda:1") is images
+
+
+# Seconds of two devices
+
+NINE = Spec("digits", "class", "nine", "small_cnn", "random_label", "digits", recipe="smoke")
+
+
+@pytest.fixture
+def session(tmp_path):
+    return Session(Store(tmp_path), "cpu")
+
+
+def test_seconds_of_two_devices_are_not_compared(session, monkeypatch):
+    "A store that comes from a GPU: the retrain has no seconds here, and no run a ratio to them. A file that names no device is taken for one of this."
+    monkeypatch.setattr(runs, "METRICS", {"time_ratio": METRICS["time_ratio"]})
+    gold, ours = replace(NINE, method="retrain"), replace(NINE, measures="all", references=(0,))
+    with monkeypatch.context() as there:
+        there.setattr(sessions, "device_name", lambda device: "A GPU")
+        trained(session, retrain_of(gold))
+    assert header_of(session, retrain_of(gold))["device"] == "A GPU"
+    row, other = run(gold, session), run(ours, session)
+    assert math.isnan(row.seconds["unlearning"]) and row.metrics["cost"] == 1
+    assert math.isnan(other.metrics["time_ratio"]) and other.seconds["unlearning"] > 0
+    for missing in (row.missing["seconds"], other.missing["time_ratio"]):
+        assert "was trained on another device (A GPU) than the row is made on (CPU, " in missing
+    assert set(other.missing) == {"time_ratio"} and set(row.missing) == {"seconds"}
+    line = line_of(Cell("small_cnn", "class", "nine", "retrain", gold), [row], paper_numbers(None))
+    assert math.isnan(line["seconds"]) and line["note"].startswith("seconds: small_cnn on digits without nine")
+    monkeypatch.setattr(sessions, "header_of", lambda *given: {k: v for k, v in header_of(*given).items() if k != "device"})
+    session.recent_subjects.kept.clear()
+    row, other = run(gold, session), run(ours, session)
+    assert row.seconds["unlearning"] > 0 and other.metrics["time_ratio"] > 0 and not row.missing and not other.missing
+
+
+def test_a_picture_of_times_leaves_out_unknown_ones():
+    lines = [("retrain", math.nan), ("maga", 2.0), ("ssd", 3.0)]
+    rows = [[Row(m, NINE, seconds={"unlearning": s, "evaluation": 1.0, "loading": 1.0})] for m, s in lines]
+    rows[2].append(Row("x", NINE, seconds={"unlearning": math.nan, "evaluation": 1.0, "loading": 1.0}))
+    table = pd.DataFrame(lines, columns=["method", "seconds"]).assign(seeds=[1, 1, 2], seconds_ci95=math.nan)
+    figure = show_times(SimpleNamespace(table=table, rows=rows, good=[r for some in rows for r in some]))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["maga", "ssd", "basics"]

@@ -35,7 +35,7 @@ def other_trainings(result: Result) -> list[Training]:
 def training_minutes(results: Sequence[Result]) -> dict[tuple[str, str], float]:
     "(data set, recipe) -> median minutes of a retrain in the rows."
     of: dict[tuple[str, str], list[float]] = {}
-    for row in (r for result in results for r in result.good if r.spec.method == RETRAIN):
+    for row in (r for result in results for r in result.good if r.spec.method == RETRAIN and "seconds" not in r.missing):
         of.setdefault((row.spec.data, row.spec.recipe), []).append(value_of(row, "seconds") / 60)
     return {place: float(np.median(some)) for place, some in of.items()}
 

@@ -21,12 +21,13 @@ from ..checks import writable_folder
 from ..data import MagaError, no_such, write_whole
 from .presets import BACKBONES
 from .published import PublishedSession, published_folder
-from .runs import BatchReport, by_other_code, compared, kept, remembered_outputs, run_batch
+from .runs import by_other_code, compared, kept, remembered_outputs, run_batch
 from .session import Given, Session, Training, content_digest, original_of, resolve, retrain_of, trained
 from .settings import Cell, Settings
 from .store import RETRAIN, Row, Spec, Store, key_of
 from ..measures.contract import METRICS, Evidence, Score, Subject, interval
 from ..measures.metrics import total_variation
+from ..progress import BatchReport
 
 # %% auto #0
 __all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'minutes_of', 'distinct',
@@ -99,8 +100,8 @@ def line_of(
         line[f"{metric}_paper"] = float(found.value.iloc[0]) if len(found) else float("nan")
         like = interval([value_of(r, metric if metric == "MIA" else f"legacy_{metric}") for r in good])[0]
         line[f"{metric}_difference"] = like - line[f"{metric}_paper"]
-    uncompared = sorted({f"TV: {r.missing['TV']}" for r in good if "TV" in r.missing})
-    line["note"] = "; ".join([*errors, *uncompared, *bounds_noted(good)]) or ("" if good else missing)
+    absent = sorted({f"{m}: {r.missing[m]}" for r in good for m in ("TV", "seconds") if m in r.missing})
+    line["note"] = "; ".join([*errors, *absent, *bounds_noted(good)]) or ("" if good else missing)
     return line
 
 # %% ../../nbs/505_report.ipynb #ea7ab389

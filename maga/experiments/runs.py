@@ -10,7 +10,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -23,22 +23,23 @@ from torch import nn
 
 import maga
 
+from ..checks import one_sentence
 from ..data import ForgetSplit, MagaError, write_whole
-from ..device import clock, seeded_generator, to_device
+from ..device import clock, device_name, seeded_generator, to_device
 from maga.experiments.session import (
     Given,
     Resolved,
     Session,
     Training,
     compared_later,
-    header_of,
     model_key,
-    one_sentence,
     original_of,
     outputs_of,
     resolve,
     retrain_of,
     trained,
+    trained_elsewhere,
+    training_seconds,
     transition_of,
 )
 from .store import ORIGINAL, RETRAIN, Row, Spec, code_digest, key_of
@@ -46,15 +47,14 @@ from ..measures.contract import METRICS, Evidence, Subject
 from ..measures.cost import counted_passes
 from ..measures.metrics import Outputs, measure
 from ..methods.contract import get_method
-from ..progress import ProgressBar, time_left
+from ..progress import BatchReport, ProgressBar
 from ..training import RECIPES
 
 # %% auto #0
-__all__ = ['COMPARISONS', 'NO_RETRAIN', 'BatchBar', 'package_versions', 'git_commit', 'device_name', 'provenance_of',
-           'retrain_passes', 'filled', 'unlearn', 'looked_at_by', 'subject_of', 'evidence_of', 'all_measures',
-           'as_float16', 'keep_outputs', 'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'retrain_outputs',
-           'row_of', 'run', 'by_other_code', 'kept', 'compared', 'BatchReport', 'finished', 'attempt', 'missing_of',
-           'models_of', 'run_batch']
+__all__ = ['COMPARISONS', 'NO_RETRAIN', 'BatchBar', 'package_versions', 'git_commit', 'provenance_of', 'retrain_passes', 'filled',
+           'untimed', 'unlearn', 'looked_at_by', 'subject_of', 'evidence_of', 'all_measures', 'as_float16',
+           'keep_outputs', 'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'retrain_outputs', 'row_of', 'run',
+           'by_other_code', 'kept', 'compared', 'finished', 'attempt', 'missing_of', 'models_of', 'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
 def package_versions() -> dict[str, str]:
@@ -84,12 +84,6 @@ def git_commit() -> str:
     return (git("rev-parse", "--short=12", "HEAD") or "") + ("+" if git("status", "--porcelain", "--", ".") else "")
 
 
-def device_name(device: torch.device) -> str:
-    "The GPU's name; on a CPU the number of threads, and bfloat16 inside its autocast."
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads{', bfloat16' if torch.is_autocast_enabled('cpu') else ''}"
-
 # %% ../../nbs/504_runs.ipynb #a189b8c1
 def provenance_of(session: Session, split: ForgetSplit) -> dict[str, str]:
     "Where and with what a row is made."
@@ -113,11 +107,19 @@ def filled(session: Session, resolved: Resolved) -> Any:
     return replace(config, **{name: fill[name]() for name in get_method(spec.method).needed(config)})
 
 
+def untimed(session: Session, spec: Spec) -> dict[str, str]:
+    "Reasons for missing seconds of a retrain and for a missing `time_ratio`: retrains that another device trained."
+    own = [retrain_of(spec)] if spec.method == RETRAIN else []
+    others = [replace(retrain_of(spec), seed=s) for s in spec.references]
+    needed = {"seconds": own, "time_ratio": [*own, *others] if spec.measures == "all" else []}
+    return {name: why for name, some in needed.items() for t in some if (why := trained_elsewhere(session, t))}
+
+
 def unlearn(session: Session, resolved: Resolved, split: ForgetSplit) -> tuple[nn.Module, float, float]:
-    "The unlearned model, the seconds of unlearning alone (NaN for the original), and its image passes."
+    "The unlearned model, the seconds of unlearning alone (NaN for the original, and where they are unknown), and its image passes."
     spec = resolved.spec
     if spec.method == RETRAIN:
-        return trained(session, retrain_of(spec)), float(header_of(session, retrain_of(spec))["seconds"]), retrain_passes(spec, split)
+        return trained(session, retrain_of(spec)), training_seconds(session, retrain_of(spec)), retrain_passes(spec, split)
     original = trained(session, original_of(spec))
     if spec.method == ORIGINAL:
         return original, float("nan"), 0.0
@@ -136,11 +138,11 @@ def looked_at_by(model: nn.Module, split: ForgetSplit, seconds: float, out: Outp
 
 
 def subject_of(session: Session, training: Training | Given, split: ForgetSplit) -> Subject:
-    "A shared model as a subject of the evaluation, kept in memory. The training time of a given original is unknown: NaN."
+    "A shared model as a subject of the evaluation, kept in memory."
 
     def make() -> Subject:
         model, out = trained(session, training), outputs_of(session, training, split)
-        return looked_at_by(model, split, float("nan") if isinstance(training, Given) else float(header_of(session, training)["seconds"]), out)
+        return looked_at_by(model, split, training_seconds(session, training), out)
 
     return session.recent_subjects.get((session.key(training.key, training.data), split.digest), make)
 
@@ -241,6 +243,7 @@ def row_of(session: Session, resolved: Resolved) -> Row:
         missing = dict.fromkeys(COMPARISONS, NO_RETRAIN)
     if brief:
         missing["MIA"] = "not asked for: it needs a pass over all training images"
+    missing |= untimed(session, spec)
     times = {"unlearning": seconds, "evaluation": clock(session.device) - start, "loading": session.loading}
     keep_outputs(session, resolved.key, out, split)
     made = provenance_of(session, split), asdict(resolved.dependencies), missing, forgotten_traces(session, resolved)
@@ -282,32 +285,6 @@ def compared(session: Session, row: Row) -> Row:
     return session.store.put(replace(row, metrics=dict(row.metrics) | {k: measured[k] for k in COMPARISONS}, missing=missing, dependencies=needed))
 
 # %% ../../nbs/504_runs.ipynb #6c7d1c24
-@dataclass(frozen=True)
-class BatchReport:
-    "The progress of a batch."
-
-    done: int  # rows in the store, computed now or before
-    failed: int  # of these, with an error
-    running: int  # here and in other processes
-    waiting: int  # not started
-    computed: int  # of the done ones, since the batch began, here and in other processes
-    seconds: float  # since the batch began
-    now: str = ""  # the run of this process
-
-    @property
-    def left(self) -> float | None:
-        "Estimated seconds until the end; `None` before the first result."
-        return self.seconds / self.computed * (self.running + self.waiting) if self.computed else None
-
-    @property
-    def total(self) -> int:
-        return self.done + self.running + self.waiting
-
-    def __str__(self) -> str:
-        counts = f"{self.done} done, {self.running} running, {self.waiting} waiting, {self.failed} failed{time_left(self.left)}"
-        return f"{counts}; {self.now}" if self.now else counts
-
-
 BatchBar = partial(ProgressBar, unit="run")  # a bar over a batch: BatchBar("table1")
 
 # %% ../../nbs/504_runs.ipynb #4d2cf7e0

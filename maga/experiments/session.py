@@ -5,23 +5,24 @@
 # %% ../../nbs/503_session.ipynb #9e36f890
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
+from ..checks import one_sentence
 from ..data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass, no_such
-from ..device import clock, pick_device, seeded_generator
-from .store import RETRAIN, Spec, Store, key_of
+from ..device import clock, device_name, pick_device, seeded_generator
+from .store import RETRAIN, Recent, Spec, Store, key_of
 from ..judges.answers import Stored
 from ..judges.contract import BlockJudge, draw_exemplars
 from ..judges.named import JudgeOptions, is_matrix, judge_kind, make_judge, weights_of
@@ -34,10 +35,10 @@ from ..sources import load
 from ..training import RECIPES, Examples, fit
 
 # %% auto #0
-__all__ = ['T_', 'COARSE', 'Training', 'retrain_of', 'content_digest', 'Given', 'original_of', 'compared_later', 'config_of',
-           'Recent', 'make_split', 'seen_by', 'Session', 'one_sentence', 'model_key', 'given_model', 'header_of',
-           'trained', 'outputs_of', 'fitting_file', 'looked_at', 'transition_keys', 'transition_of', 'Dependencies',
-           'needed_by', 'Resolved', 'resolve']
+__all__ = ['COARSE', 'Training', 'retrain_of', 'content_digest', 'Given', 'original_of', 'compared_later', 'config_of',
+           'make_split', 'seen_by', 'Session', 'model_key', 'given_model', 'header_of', 'trained_elsewhere',
+           'training_seconds', 'trained', 'outputs_of', 'fitting_file', 'looked_at', 'transition_keys', 'transition_of',
+           'Dependencies', 'needed_by', 'Resolved', 'resolve']
 
 # %% ../../nbs/503_session.ipynb #a126fe3d
 @dataclass(frozen=True)
@@ -125,26 +126,6 @@ def config_of(spec: Spec) -> Any:
     return config
 
 # %% ../../nbs/503_session.ipynb #6f40e53b
-T_ = TypeVar("T_")
-
-
-class Recent:
-    "The last few results of a computation, by key."
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.kept: OrderedDict[Hashable, Any] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], T_]) -> T_:
-        "The result kept under this key; it is made now if there is none."
-        if key not in self.kept:
-            self.kept[key] = make()
-        self.kept.move_to_end(key)
-        while len(self.kept) > self.size:
-            self.kept.popitem(last=False)
-        return self.kept[key]
-
-
 COARSE = {"cifar20": "cifar100", "digits5": "digits"}  # data set -> the one whose coarse labels it has
 
 # %% ../../nbs/503_session.ipynb #432f6908
@@ -229,19 +210,13 @@ class Session:
         return [TransitionMatrix.load(n) for n in judge.split(",") if is_matrix(n)]
 
 # %% ../../nbs/503_session.ipynb #3aeb71a8
-def one_sentence(error: BaseException) -> str:
-    "An error in one line: a `MagaError` by its text, any other with its type."
-    text = str(error).strip().split("\n")[0] or "no message"
-    return text if isinstance(error, MagaError) else f"{type(error).__name__}: {text}"
-
-
 def model_key(session: Session, training: Training | Given) -> str:
     "The key of a trained model: of the content of the user's file, or of what this session makes."
     return training.key if isinstance(training, Given) else session.key(training.key, training.data)
 
 
 def _train(session: Session, training: Training) -> None:
-    "Train a model and save it with its training time and the hash of its data."
+    "Train a model and save it with its training time, the device's name and the hash of its data."
     train, _ = session.images(training.data)
     model = session.model_spec(training.data, training.backbone)
     if training.task:
@@ -254,8 +229,8 @@ def _train(session: Session, training: Training) -> None:
     start = clock(session.device)
     trained = fit(model.make(generator), examples, RECIPES[training.recipe], generator)
     seconds = clock(session.device) - start
-    about = {"seconds": f"{seconds:.3f}", "training": str(training), "data": train.digest, "date": date.today().isoformat()}
-    save_checkpoint(session.store.checkpoint(model_key(session, training)), trained, model, **about)
+    about = {"seconds": f"{seconds:.3f}", "device": device_name(session.device), "training": str(training), "data": train.digest}
+    save_checkpoint(session.store.checkpoint(model_key(session, training)), trained, model, **about, date=date.today().isoformat())
 
 # %% ../../nbs/503_session.ipynb #71ad4cc4
 def given_model(session: Session, given: Given) -> nn.Module:
@@ -277,12 +252,27 @@ def given_model(session: Session, given: Given) -> nn.Module:
     return model
 
 
+# %% ../../nbs/503_session.ipynb #aad58d87
 def header_of(session: Session, training: Training) -> dict[str, str]:
-    "The description in a checkpoint: seconds, data, date."
+    "The description in a checkpoint: seconds, device, data, date."
     with safe_open(session.store.checkpoint(model_key(session, training)), "pt") as f:
         return f.metadata() or {}
 
 
+def trained_elsewhere(session: Session, training: Training) -> str:
+    "Why the seconds of a training cannot stand beside those of this device; empty where they can, or where its file names no device."
+    there, here = header_of(session, training).get("device", ""), device_name(session.device)
+    return f"{training} was trained on another device ({there}) than the row is made on ({here})" if there not in ("", here) else ""
+
+
+def training_seconds(session: Session, training: Training | Given) -> float:
+    "Seconds of a training; NaN for a given original and for a training on another device."
+    if isinstance(training, Given) or trained_elsewhere(session, training):
+        return math.nan
+    return float(header_of(session, training)["seconds"])
+
+
+# %% ../../nbs/503_session.ipynb #62cd5b93
 def trained(session: Session, training: Training | Given) -> nn.Module:
     "The trained model: from memory, the user's file or the store, or trained now; `MagaError` if that fails."
     key = model_key(session, training)

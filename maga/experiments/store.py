@@ -13,11 +13,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -25,9 +26,9 @@ from ..checks import Checked, Count, Seed
 from ..data import TASKS, MagaError, write_whole
 
 # %% auto #0
-__all__ = ['ORIGINAL', 'RETRAIN', 'PUBLISHED_RESULTS', 'TRAINED', 'RENAMED', 'HEARTBEAT', 'PATIENCE', 'Spec', 'canonical',
+__all__ = ['ORIGINAL', 'RETRAIN', 'PUBLISHED_RESULTS', 'TRAINED', 'RENAMED', 'HEARTBEAT', 'PATIENCE', 'T_', 'Spec', 'canonical',
            'key_of', 'under_new_names', 'Row', 'this_host', 'ClaimFiles', 'Claims', 'experiments_folder',
-           'in_repository', 'code_digest', 'Store']
+           'in_repository', 'code_digest', 'Store', 'Recent']
 
 # %% ../../nbs/500_store.ipynb #ec320f6b
 ORIGINAL, RETRAIN = "original", "retrain"
@@ -371,3 +372,23 @@ class Store:
         write_whole(self.folder / "all.csv", lambda p: frame.to_csv(p, index=False))
         write_whole(self.folder / "all.parquet", lambda p: frame.to_parquet(p))
         return frame
+
+# %% ../../nbs/500_store.ipynb #8fea99ee
+T_ = TypeVar("T_")
+
+
+class Recent:
+    "The last few results of a computation, by key."
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.kept: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T_]) -> T_:
+        "The result kept under this key; it is made now if there is none."
+        if key not in self.kept:
+            self.kept[key] = make()
+        self.kept.move_to_end(key)
+        while len(self.kept) > self.size:
+            self.kept.popitem(last=False)
+        return self.kept[key]

@@ -143,17 +143,17 @@ def show_table(result: Result):
 
 # %% ../../nbs/506_tables.ipynb #520c454b
 def show_times(result: Result):
-    "Seconds of each method, and of loading and measuring. Returns the figure."
+    "Seconds of each method, where they are known, and of loading and measuring. Returns the figure."
     import matplotlib.pyplot as plt
 
-    done = result.table[(result.table.seeds > 0) & (result.table.method != "original")]
+    done = result.table[(result.table.seeds > 0) & (result.table.method != "original") & result.table.seconds.notna()]
     rows = result.good
     basics = max((r.seconds["loading"] for r in rows), default=0.0) + float(np.mean([r.seconds["evaluation"] for r in rows] or [0.0]))
     names, seconds = [*done.method, "basics"], [*done.seconds, basics]
     figure, axis = plt.subplots(figsize=(5, 0.6 + 0.28 * len(names)), dpi=110)
     axis.barh(names, seconds, color=["lightsteelblue"] * len(done) + ["lightgrey"])
     _dots(axis, result, done, "seconds")
-    ends = [*(max(value_of(r, "seconds") for r in result.rows[i] if not r.failed) for i in done.index), basics]
+    ends = [*(max(s for r in result.rows[i] if not r.failed and not math.isnan(s := value_of(r, "seconds"))) for i in done.index), basics]
     for y, (s, end) in enumerate(zip(seconds, ends, strict=True)):
         axis.text(end, y, f"  {s:.0f}" if s >= 10 else f"  {s:.1f}", va="center", fontsize=7)
     axis.set_xlim(0, 1.12 * max(ends))
