@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,8 +16,8 @@ from maga.capture import Replayed
 from maga.experiments import runs
 from maga.experiments import session as sessions
 from maga.experiments.report import line_of, paper_numbers
-from maga.experiments.runs import run
-from maga.experiments.session import Session, header_of, retrain_of, trained
+from maga.experiments.runs import run, run_batch
+from maga.experiments.session import Session, header_of, original_of, retrain_of, trained
 from maga.experiments.settings import Cell
 from maga.experiments.store import Row, Spec, Store
 from maga.experiments.tables import show_times
@@ -135,7 +136,7 @@ def test_seconds_of_two_devices_are_not_compared(session, monkeypatch):
     line = line_of(Cell("small_cnn", "class", "nine", "retrain", gold), [row], paper_numbers(None))
     assert math.isnan(line["seconds"]) and line["note"].startswith("seconds: small_cnn on digits without nine")
     monkeypatch.setattr(sessions, "header_of", lambda *given: {k: v for k, v in header_of(*given).items() if k != "device"})
-    session.recent_subjects.kept.clear()
+    session.release()
     row, other = run(gold, session), run(ours, session)
     assert row.seconds["unlearning"] > 0 and other.metrics["time_ratio"] > 0 and not row.missing and not other.missing
 
@@ -147,3 +148,103 @@ def test_a_picture_of_times_leaves_out_unknown_ones():
     table = pd.DataFrame(lines, columns=["method", "seconds"]).assign(seeds=[1, 1, 2], seconds_ci95=math.nan)
     figure = show_times(SimpleNamespace(table=table, rows=rows, good=[r for some in rows for r in some]))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["maga", "ssd", "basics"]
+
+
+# Memory that runs out, a device that breaks
+
+FULL, WRONG = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), torch.AcceleratorError("CUDA error: an illegal memory access")
+
+
+class Batch:
+    "Three runs on a GPU that fails where `fails` says so, with tensors that an error holds."
+
+    def __init__(self, session, monkeypatch):
+        self.session, self.begun, self.held, self.freed, self.broken = session, [], [], [], False
+        session.images("digits")
+        session.device = torch.device("cuda:0")
+        for name in ("synchronize", "empty_cache", "get_device_name"):
+            monkeypatch.setattr(torch.cuda, name, lambda device=None, name=name: self.asked(name))
+        monkeypatch.setattr(runs, "row_of", self.row_of)
+
+    def asked(self, name):
+        if self.broken:
+            raise WRONG
+        if name == "empty_cache":
+            self.freed.append(all(tensor() is None for tensor in self.held))
+        return "A GPU"
+
+    def row_of(self, session, resolved):
+        self.begun.append(resolved.spec.method)
+        tensor = torch.zeros(3)
+        self.held.append(weakref.ref(tensor))
+        self.fails(resolved.spec.method, self.begun.count(resolved.spec.method))
+        return Row(resolved.key, resolved.spec, {"A_r": 1.0})
+
+    def run(self, fails):
+        self.fails = fails
+        return run_batch([replace(NINE, method=m) for m in ("random_label", "original", "retrain")], self.session)
+
+
+@pytest.fixture
+def batch(session, monkeypatch):
+    return Batch(session, monkeypatch)
+
+
+def failing(error, tries, name="random_label"):
+    def fails(method, nth):
+        if method == name and nth <= tries:
+            raise type(error)(str(error))
+
+    return fails
+
+
+def test_a_run_that_memory_is_missing_for_is_tried_again_at_the_end(batch):
+    "What the error held is gone before memory is given back."
+    rows = batch.run(failing(FULL, 1))
+    assert batch.begun == ["random_label", "original", "retrain", "random_label"] and not any(r.failed for r in rows)
+    assert batch.freed == [True]
+
+
+def test_it_fails_where_memory_is_missing_again(batch):
+    rows = batch.run(failing(FULL, 9))
+    assert batch.begun.count("random_label") == 2 and batch.freed == [True, True]
+    assert [r.error for r in rows] == ["OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", None, None]
+
+
+def test_an_error_that_leaves_the_gpu_whole_is_a_row(batch):
+    rows = batch.run(failing(WRONG, 9))
+    assert batch.begun == ["random_label", "original", "retrain"] and [r.failed for r in rows] == [True, False, False]
+
+
+def test_a_broken_gpu_ends_the_process_with_one_row(batch, tmp_path):
+    "Nothing more is asked of the device; another process does the other runs."
+
+    def breaks(method, nth):
+        batch.broken = True
+        raise WRONG
+
+    with pytest.raises(SystemExit, match=r"A GPU does not work any more in this process .*illegal memory access.*; the same command goes on"):
+        batch.run(breaks)
+    (row,) = Store(tmp_path).rows()
+    assert row.failed and row.provenance["device"] == "A GPU" and not list((tmp_path / "claims").iterdir())
+    batch.broken = False
+    assert [r.failed for r in batch.run(lambda *given: None)] == [True, False, False]
+
+
+def test_a_shared_model_that_memory_is_missing_for_is_trained_later(session, monkeypatch):
+    "It fails none of the runs that need it; any other failure is not repeated."
+    tries, plain = [], sessions._train
+
+    def train(at, training):
+        tries.append(str(training))
+        if len(tries) == 1:
+            raise FULL
+        plain(at, training)
+
+    monkeypatch.setattr(sessions, "_train", train)
+    monkeypatch.setattr(runs, "row_of", lambda at, r: (trained(at, original_of(r.spec)), Row(r.key, r.spec, {"A_r": 1.0}))[1])
+    rows = run_batch([replace(NINE, method=m) for m in ("original", "random_label")], session)
+    assert not any(r.failed for r in rows) and len(tries) == 2 and not session.failures
+    monkeypatch.setattr(sessions, "_train", raising(ValueError("no")))
+    seeds = [replace(NINE, training_seed=1, unlearning_seed=s) for s in (0, 1)]
+    assert all("could not be trained: ValueError: no" in r.error for r in run_batch(seeds, session)) and len(session.failures) == 1

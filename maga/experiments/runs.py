@@ -25,7 +25,7 @@ import maga
 
 from ..checks import one_sentence
 from ..data import ForgetSplit, MagaError, write_whole
-from ..device import clock, device_name, seeded_generator, to_device
+from ..device import clock, device_name, out_of_memory, recovered, seeded_generator, to_device
 from maga.experiments.session import (
     Given,
     Resolved,
@@ -302,15 +302,30 @@ def finished(
     return None if by_other_code(session, row) else row
 
 
-def attempt(session: Session, resolved: Resolved) -> Row:
-    "Compute and keep the row; where the run fails, keep a row with its error."
+def attempt(
+    session: Session,
+    resolved: Resolved,
+    last: bool = True,  # False: where memory runs out, no row is kept and None is returned
+) -> Row | None:
+    """Compute and keep the row; where the run fails, keep a row with its error.
+
+    `SystemExit`, in a sentence, where the device is broken for this process; the row of this run is kept, and a new process goes on.
+    """
+    device = device_name(session.device)
     try:
         return session.store.put(row_of(session, resolved))
     except Exception as e:
-        if session.device.type == "cuda":
-            torch.cuda.empty_cache()
-        made = {"code": code_digest(), "commit": git_commit(), "device": device_name(session.device), "date": date.today().isoformat()}
-        return session.store.put(Row(resolved.key, resolved.spec, provenance=package_versions() | made, error=one_sentence(e)))
+        why, full = one_sentence(e), out_of_memory(e)
+    if full:
+        session.release()
+    works = recovered(session.device)
+    if full and works and not last:
+        return None
+    made = {"code": code_digest(), "commit": git_commit(), "device": device, "date": date.today().isoformat()}
+    row = session.store.put(Row(resolved.key, resolved.spec, provenance=package_versions() | made, error=why))
+    if not works:
+        raise SystemExit(f"{device} does not work any more in this process ({why}); the same command goes on with the other runs.")
+    return row
 
 # %% ../../nbs/504_runs.ipynb #af820e63
 def missing_of(
@@ -336,7 +351,7 @@ def run_batch(
     progress: Callable[[BatchReport], None] | None = None,
 ) -> list[Row]:
     "The rows of all specifications, in their order: found, computed here, or computed by another process meanwhile."
-    begun, started = time.perf_counter(), time.time()
+    begun, started, put_off = time.perf_counter(), time.time(), set[str]()
     since = started if retry else None
     if retry:
         session.failures.clear()
@@ -361,12 +376,14 @@ def run_batch(
     gather()
     while waiting:
         before, taken = len(waiting), session.store.claims.taken()
-        for key, resolved in list(waiting.items()):
+        now = [(k, r) for k, r in waiting.items() if k not in put_off] or list(waiting.items())
+        for key, resolved in now:
             if key in waiting and not models_of(resolved) & taken:  # else: first what needs no waiting
                 with session.store.claims.held(key) as mine:
                     if mine and finished(session, resolved, since) is None:
                         report(str(resolved.spec))
-                        attempt(session, resolved)
+                        if attempt(session, resolved, key in put_off) is None:
+                            put_off.add(key)
                 gather()
                 taken = session.store.claims.taken()
         if len(waiting) == before:

@@ -21,7 +21,7 @@ from torch import nn
 
 from ..checks import one_sentence
 from ..data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass, no_such
-from ..device import clock, device_name, pick_device, seeded_generator
+from ..device import clock, device_name, out_of_memory, pick_device, seeded_generator
 from .store import RETRAIN, Recent, Spec, Store, key_of
 from ..judges.answers import Stored
 from ..judges.contract import BlockJudge, draw_exemplars
@@ -165,6 +165,11 @@ class Session:
         self.loading = 0.0  # seconds spent on loading data
         self.failures: dict[str, str] = {}  # trainings that failed in this process
 
+    def release(self) -> None:
+        "Give up models and logits in memory; they are read or computed again when they are needed."
+        for some in (self.recent_models, self.recent_outputs, self.recent_subjects):
+            some.kept.clear()
+
     def images(self, data: str) -> tuple[ImageSet, ImageSet]:
         "(train, test) with fine labels, on the device."
 
@@ -274,7 +279,10 @@ def training_seconds(session: Session, training: Training | Given) -> float:
 
 # %% ../../nbs/503_session.ipynb #62cd5b93
 def trained(session: Session, training: Training | Given) -> nn.Module:
-    "The trained model: from memory, the user's file or the store, or trained now; `MagaError` if that fails."
+    """The trained model: from memory, the user's file or the store, or trained now.
+
+    `MagaError` if that fails. It is not tried again in this process, unless memory ran out.
+    """
     key = model_key(session, training)
     if isinstance(training, Given):
         return session.recent_models.get((key, training), lambda: given_model(session, training))
@@ -283,8 +291,10 @@ def trained(session: Session, training: Training | Given) -> nn.Module:
     try:
         path = session.store.shared(key, lambda: _train(session, training))
     except Exception as e:
-        session.failures[key] = f"{training} could not be trained: {one_sentence(e)}"
-        raise MagaError(session.failures[key]) from e
+        why = f"{training} could not be trained: {one_sentence(e)}"
+        if not out_of_memory(e):
+            session.failures[key] = why
+        raise MagaError(why) from e
     return session.recent_models.get(key, lambda: load_checkpoint(path, device=session.device)[0])
 
 
