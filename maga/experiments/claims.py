@@ -133,12 +133,13 @@ def said_times(result: Result) -> list[str]:
 
 def _savings(case: pd.DataFrame, comparable: bool) -> list[str]:  # lines of one case by method; with the paper?
     methods = case.drop(list(TRAINED), errors="ignore")
-    seconds = 100 * (1 - methods.seconds / case.seconds[RETRAIN])
+    seconds = (100 * (1 - methods.seconds / case.seconds[RETRAIN])).dropna()
     passes = 100 * (1 - methods.cost.dropna())
-    ours = f"{passes['maga']:.0f} % of the passes and {seconds['maga']:.0f} % of the seconds" if "maga" in passes else ""
+    timed = f" and {seconds['maga']:.0f} % of the seconds" if "maga" in seconds else ""
+    ours = f"{passes['maga']:.0f} % of the passes{timed}" if "maga" in passes else ""
     return [
         "Saved of the retrain's image passes, which do not depend on the machine: " + ", ".join(f"{m} {p:.0f} %" for m, p in passes.items()) + ".",
-        "Saved of its seconds, which depend on what runs beside: " + ", ".join(f"{m} {s:.0f} %" for m, s in seconds.items()) + ".",
+        "Saved of its seconds, which depend on what runs beside: " + (", ".join(f"{m} {s:.0f} %" for m, s in seconds.items()) or "not known") + ".",
         *([f"The paper claims that MaGA saves over 59 % of the time; here it saves {ours}."] if ours and comparable else []),
     ]
 

@@ -87,9 +87,10 @@ def share_said(
     config: ResidualConfig,
 ) -> Tensor:
     "Share of the noisy copies of each image on which the model says the image's label: float32 [n], 0 to 1, on the images' device."
-    g, size = torch.Generator().manual_seed(config.seed), pass_size(images)
+    g = torch.Generator().manual_seed(config.seed)
     said, dtype = torch.zeros(len(rows), device=images.device), next((p.dtype for p in model.parameters()), torch.float32)
     with evaluating(model), exact_logits(model), autocast(images.device, None):
+        size = pass_size(images)
         for part in torch.arange(config.copies).split(max(1, size // len(rows))):
             pixels = perturbed(images, rows, config.radius, len(part), g).flatten(0, 1)
             seen = (images.normalise(x).contiguous(memory_format=torch.channels_last).to(dtype) for x in pixels.split(size))
