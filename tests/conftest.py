@@ -19,6 +19,15 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def raising(error):
+    "A function that raises the error, whatever it is given."
+
+    def call(*given, **named):
+        raise error
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def digit_sets():
     return digits()

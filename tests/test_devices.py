@@ -31,12 +31,7 @@ from maga.own.forgetting import Forgotten, Plan, forget, trained_retrains
 from maga.own.report import record
 from maga.training import FitConfig
 
-
-def raising(error):
-    def call(*given, **named):
-        raise error
-
-    return call
+from .conftest import raising
 
 
 def test_the_seconds_of_forgetting_begin_and_end_on_the_devices_clock(split, original, monkeypatch):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +10,10 @@ import torch
 
 from maga.checks import MagaError
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-import gpu
+from .conftest import raising
+from .forked import ROOT, script
 
-from .forked import ROOT
+gpu = script("gpu")
 
 
 @pytest.mark.parametrize("left, failed, said", [(2, 0, ["2 of 9 rows left"]), (0, 3, ["3 of 9 rows failed; --retry"]), (0, 0, [])])
@@ -72,13 +71,6 @@ def stages(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu.command, "given_settings", lambda given: None)
     monkeypatch.setattr(gpu, "what_is_left", lambda *given: [])
     return run
-
-
-def raising(error):
-    def call(*given):
-        raise error
-
-    return call
 
 
 def test_a_stage_that_fails_does_not_stop_the_others(stages):

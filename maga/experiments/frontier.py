@@ -91,9 +91,9 @@ PANELS = (
 )
 
 
-def at_least(points: pd.DataFrame, panel: Panel) -> pd.Series:
-    "Which points have only a smallest mean of the metric."
-    return (points.never_back > 0) & (panel.metric == "relearn_ratio")
+def at_least(points: pd.DataFrame | pd.Series, metric: str) -> Any:
+    "Which points have only a smallest mean of the metric; of one point: whether it has."
+    return (points.never_back > 0) & (metric == "relearn_ratio")
 
 
 def on_frontier(
@@ -101,7 +101,8 @@ def on_frontier(
     panel: Panel,
 ) -> pd.DataFrame:
     "The points that no cheaper one beats, the cheapest first; without original and retrain."
-    known = points[~points.method.isin(["original", "retrain"]) & points[panel.metric].notna() & points.cost.notna() & ~at_least(points, panel)]
+    known = points[~points.method.isin(["original", "retrain"]) & points[panel.metric].notna() & points.cost.notna()]
+    known = known[~at_least(known, panel.metric)]
     known = known.assign(distance=known[panel.metric].map(panel.distance)).sort_values(["cost", "distance"])
     before = known.distance.cummin().shift(fill_value=float("inf"))
     return known[known.distance < before]
@@ -147,7 +148,7 @@ def _draw_panel(axis, points: pd.DataFrame, band: tuple[float, float] | None, pa
         for marker, part in (("o", some[some.budget != TUNED]), ("s", some[some.budget == TUNED])):
             half = part[f"{panel.metric}_ci95"].fillna(0)
             axis.errorbar(100 * part.cost, part[panel.metric], half, marker=marker, elinewidth=0.7, capsize=0, **style)
-        above = some[at_least(some, panel)]
+        above = some[at_least(some, panel.metric)]
         axis.plot(100 * above.cost, above[panel.metric], "^", color=style["color"], markerfacecolor="white", markersize=7, zorder=3)
     axis.set_ylim(_limits([*drawn[panel.metric], panel.ideal, *(band or ())]))
     axis.set_xscale("log")
@@ -311,9 +312,7 @@ GOALS = {  # largest cost -> bounds
 
 def _missed(bound: Bound, point: pd.Series) -> float:
     "By how much the point misses the bound; of a class that never came back in some seeds only a smallest mean is known."
-    if bound.metric == "relearn_ratio" and point.get("never_back", 0):
-        return bound.missed_by(point["relearn_ratio"], at_least=True)
-    return bound.missed_by(point.get(bound.metric, math.nan))
+    return bound.missed_by(point.get(bound.metric, math.nan), at_least(point, bound.metric))
 
 
 def goals_met(points: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..adapter import check_network
 from ..checks import Count, check_tensor, check_value
 from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import autocast, pass_size
-from ..models import Classifier, evaluating, head_of, logits_of
+from ..models import evaluating, head_of, logits_of
 
 # %% auto #0
 __all__ = ['exact_logits', 'predict', 'Outputs', 'share_right', 'accuracy', 'batch_mean_accuracy', 'entropy', 'entropy_mia',
@@ -28,8 +28,9 @@ __all__ = ['exact_logits', 'predict', 'Outputs', 'share_right', 'accuracy', 'bat
 @contextmanager
 def exact_logits(model: nn.Module) -> Iterator[None]:
     "A context in which a linear last layer computes in single precision under autocast. Other models stay as they are."
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    head = head_of(model) if layers and not (isinstance(model, Classifier) and model.head == "") else None
+    head = None
+    with suppress(MagaError):  # no layer is known to make the logits
+        head = head_of(model)
     if not isinstance(head, nn.Linear) or head.weight.dtype != torch.float32:
         yield
         return
