@@ -52,8 +52,8 @@ from ..training import RECIPES
 
 # %% auto #0
 __all__ = ['COMPARISONS', 'NO_RETRAIN', 'BatchBar', 'package_versions', 'git_commit', 'provenance_of', 'retrain_passes', 'filled',
-           'untimed', 'unlearn', 'looked_at_by', 'subject_of', 'evidence_of', 'all_measures', 'as_float16',
-           'keep_outputs', 'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'retrain_outputs', 'row_of', 'run',
+           'untimed', 'unlearn', 'subject_of', 'evidence_of', 'all_measures', 'as_float16', 'keep_outputs',
+           'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'retrain_outputs', 'row_of', 'run',
            'by_other_code', 'kept', 'compared', 'finished', 'attempt', 'missing_of', 'models_of', 'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
@@ -110,7 +110,7 @@ def filled(session: Session, resolved: Resolved) -> Any:
 def untimed(session: Session, spec: Spec) -> dict[str, str]:
     "Reasons for missing seconds of a retrain and for a missing `time_ratio`: retrains that another device trained."
     own = [retrain_of(spec)] if spec.method == RETRAIN else []
-    others = [replace(retrain_of(spec), seed=s) for s in spec.references]
+    others = [retrain_of(spec, s) for s in spec.references]
     needed = {"seconds": own, "time_ratio": [*own, *others] if spec.measures == "all" else []}
     return {name: why for name, some in needed.items() for t in some if (why := trained_elsewhere(session, t))}
 
@@ -130,37 +130,24 @@ def unlearn(session: Session, resolved: Resolved, split: ForgetSplit) -> tuple[n
     return model, clock(session.device) - start, float(passes)
 
 # %% ../../nbs/504_runs.ipynb #5e993077
-def looked_at_by(model: nn.Module, split: ForgetSplit, seconds: float, out: Outputs) -> Subject:
-    "The model as a subject of the evaluation, with outputs and features computed."
-    subject = Subject(split, model, seconds, {"outputs": out})
-    _ = subject.features
-    return subject
-
-
 def subject_of(session: Session, training: Training | Given, split: ForgetSplit) -> Subject:
     "A shared model as a subject of the evaluation, kept in memory."
 
     def make() -> Subject:
         model, out = trained(session, training), outputs_of(session, training, split)
-        return looked_at_by(model, split, training_seconds(session, training), out)
+        return Subject(split, model, training_seconds(session, training), {"outputs": out})
 
     return session.recent_subjects.get((session.key(training.key, training.data), split.digest), make)
 
 
 def evidence_of(session: Session, spec: Spec, split: ForgetSplit, unlearned: Subject) -> Evidence:
     "The input of the metrics: the unlearned model, the retrains of several seeds, the original and an untrained model."
-    own = retrain_of(spec)
-    retrains = {s: subject_of(session, replace(own, seed=s), split) for s in spec.references}
+    retrains = {s: subject_of(session, retrain_of(spec, s), split) for s in spec.references}
     if spec.method == RETRAIN:
         unlearned = retrains.get(spec.training_seed, unlearned)  # not compared with itself
-    fresh = session.model_spec(spec.data, spec.backbone).make(seeded_generator("teacher", spec.evaluation_seed))
-    teacher = to_device(fresh, session.device)
-    return Evidence(
-        (unlearned,),
-        tuple(retrains.values()),
-        (subject_of(session, original_of(spec), split),),
-        looked_at_by(teacher, split, float("nan"), Outputs.of(teacher, split)),
-    )
+    teacher = session.model_spec(spec.data, spec.backbone).make(seeded_generator("teacher", spec.evaluation_seed))
+    original = subject_of(session, original_of(spec), split)
+    return Evidence((unlearned,), tuple(retrains.values()), (original,), Subject(split, to_device(teacher, session.device)))
 
 
 def all_measures(evidence: Evidence) -> tuple[dict[str, float], dict[str, str]]:
@@ -228,14 +215,20 @@ def row_of(session: Session, resolved: Resolved) -> Row:
     if resolved.problem:
         raise MagaError(resolved.problem)
     spec, split = resolved.spec, session.split(resolved.spec)
-    brief = spec.measures == "brief"
+    brief, whole = spec.measures == "brief", spec.measures == "all"
     if spec.method != RETRAIN:
         trained(session, original_of(spec))  # before the retrain, so that others can train that one meanwhile
     retrained = None if compared_later(spec) else retrain_outputs(session, resolved, split)
+    references, taken = [retrain_of(spec, s) for s in spec.references if whole], session.store.claims.taken()
+    for training in sorted(references, key=lambda t: model_key(session, t) in taken):  # first those that no other process trains
+        trained(session, training)  # before the clock starts: a training is no evaluation
     model, seconds, passes = unlearn(session, resolved, split)
     start = clock(session.device)
-    out = Outputs.of(model, split, rows=split.forget_train if brief else None)
-    everything = evidence_of(session, spec, split, looked_at_by(model, split, seconds, out)) if spec.measures == "all" else None
+    if spec.trained and not brief:  # others look at this model, too
+        subject = subject_of(session, retrain_of(spec) if spec.method == RETRAIN else original_of(spec), split)
+    else:
+        subject = Subject(split, model, seconds, {"outputs": Outputs.of(model, split, rows=split.forget_train if brief else None)})
+    everything, out = evidence_of(session, spec, split, subject) if whole else None, subject.outputs
     with torch.autocast("cpu", enabled=False):  # models may run in bfloat16; metrics are computed in single precision
         more, missing = all_measures(everything) if everything is not None else ({}, dict[str, str]())
         metrics = more | asdict(measure(out, split, retrained, mia=not brief)) | {"cost": passes / retrain_passes(spec, split)}

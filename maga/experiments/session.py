@@ -70,9 +70,9 @@ class Training:
         return f"{self.backbone} on {self.data}" + (f" without {self.forgotten}" if self.task else "") + f", seed {self.seed}"
 
 
-def retrain_of(spec: Spec) -> Training:
-    "The retrain that a run is compared with."
-    return Training(spec.data, spec.backbone, spec.recipe, spec.training_seed, spec.task, spec.target, spec.draw)
+def retrain_of(spec: Spec, seed: int | None = None) -> Training:
+    "The retrain that a run is compared with; of another training seed, one of its `references`."
+    return Training(spec.data, spec.backbone, spec.recipe, spec.training_seed if seed is None else seed, spec.task, spec.target, spec.draw)
 
 # %% ../../nbs/503_session.ipynb #ba52e62d
 @lru_cache

@@ -49,6 +49,7 @@ from maga.measures.membership import (
     rmia_scores,
     u_lira_of_logits,
 )
+from .metrics import predict
 from ..models import ModelSpec
 from ..training import Examples, FitConfig, fit
 
@@ -242,7 +243,8 @@ def activation_distance_of(evidence: Evidence, subject: Subject) -> float:
 def zrf_of(evidence: Evidence, subject: Subject) -> float:
     "1 − JS to a freshly initialised model on forgotten training images (0.307 to 1); ideal: the retrain's value."
     assert evidence.teacher is not None
-    return zrf(_forget_train_probabilities(subject), _forget_train_probabilities(evidence.teacher))
+    rows = subject.split.forget_train  # nothing else is asked of the teacher
+    return zrf(_forget_train_probabilities(subject), predict(evidence.teacher.model, subject.split.train, rows).softmax(1))
 
 # %% ../../nbs/105_evaluation.ipynb #e690ab4d
 @model_metric("mentr_auc", ideal="the retrain's", unit="AUC", bounds=(0, 1), source="Song and Mittal 2021", appendix=True)
