@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .checks import MagaError, check_value, shown
+from .checks import MagaError, check_value, number_of, shown
 from .data import ImageSet
 from .device import to_device
 from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, last_linear, logits_of
@@ -121,7 +121,8 @@ def check_model(
     _checked_answer(_asked(model, images)[0], min(2, len(images)), classes)
     check_pad(pad, images, "crops")
     if averaged and 0 < (still := len(frozen_batch_norms(model))) < len(batch_norms(model)):
-        raise MagaError(f"{still} batch norms are frozen, and average estimates the statistics of all: freeze all or none, or set average to 0.")
+        frozen = number_of(still, "batch norm is", "batch norms are")
+        raise MagaError(f"{frozen} frozen, and average estimates the statistics of all: freeze all or none, or set average to 0.")
 
 
 def moving_head(model: nn.Module) -> nn.Linear:

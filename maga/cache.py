@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .checks import MagaError, write_whole
+from .checks import MagaError, number_of, write_whole
 from .data import ImageSet
 from .mapped import metadata, read_tensors, room, write_in_parts
 
@@ -175,7 +175,8 @@ def purge_cache(
     found = [*caches_of(source), *unfinished()]
     gone = [path for path in found if _delete(path)]
     if stayed := [str(path) for path in found if path not in gone]:
-        raise MagaError(f"Not deleted: {', '.join(stayed)}; {len(gone)} others are gone. Delete them as the user whose files they are.")
+        others = number_of(len(gone), "other is", "others are")
+        raise MagaError(f"Not deleted: {', '.join(stayed)}; {others} gone. Delete them as the user whose files they are.")
     return gone
 
 

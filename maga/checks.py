@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'one_sentence', 'did_you_mean',
-           'no_such', 'Range', 'expected', 'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor',
-           'write_whole', 'writable_folder']
+__all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'one_sentence', 'number_of',
+           'with_article', 'did_you_mean', 'no_such', 'Range', 'expected', 'fits', 'shown', 'Checked', 'check_value',
+           'check_generator', 'check_tensor', 'write_whole', 'writable_folder']
 
 # %% ../nbs/010_checks.ipynb #ef7e3e03
 class MagaError(ValueError):
@@ -34,6 +34,16 @@ def one_sentence(error: BaseException) -> str:
     "An error in one line: a `MagaError` by its text, any other with its type."
     text = str(error).strip().split("\n")[0] or "no message"
     return text if isinstance(error, MagaError) else f"{type(error).__name__}: {text}"
+
+
+def number_of(n: int, one: str, many: str | None = None) -> str:
+    "`1 epoch`, `2 epochs`; `many` is for words whose plural has more than an s."
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def with_article(noun: str) -> str:
+    "`a list`, `an OrderedDict`: by the first letter."
+    return f"a{'n' * noun.lower().startswith(tuple('aeiou'))} {noun}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -92,7 +102,7 @@ def expected(hint: Any) -> str:
         return f"a tuple ({', '.join(map(expected, held))}{' …' if ... in inner else ''})"
     if origin is Callable:
         return "a function"
-    return _WORDS.get(hint) or f"a {getattr(hint, '__name__', hint)}"
+    return _WORDS.get(hint) or with_article(getattr(hint, "__name__", str(hint)))
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -121,7 +131,7 @@ def shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     text = repr(value).split("\n")[0]
-    return text if len(text) <= 60 else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else with_article(type(value).__name__)
 
 # %% ../nbs/010_checks.ipynb #265c8c56
 @cache

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import Amount, Checked, Count, MagaError, Part, Seed, Share, check_value, fits, shown
+from .checks import Amount, Checked, Count, MagaError, Part, Seed, Share, check_value, fits, number_of, shown
 from .checks import did_you_mean as did_you_mean
 from .checks import no_such as no_such
 from .checks import write_whole as write_whole
@@ -93,17 +93,15 @@ class ImageSet(Checked):
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
             raise MagaError(f"Images must be uint8 [N, 3, H, W], not {self.images.dtype} {list(self.images.shape)}.")
         if self.files and len(self.files) != len(self.images):
-            raise MagaError(f"files are {len(self.files):,} names of {len(self.images):,} images; expected one for each, or none.")
+            raise MagaError(f"files: {number_of(len(self.files), 'name')} of {number_of(len(self.images), 'image')}; expected one for each, or none.")
         for labels, classes in ((self.labels, self.classes), (self.coarse_labels, self.coarse_classes)):
             if labels is None:
                 continue
             if labels.shape != self.images.shape[:1] or labels.dtype != torch.int64:
                 raise MagaError(f"Labels must be int64 [{len(self.images)}], one for each image, not {labels.dtype} {list(labels.shape)}.")
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
-                raise MagaError(
-                    f"Labels run from {int(labels.min())} to {int(labels.max())}, but there are {len(classes)} class names: "
-                    f"expected 0 to {len(classes) - 1}."
-                )
+                named = number_of(len(classes), "class has a name", "classes have names")
+                raise MagaError(f"Labels run from {int(labels.min())} to {int(labels.max())}, but {named}: expected 0 to {len(classes) - 1}.")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -111,7 +109,7 @@ class ImageSet(Checked):
     def __repr__(self) -> str:
         n, _, h, w = self.images.shape
         shown = f" shown at {self.size}" if self.size else ""
-        return f"{self.name}: {n:,} images of {h}×{w}{shown}, {len(self.classes)} classes, on {self.device}"
+        return f"{self.name}: {number_of(n, 'image')} of {h}×{w}{shown}, {number_of(len(self.classes), 'class', 'classes')}, on {self.device}"
 
     @property
     def device(self) -> torch.device:
@@ -234,7 +232,8 @@ class ForgetSplit(Checked):
         for k in self.forgotten:
             left = (self.train.labels[self.retain_train] == class_id(self.train.classes, k)).sum()
             if left:
-                raise MagaError(f"The class {self.train.classes[k]} counts as forgotten, but {int(left):,} of its training images are retained.")
+                still = number_of(int(left), "of its training images is", "of its training images are")
+                raise MagaError(f"The class {self.train.classes[k]} counts as forgotten, but {still} retained.")
         if len(self.forget_train) == 0:
             raise MagaError(f"Nothing is to be forgotten: no training image belongs to {self.target!r}.")
         if len(self.retain_train) == 0 or len(self.forgotten) >= len(self.train.classes):
@@ -307,7 +306,7 @@ class ForgetSplit(Checked):
             f"{self.train.name}, {self.task} task, forget {self.target}: "
             f"train {len(self.forget_train):,} forget + {len(self.retain_train):,} retain, "
             f"test {len(self.forget_test):,} + {len(self.retain_test):,} [{self.digest}]"
-            + ("" if self.earlier_train is None else f", after requests for {len(self.earlier_train):,} images")
+            + ("" if self.earlier_train is None else f", after requests for {number_of(len(self.earlier_train), 'image')}")
         )
 
     __repr__ = __str__

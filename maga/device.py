@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from .checks import number_of
 from .data import ImageSet, MagaError
 
 T = TypeVar("T")
@@ -37,7 +38,8 @@ def pick_device(
     except (RuntimeError, TypeError) as e:
         raise MagaError(f"{name!r} is no device; use auto, cpu, cuda or cuda:N.") from e
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MagaError(f"The device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu or auto.")
+        there = number_of(torch.cuda.device_count(), "CUDA device")
+        raise MagaError(f"The device {name!r} was asked for, but torch sees {there}; use --device cpu or auto.")
     if device.type not in ("cpu", "cuda"):
         raise MagaError(f"The device {name!r} is none of those that this package computes on; use auto, cpu, cuda or cuda:N.")
     return device

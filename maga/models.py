@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .checks import Checked, Count, MagaError, check_generator, check_value, did_you_mean, shown, write_whole
+from .checks import Checked, Count, MagaError, check_generator, check_value, did_you_mean, number_of, shown, with_article, write_whole
 from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, check_normalisation
 from .device import pick_device, seeded, to_device
 from .packaged import no_waiting
@@ -210,7 +210,7 @@ class ModelSpec(Checked):
             else:
                 model = from_timm(self.arch, k, self.size, self.pretrained and not self.weights)
         if self.pretrained and self.weights:
-            fill(model, last_linear(model), self.weights, f"a {self.arch}")
+            fill(model, last_linear(model), self.weights, with_article(self.arch))
         elif self.pretrained and self.arch in BUILT_HERE:
             raise MagaError(f"There are no pretrained weights of {self.arch}; pass a file of them (weights=…), or pretrained=False.")
         return to_device(model, "cpu")
@@ -256,7 +256,7 @@ def logits_of(output: Any) -> Tensor:
     elif isinstance(output, tuple | list) and output:
         found = output[0]
     if not isinstance(found, Tensor):
-        what = f"The model returns a {type(output).__name__} without logits"
+        what = f"The model returns {with_article(type(output).__name__)} without logits"
         raise MagaError(f"{what}; expected a tensor [B, K], a tuple that begins with it, or an object with `logits`.")
     return found
 
@@ -295,7 +295,8 @@ def last_linear(model: nn.Module) -> nn.Linear:
     "The linear layer that makes the logits; `MagaError` if there is none, or if they come from another kind of layer."
     head = head_of(model)
     if not isinstance(head, nn.Linear):
-        raise MagaError(f"The last layer of this model is a {type(head).__name__}, and this needs a linear one: take another method or metric.")
+        kind = with_article(type(head).__name__)
+        raise MagaError(f"The last layer of this model is {kind}, and this needs a linear one: take another method or metric.")
     return head
 
 # %% ../nbs/003_models.ipynb #a0865591
@@ -372,7 +373,7 @@ def load_checkpoint(
     spec = spec or _described(path, header)
     model = _empty(spec, path) if model is None else copy.deepcopy(model)
     expected = model.state_dict()
-    check_parameters(path, f"a {spec.arch} with {len(spec.classes)} classes", tensors, expected)
+    check_parameters(path, f"{with_article(spec.arch)} with {number_of(len(spec.classes), 'class', 'classes')}", tensors, expected)
     if spoilt := [k for k, v in tensors.items() if not v.isfinite().all()]:
         raise MagaError(f"{path} holds weights that are not finite, first {spoilt[0]}: its training broke down; take an earlier checkpoint.")
     model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
@@ -394,4 +395,5 @@ def _empty(spec: ModelSpec, path: Path) -> nn.Module:
     try:
         return replace(spec, pretrained=False).make(torch.Generator().manual_seed(0))
     except MagaError as e:
-        raise MagaError(f"{path} holds a {spec.arch}, which cannot be built here; if it is a network of your own, pass it: model=…. ({e})") from e
+        kind = with_article(spec.arch)
+        raise MagaError(f"{path} holds {kind}, which cannot be built here; if it is a network of your own, pass it: model=…. ({e})") from e

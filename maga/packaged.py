@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
-from .data import MagaError, no_such
+from .checks import MagaError, did_you_mean
 
 # %% auto #0
 __all__ = ['PACKAGED', 'PATIENCE', 'Packaged', 'weights_at', 'file_hash', 'file_revision', 'hub_answers', 'no_waiting']
@@ -66,7 +66,8 @@ def weights_at(where: str) -> Path:  # a name in PACKAGED, or a file or folder
         return PACKAGED[where].path
     path = Path(where).expanduser()
     if not path.exists():
-        raise MagaError(f"{no_such('weights', where, PACKAGED)} A file or folder of that name does not exist either.")
+        near = f"{where!r}{did_you_mean(where, PACKAGED)}; there are {', '.join(PACKAGED)}"
+        raise MagaError(f"There are no weights named {near}. A file or folder of that name does not exist either.")
     return path
 
 

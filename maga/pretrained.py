@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .data import MagaError
+from .checks import MagaError, number_of
 from .packaged import PACKAGED, weights_at
 
 # %% auto #0
@@ -137,9 +137,8 @@ def check_parameters(
     if odd:
         k = odd[0]
         shapes = [list(t[k].shape) if k in t else "absent" for t in (found, expected)]
-        raise MagaError(
-            f"{path} does not hold {what}: {len(odd)} parameters differ, first {k} ({shapes[0]} in the file, {shapes[1]} expected)."
-        )
+        many = number_of(len(odd), "parameter differs", "parameters differ")
+        raise MagaError(f"{path} does not hold {what}: {many}, first {k} ({shapes[0]} in the file, {shapes[1]} expected).")
 
 
 def fill(

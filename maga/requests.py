@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import Amount, MagaError, check_value, did_you_mean, shown
+from .checks import Amount, MagaError, check_value, did_you_mean, number_of, shown
 from .data import ForgetSplit, ImageSet, class_id
 from .mapped import joined, placed
 
@@ -118,7 +118,7 @@ def _with_test_rows(train: ImageSet, test: ImageSet, rows: Tensor) -> tuple[Imag
     "(train, test) with these test images behind the training images."
     some, left = test.subset(rows), torch.ones(len(test), dtype=torch.bool, device=test.device).index_fill(0, rows, False)
     if not left.any():
-        raise MagaError(f"The list names all {len(test):,} images that were put aside as test images; leave one of them out, to measure on.")
+        raise MagaError(f"The list names all images that were put aside as test images ({len(test):,}); leave one of them out, to measure on.")
     images = placed(joined(train.images, some.images.to(train.images.device)), train.device)
     a, b = train.coarse_labels, some.coarse_labels
     coarse = None if a is None or b is None else torch.cat([a, b])
@@ -145,8 +145,8 @@ def forget_files(
     found = _rows(train, test, entries)
     if moved := sorted({k - len(train) for k in found if k >= len(train)}):
         warnings.warn(
-            f"{len(moved)} listed images ({_listed(test, moved)}) were put aside as test images, because {test.name} has no folder of these. "
-            "They count as training images now: a model that was trained on the whole folder has seen them.",
+            f"{number_of(len(moved), 'listed image was', 'listed images were')} put aside for testing ({_listed(test, moved)}), because {test.name} "
+            "has no folder of test images. What is listed counts as a training image now: a model that was trained on the whole folder has seen it.",
             stacklevel=2,
         )
         place = {k + len(train): i for i, k in enumerate(moved, len(train))}

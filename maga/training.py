@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .adapter import check_model
 from .averaging import WeightAverage, estimate_statistics
 from .capture import PAYS_FROM, Replayed, may_be_captured, tensors_only
-from .checks import Amount, Checked, Count, Decay, Positive, Share, Weight, check_generator, check_value
+from .checks import Amount, Checked, Count, Decay, Positive, Share, Weight, check_generator, check_value, number_of
 from .convolution import faster_gradients
 from .data import ImageSet, MagaError, Views, random_views
 from .device import autocast, clock, seeded, to_device
@@ -57,7 +57,8 @@ class Examples(Checked):
         super().__post_init__()
         n, k = len(self.indices), len(self.images)
         if n == 0 or n != len(self.targets):
-            raise MagaError(f"Training needs as many targets as images and at least one, not {n} images and {len(self.targets)} targets.")
+            given = f"{number_of(n, 'image')} and {number_of(len(self.targets), 'target')}"
+            raise MagaError(f"Training needs as many targets as images and at least one, not {given}.")
         if not bool(((self.indices >= 0) & (self.indices < k)).all()):
             raise MagaError(f"The indices of examples must lie in 0 … {k - 1}, not {int(self.indices.min())} … {int(self.indices.max())}.")
 

@@ -113,7 +113,7 @@ def test_truncated_image(tmp_path):
 
 def test_labels_out_of_range(parquet):
     write_parquet(parquet / "test-00000-of-00001.parquet", 3, 0, labels=[0, 1, 7])
-    with pytest.raises(MagaError, match="Labels run from 0 to 7, but there are 3 class names"):
+    with pytest.raises(MagaError, match="Labels run from 0 to 7, but 3 classes have names"):
         from_parquet(parquet)
 
 

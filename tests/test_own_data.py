@@ -77,7 +77,7 @@ def test_names_stay_with_their_rows(folder):
     assert train.subset(rows).files == tuple(train.files[i] for i in rows)
     assert train.to("cpu").files == train.resized(9).files == train.files
     assert train.digest == ImageSet(train.images, train.labels, train.classes).digest, "names are no part of the digest"
-    with pytest.raises(MagaError, match="files are 1 names of 18 images"):
+    with pytest.raises(MagaError, match="files: 1 name of 18 images"):
         ImageSet(train.images, train.labels, train.classes, files=("a.png",))
 
 
@@ -200,7 +200,7 @@ def test_a_listed_image_that_was_put_aside_can_be_forgotten(loose, monkeypatch):
         train, test = from_folder(loose)
     assert test.files[:2] == tuple(sorted(test.files[:2])) and all(f.startswith("cat/") for f in test.files[:2])
     wanted = [test.files[1], train.files[3], f"{loose}/{test.files[2]}"]
-    with pytest.warns(UserWarning, match=rf"2 listed images \({test.files[1]}, {test.files[2]}\) were put aside .* has seen them"):
+    with pytest.warns(UserWarning, match=rf"2 listed images were put aside for testing \({test.files[1]}, {test.files[2]}\), .* has seen it"):
         split = forget_files(train, test, wanted)
     assert [split.train.files[k] for k in split.forget_train] == [train.files[3], test.files[1], test.files[2]]
     assert (len(split.train), split.test.files) == (len(train) + 2, (test.files[0], test.files[3])) and len(split.forget_test) == 0
@@ -212,7 +212,7 @@ def test_a_listed_image_that_was_put_aside_can_be_forgotten(loose, monkeypatch):
         assert forget_files(train, test, wanted[::-1]).digest == split.digest
         monkeypatch.setattr("maga.mapped.room", lambda device="cpu": 1000.0)
         assert forget_files(train, test, wanted).digest == split.digest, "also where memory has no room"
-        with pytest.raises(MagaError, match="names all 4 images that were put aside"):
+        with pytest.raises(MagaError, match=r"names all images that were put aside as test images \(4\)"):
             forget_files(train, test, test.files)
 
 

@@ -5,6 +5,7 @@ import os
 import pydoc
 import subprocess
 import sys
+from collections import OrderedDict
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
@@ -17,8 +18,11 @@ from PIL import Image
 from torch import nn
 
 import maga
+from maga.adapter import check_network
 from maga.cache import cache_folder, purge_cache
+from maga.checks import check_value
 from maga.data import ImageSet, MagaError, forget_class
+from maga.device import pick_device
 from maga.measures.connectivity import LineConfig, line_between
 from maga.measures.cost import counted_passes
 from maga.measures.metrics import measure, predict
@@ -26,6 +30,8 @@ from maga.methods.contract import get_method
 from maga.methods.maga_soft import Experts
 from maga.methods.restart import RestartConfig, within_budget
 from maga.models import Classifier, ModelSpec, batch_norms, last_linear, load_checkpoint, save_checkpoint, small_network
+from maga.packaged import weights_at
+from maga.pretrained import check_parameters
 from maga.progress import Preparation
 from maga.requests import after
 from maga.sources import from_folder, load
@@ -175,7 +181,7 @@ def test_frozen_batch_norm_stays(split):
     fitted = fit(net, Examples.of(split.train, split.retain_train), SHORT, generator())
     still, moved = batch_norms(fitted)
     assert torch.equal(still.running_mean, first.running_mean) and not torch.equal(moved.running_mean, second.running_mean)
-    with pytest.raises(MagaError, match="1 batch norms are frozen"):
+    with pytest.raises(MagaError, match="1 batch norm is frozen"):
         fit(net, Examples.of(split.train), replace(SHORT, average=0.9), generator())
 
 
@@ -326,3 +332,18 @@ def test_parts_may_be_wrapped(wrap, split):
     assert list(one.state_dict()) == list(two.state_dict()) and one[1] is one[2]
     assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
     assert isinstance(own[1], type(part)) and own[1] is own[2], "what came in is not changed"
+
+
+def test_a_sentence_counts_and_has_the_right_article(digit_sets, monkeypatch):
+    weight = torch.zeros(2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert repr(digit_sets[0].subset(torch.tensor([0]))).startswith("digits: 1 image of 8×8")
+    for call, said in (
+        (lambda: pick_device("cuda:1"), "sees 1 CUDA device;"),
+        (lambda: check_parameters("net.pth", "it", {"a": weight}, {"a": weight, "b": weight}), "1 parameter differs, first b"),
+        (lambda: check_network(OrderedDict(weight=torch.zeros(99))), "The model is an OrderedDict"),
+        (lambda: check_value("images", 3, ImageSet), "expected an ImageSet"),
+        (lambda: weights_at("resnet"), "There are no weights named 'resnet'"),
+    ):
+        with pytest.raises(MagaError, match=said):
+            call()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import with_article
 from ..data import ImageSet, MagaError
 from .contract import checked_concepts
 from .prompt import readable, upsized
@@ -75,5 +76,5 @@ def load_clip_judge(
     source = Source.of(where, "clip")
     processor, model = source.load(AutoProcessor), source.load(AutoModel)
     if not any(kind in model.config.model_type for kind in ("clip", "siglip")):
-        raise MagaError(f"{where} is a {model.config.model_type}, not CLIP or SigLIP; for chat models use the judge vlm:{where}.")
+        raise MagaError(f"{where} is {with_article(model.config.model_type)}, not CLIP or SigLIP; for chat models use the judge vlm:{where}.")
     return CLIPJudge(model.to(device).eval(), processor, exemplars, f"clip:{where}", source.revision(model.config))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import prepared
-from ..checks import Count, check_generator, check_value
+from ..checks import Count, check_generator, check_value, number_of
 from ..data import ImageSet, MagaError, class_id
 from ..models import evaluating, features_and_logits
 
@@ -37,7 +37,7 @@ def draw_exemplars(
     for k, name in enumerate(train.classes):
         members = (labels == k).nonzero().flatten()
         if len(members) < n:
-            raise MagaError(f"Class {name!r} has {len(members)} training images, fewer than the {n} exemplars that were requested.")
+            raise MagaError(f"Class {name!r} has {number_of(len(members), 'training image')}, fewer than the {number_of(n, 'exemplar')} requested.")
         chosen.append(members[torch.randperm(len(members), generator=generator)[:n]])
     return train.subset(torch.cat(chosen))
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..checks import with_article
 from ..data import ImageSet, MagaError
 from ..device import seeded, to_device
 from .contract import FeatureJudge
@@ -62,7 +63,7 @@ def load_vision_network(
             f"use vision:{name}=FILE, or use the packaged vision:efficientnet_lite0."
         ) from e.__cause__
     if path is not None:
-        fill(model, last_linear(model), path, f"a {name}", keep_head=False)
+        fill(model, last_linear(model), path, with_article(name), keep_head=False)
     seen, about = resolve_model_data_config(model), cast(dict[str, Any], model.pretrained_cfg)
     tag = f"{about['architecture']}.{about.get('tag') or 'untagged'}"
     side = size or int(seen["input_size"][-1])

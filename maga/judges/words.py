@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..checks import number_of
 from ..data import ImageSet, MagaError
 from ..device import out_of_memory
 from .contract import Answers, Block, ask_all, checked_concepts, image_hashes, warn_if_ignored
@@ -41,7 +42,7 @@ def in_halves(
         if at_once == 1:
             raise MagaError("The device has no memory for a single prompt; use a smaller model (vlm also takes quantised ones) or a larger device.")
         at_once = at_once // 2
-        warnings.warn(f"The device is out of memory: asking {at_once} prompts at once from here on.", stacklevel=2)
+        warnings.warn(f"The device is out of memory: asking {number_of(at_once, 'prompt')} at once from here on.", stacklevel=2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return torch.cat([a for a, _ in done]), torch.cat([b for _, b in done]), at_once

@@ -113,6 +113,7 @@ def show_tsne(
     forgotten: Tensor,  # bool [n]: drawn as black crosses
     most: int = 500,  # images drawn, the same ones in every panel
     seed: int = 0,  # of the choice and of t-SNE
+    classes: Sequence[str] = (),  # names of the labels, for a legend
 ):
     "t-SNE of softmax outputs, a panel per model, coloured by label (the paper's Figure 6). Returns the figure."
     import matplotlib.pyplot as plt
@@ -122,13 +123,19 @@ def show_tsne(
     labels, cross = labels.cpu()[chosen], forgotten.cpu()[chosen]
     if len(chosen) < 4:
         raise MagaError(f"A t-SNE picture needs at least 4 images, not {len(chosen)}.")
-    figure, axes = plt.subplots(1, len(predictions), figsize=(2.1 * len(predictions), 2.2), squeeze=False, dpi=110)
+    few, size = int(labels.max()) < 10, (2.1 * len(predictions), 2.2 + 0.4 * bool(classes))
+    figure, axes = plt.subplots(1, len(predictions), figsize=size, squeeze=False, dpi=110, layout="constrained")
     for axis, (name, p) in zip(axes[0], predictions.items(), strict=True):
         points = as_probabilities(p.cpu()[chosen])[0].float().numpy()
         plane = TSNE(perplexity=min(30, (len(chosen) - 1) / 3), init="pca", random_state=seed, n_jobs=1).fit_transform(points)
-        axis.scatter(*plane[~cross.numpy()].T, c=labels[~cross], cmap="tab10" if int(labels.max()) < 10 else "nipy_spectral", s=4, vmin=0)
-        axis.scatter(*plane[cross.numpy()].T, c="black", marker="x", s=12, linewidths=0.7)
+        colours = {"cmap": "tab10", "vmin": 0, "vmax": 9} if few else {"cmap": "nipy_spectral", "vmin": 0}
+        dots = axis.scatter(*plane[~cross.numpy()].T, c=labels[~cross], s=4, **colours)
+        crosses = axis.scatter(*plane[cross.numpy()].T, c="black", marker="x", s=12, linewidths=0.7)
         axis.set_title(name, fontsize=8)
         axis.set(xticks=[], yticks=[])
-    figure.tight_layout()
+    if classes:
+        present = labels[~cross].unique().tolist()
+        marks = [plt.Line2D([], [], marker="o", linestyle="", markersize=3, color=dots.to_rgba(k)) for k in present]
+        names = [*(classes[k] for k in present), "forgotten"]
+        figure.legend([*marks, crosses], names, ncols=5, fontsize=7, loc="outside lower center", frameon=False)
     return figure
