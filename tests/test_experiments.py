@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from maga.data import MagaError, write_whole
 from maga.experiments import runs as runs_module
 from maga.experiments import session as session_module
 from maga.experiments.__main__ import main
@@ -25,10 +26,11 @@ from maga.experiments.report import EXPERIMENTS, experiment, open_session, paper
 from maga.experiments.runs import run_batch
 from maga.experiments.session import Session
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
-from maga.experiments.store import Row, Spec, Store, key_of
+from maga.experiments.store import Claims, Row, Spec, Store, key_of
 from maga.experiments.studies import STUDIES, kept_about
 from maga.methods.contract import METHODS
 
+from .conftest import raising
 from .forked import ENVIRONMENT, ROOT, Forked, tool
 
 NOTEBOOKS = {p.stem: p for p in (ROOT / "nbs" / "experiments").rglob("*.ipynb")}
@@ -146,6 +148,43 @@ def test_two_processes_share_the_work(tmp_path):
     assert len(work) == len(set(work)), f"done twice: {sorted(w for w in set(work) if work.count(w) > 1)}"
     assert sum(w.startswith("run") for w in work) == 6 == len(metrics(tmp_path))
     assert sum(w.startswith("train") for w in work) == 2
+
+
+NO_ROOM = OSError(28, "No space left on device")
+
+
+def test_a_full_disk_ends_a_batch_without_a_row(tmp_path, monkeypatch):
+    "With a sentence; what was finished stays, and the same batch goes on."
+    begun, session = [], Session(Store(tmp_path), "cpu")
+
+    def row_of(session, resolved):
+        begun.append(resolved.spec.method)
+        if begun == ["ssd", "original"]:
+            write_whole(tmp_path / "outputs" / "a.safetensors", raising(NO_ROOM))
+        return Row(resolved.key, resolved.spec, {"A_r": 1.0})
+
+    monkeypatch.setattr(runs_module, "row_of", row_of)
+    batch = [Spec("digits", "class", "nine", "small_cnn", m, "digits", recipe="smoke") for m in ("ssd", "original", "retrain")]
+    with pytest.raises(MagaError, match=r"could not be written \(\[Errno 28\] No space left on device\)"):
+        run_batch(batch, session)
+    assert [r.spec.method for r in Store(tmp_path).rows()] == ["ssd"] and not list((tmp_path / "claims").iterdir())
+    assert not any(r.failed for r in run_batch(batch, session)) and begun == ["ssd", "original", "original", "retrain"]
+
+
+def test_a_shared_model_without_room_is_trained_later(tmp_path, monkeypatch):
+    session = Session(Store(tmp_path), "cpu")
+    monkeypatch.setattr(session_module, "_train", lambda *_: write_whole(tmp_path / "model", raising(NO_ROOM)))
+    with pytest.raises(MagaError, match="small_cnn on digits, seed 0 could not be trained: .*No space left"):
+        run_batch([Spec("digits", "class", "nine", "small_cnn", "original", "digits", recipe="smoke")], session)
+    assert not session.store.rows() and not session.failures
+
+
+def test_a_claim_without_room_leaves_nothing(tmp_path, monkeypatch):
+    with monkeypatch.context() as full:
+        full.setattr("os.write", raising(NO_ROOM))
+        with pytest.raises(MagaError, match=r"run\.1 could not be written \(\[Errno 28\]"):
+            Claims(tmp_path).take("run")
+    assert not list(tmp_path.iterdir()) and Claims(tmp_path).take("run") == 1
 
 
 def test_errors_are_one_sentence(tmp_path):
