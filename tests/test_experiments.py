@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -179,11 +180,14 @@ def test_a_shared_model_without_room_is_trained_later(tmp_path, monkeypatch):
     assert not session.store.rows() and not session.failures
 
 
-def test_a_claim_without_room_leaves_nothing(tmp_path, monkeypatch):
-    with monkeypatch.context() as full:
-        full.setattr("os.write", raising(NO_ROOM))
-        with pytest.raises(MagaError, match=r"run\.1 could not be written \(\[Errno 28\]"):
+def test_a_claim_without_room_leaves_nothing(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(MagaError, match=r"run\.1 could not be written \(\[Errno 27\]"):
             Claims(tmp_path).take("run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir()) and Claims(tmp_path).take("run") == 1
 
 

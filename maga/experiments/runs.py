@@ -42,7 +42,7 @@ from maga.experiments.session import (
     training_seconds,
     transition_of,
 )
-from .store import ORIGINAL, RETRAIN, Row, Spec, code_digest, key_of, unwritten
+from .store import ORIGINAL, RETRAIN, Row, Spec, code_digest, key_of
 from ..measures.contract import METRICS, Evidence, Subject
 from ..measures.cost import counted_passes
 from ..measures.metrics import Outputs, measure
@@ -310,14 +310,15 @@ def attempt(
     """Compute and keep the row; where the run fails, keep a row with its error.
 
     `SystemExit`, in a sentence, where the device is broken for this process; the row of this run is kept, and a new process goes on.
-    `MagaError` where a file cannot be written, as on a full disk; no row is kept, and the same command goes on later.
+    `MagaError` where a file cannot be written, as on a full disk; no row is kept.
     """
     device = device_name(session.device)
     try:
         return session.store.put(row_of(session, resolved))
     except Exception as e:
         why, full = one_sentence(e), out_of_memory(e)
-        if unwritten(e):
+        if " could not be written (" in why or "No space left on device" in why:
+            session.failures.clear()
             raise MagaError(why) from e
     if full:
         session.release()

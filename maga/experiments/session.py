@@ -22,7 +22,7 @@ from torch import nn
 from ..checks import one_sentence
 from ..data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass, no_such
 from ..device import clock, device_name, out_of_memory, pick_device, seeded_generator
-from .store import RETRAIN, Recent, Spec, Store, key_of, unwritten
+from .store import RETRAIN, Recent, Spec, Store, key_of
 from ..judges.answers import Stored
 from ..judges.contract import BlockJudge, draw_exemplars
 from ..judges.named import JudgeOptions, is_matrix, judge_kind, make_judge, weights_of
@@ -281,7 +281,7 @@ def training_seconds(session: Session, training: Training | Given) -> float:
 def trained(session: Session, training: Training | Given) -> nn.Module:
     """The trained model: from memory, the user's file or the store, or trained now.
 
-    `MagaError` if that fails. It is not tried again in this process, unless memory ran out or a file could not be written.
+    `MagaError` if that fails. It is not tried again in this process, unless memory ran out.
     """
     key = model_key(session, training)
     if isinstance(training, Given):
@@ -292,7 +292,7 @@ def trained(session: Session, training: Training | Given) -> nn.Module:
         path = session.store.shared(key, lambda: _train(session, training))
     except Exception as e:
         why = f"{training} could not be trained: {one_sentence(e)}"
-        if not (out_of_memory(e) or unwritten(e)):
+        if not out_of_memory(e):
             session.failures[key] = why
         raise MagaError(why) from e
     return session.recent_models.get(key, lambda: load_checkpoint(path, device=session.device)[0])

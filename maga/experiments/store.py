@@ -5,7 +5,6 @@
 # %% ../../nbs/500_store.ipynb #be824863
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -29,7 +28,7 @@ from ..data import TASKS, MagaError, write_whole
 # %% auto #0
 __all__ = ['ORIGINAL', 'RETRAIN', 'PUBLISHED_RESULTS', 'TRAINED', 'RENAMED', 'HEARTBEAT', 'PATIENCE', 'T_', 'Spec', 'canonical',
            'key_of', 'under_new_names', 'Row', 'this_host', 'ClaimFiles', 'Claims', 'experiments_folder',
-           'in_repository', 'code_digest', 'unwritten', 'Store', 'Recent']
+           'in_repository', 'code_digest', 'Store', 'Recent']
 
 # %% ../../nbs/500_store.ipynb #ec320f6b
 ORIGINAL, RETRAIN = "original", "retrain"
@@ -239,11 +238,22 @@ class Claims(ClaimFiles):
         if any(not self.dead(key, n) for n in numbers):
             return None
         mine = (numbers or [0])[-1] + 1
+        path = self.folder / f"{key}.{mine}"
         owner = json.dumps({"host": this_host(), "pid": os.getpid(), "started": _started(os.getpid())}).encode()  # an empty claim has no owner
-        if not _created(self.folder / f"{key}.{mine}", owner):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("xb", buffering=0) as claim:
+                try:
+                    claim.write(owner)
+                except OSError:
+                    path.unlink(missing_ok=True)
+                    raise
+        except FileExistsError:
             return None
+        except OSError as e:
+            raise MagaError(f"{path} could not be written ({e}); free some space or choose another folder.") from e
         if any(n > mine or not self.dead(key, n) for n in self.numbers(key) if n != mine):
-            (self.folder / f"{key}.{mine}").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             return None
         return mine
 
@@ -269,25 +279,6 @@ class Claims(ClaimFiles):
             stop.set()
             beat.join()
             self.release(key, mine)
-
-
-def _created(path: Path, content: bytes) -> bool:
-    "Write a file that must not be there yet: False where it is. `MagaError` where it cannot be written; then nothing is left of it."
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        try:
-            os.write(handle, content)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(handle)
-    except FileExistsError:
-        return False
-    except OSError as e:
-        raise MagaError(f"{path} could not be written ({e}); free some space or choose another folder.") from e
-    return True
 
 
 def _beat(path: Path, stop: threading.Event) -> None:
@@ -320,12 +311,6 @@ def code_digest() -> str:
     return h.hexdigest()[:16]
 
 # %% ../../nbs/500_store.ipynb #5266435a
-def unwritten(error: BaseException) -> bool:
-    "Whether an error means that a file could not be written: no fault of the run, and the same for every other one."
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    return full or (isinstance(error, MagaError) and " could not be written (" in str(error))
-
-
 class Store:
     "Rows, checkpoints and outputs in one folder, shared by any number of processes."
 
