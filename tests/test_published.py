@@ -16,11 +16,11 @@ import pytest
 
 from maga.data import MagaError
 from maga.experiments import expected, report
-from maga.experiments.published import PublishedSession, check_published, published_folder, read_rows
+from maga.experiments.published import ABOUT_FILES, PublishedSession, check_published, publish, published_folder, read_about, read_rows, restore
 from maga.experiments.report import EXPERIMENTS, Result, compute, open_session, precision, together
 from maga.experiments.session import Training, model_key, resolve
 from maga.experiments.settings import Settings
-from maga.experiments.store import RETRAIN
+from maga.experiments.store import RETRAIN, Row, Spec, Store
 from maga.experiments.studies import forgotten_outputs
 from maga.experiments.tables import said_flow, show_embeddings
 
@@ -149,6 +149,61 @@ def test_a_part_of_the_fresh_heads_is_not_kept(tmp_path, monkeypatch):
     for n in (1, len(rows)):
         run_cell(run, names | {"run_all": lambda wanted, n=n: iter([rows[:n]])})
         assert (tmp_path / "fresh_head.csv").exists() == (n == len(rows))
+
+
+HERE = Settings(device="cpu")  # digits
+NINE = Spec("digits", "class", "nine", "small_cnn", "ssd", "digits", recipe="smoke")
+
+
+def store_with(folder: Path, **dates: str) -> Store:
+    "A store with a row of each name and date; its A_r is the day."
+    store = Store(folder)
+    for name, date in dates.items():
+        store.put(Row(name, NINE, {"A_r": float(date[-2:])}, provenance={"date": date}))
+    return store
+
+
+def published_by(store: Store, folder: Path) -> dict[str, float]:
+    "A_r of each published row, after the store has published its own."
+    publish(open_session(replace(HERE, results=str(store.folder))), HERE, (), folder)
+    return {key: row.metrics["A_r"] for key, row in read_rows(folder).items()}
+
+
+def test_an_older_row_does_not_replace_a_published_one(tmp_path):
+    "A row of a later date, or of the same, does; one that was only restored does not, though it is of the same day."
+    folder, first, second = tmp_path / "rows", store_with(tmp_path / "first", a="2026-01-02", b="2026-01-02"), Store(tmp_path / "second")
+    assert published_by(first, folder) == {"a": 2, "b": 2}
+    restore(second, folder)
+    assert published_by(store_with(tmp_path / "first", a="2026-01-03", b="2026-01-01"), folder) == {"a": 3, "b": 2}
+    today = replace(second.get("b"), metrics={"A_r": 7.0})  # made again on the day
+    first.put(today)
+    assert published_by(first, folder) == {"a": 3, "b": 7}
+    assert published_by(second, folder) == {"a": 3, "b": 7}
+    second.put(replace(today, metrics={"A_r": 8.0}))
+    assert published_by(second, folder) == {"a": 3, "b": 8}
+
+
+def test_what_a_merge_left_is_named(tmp_path):
+    published_by(store_with(tmp_path / "first", a="2026-01-02"), tmp_path / "rows")
+    (tmp_path / "rows" / ABOUT_FILES).write_text('{\n<<<<<<< HEAD\n "presets": []\n=======\n')
+    with pytest.raises(MagaError, match="published.json cannot be read .*settle a merge"):
+        read_about(tmp_path / "rows")
+
+
+def test_rows_that_are_published_no_more_are_not_drawn(tmp_path):
+    "They are deleted where tables are drawn from, and in no folder where something was computed."
+    for name, rows in (("more", {"a": "2026-01-02", "b": "2026-01-02"}), ("fewer", {"a": "2026-01-02"})):
+        published_by(store_with(tmp_path / f"store of {name}", **rows), tmp_path / name)
+    drawn, own = tmp_path / "published", tmp_path / "own" / "published"
+    assert PublishedSession(tmp_path / "more", drawn, "smoke").store.get("b")
+    for part in ("outputs", "scores"):
+        (drawn / part).mkdir()
+        (drawn / part / "b.json").write_text("{}")
+    left = PublishedSession(tmp_path / "fewer", drawn, "smoke").store
+    assert [row.key for row in left.rows()] == ["a"] and not list(drawn.glob("*/b.json"))
+    (own / "claims").mkdir(parents=True)
+    kept = PublishedSession(tmp_path / "fewer", store_with(own, mine="2026-01-02").folder, "smoke").store
+    assert [row.key for row in kept.rows()] == ["a", "mine"]
 
 
 def test_published_files_are_small_and_whole():
