@@ -191,6 +191,35 @@ def test_a_claim_without_room_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir()) and Claims(tmp_path).take("run") == 1
 
 
+def test_a_judge_that_does_not_exist_is_named_before_any_run(tmp_path, capsys):
+    assert main(["table6", "--device", "cpu", "--results", str(tmp_path), "--judge", "featurs"]) == 1
+    assert "There is no judge 'featurs' (did you mean features?)" in capsys.readouterr().err and not Store(tmp_path).rows()
+
+
+def test_failed_runs_are_counted_among_those_that_are_asked_for(tmp_path, capsys, monkeypatch):
+    def row_of(session, resolved):
+        if resolved.spec.method == "ssd":
+            raise ValueError("no luck")
+        return Row(resolved.key, resolved.spec, {"A_r": 1.0})
+
+    monkeypatch.setattr(runs_module, "row_of", row_of)
+    line = ["table6", "--device", "cpu", "--results", str(tmp_path), "--backbone", "small_cnn", "--target", "rocket", "--methods"]
+    for methods, code, said in (("ssd", 1, "1 of 1 runs failed"), ("random_label", 0, ""), ("ssd,random_label", 0, "1 of 2 runs failed")):
+        assert main([*line, methods]) == code
+        err = capsys.readouterr().err
+        assert ("runs failed" in err) == bool(said) and said in err
+
+
+@pytest.mark.parametrize(("asked", "there"), [
+    ("table7 --backbone vit_tiny", "a run with backbone vit_tiny; there are small_cnn."),
+    ("table1 --preset laptop --backbone efficientnet_lite0", "a run with backbone efficientnet_lite0; there are resnet6_haar."),
+    ("all --target bird --methods bad_teacher", "target bird, methods bad_teacher; there are random bad_teacher, bird original, bird retrain, bird finetune, bird unsir"),
+])  # fmt: skip
+def test_a_selection_of_nothing_is_said(tmp_path, capsys, asked, there):
+    assert main([*asked.split(), "--device", "cpu", "--results", str(tmp_path)]) == 1
+    assert there in capsys.readouterr().err
+
+
 def test_errors_are_one_sentence(tmp_path):
     for wrong, word in (("table9", "table8"), ("table1 --device tpu9", "device"), ("table1 --judge nowhere.safetensors", "nowhere"), ("table1 --preset laptop --data-root nowhere", "cifar100 was not found"), ("table6 --processes -1", "--processes is -1")):
         ended = command(tmp_path, *wrong.split())

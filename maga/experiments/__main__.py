@@ -34,12 +34,12 @@ from maga.experiments.report import (
 )
 from .runs import BatchBar, missing_of, run_batch
 from .session import Session, model_key, trained
-from .settings import Cell, Settings, settings_of
-from .store import Store
+from .settings import Cell, Settings, selected, settings_of
+from .store import Row, Store
 
 # %% auto #0
 __all__ = ['SHOWN', 'MOVES', 'Arguments', 'parser', 'given_settings', 'show_experiments', 'train_one', 'processes_of',
-           'end_with_parent', 'helpers', 'run_missing', 'print_result', 'move_rows', 'main']
+           'end_with_parent', 'helpers', 'run_missing', 'asked_for', 'print_result', 'move_rows', 'main']
 
 # %% ../../nbs/508_command.ipynb #cd62587c
 class Arguments(argparse.ArgumentParser):
@@ -144,6 +144,12 @@ SHOWN = [
 ]
 
 
+def asked_for(results: Sequence[Result]) -> dict[str, Row]:
+    "The rows of the selected lines, by key."
+    lines = [line for r in results for line in zip(r.cells, r.rows, [r.settings] * len(r.cells), strict=True)]
+    return {row.key: row for cell, rows, settings in lines if selected(cell, settings) for row in rows}
+
+
 def print_result(result: Result) -> None:
     "Print the lines that were run, how many were not, and the path of the table."
     table = result.table
@@ -212,12 +218,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print_result(results[-1])
         if not settings.published and (said := said_code(session, results)):
             print(said, file=sys.stderr)
-        everything = session.store.tidy()
-        failed = int(everything.error.notna().sum()) if len(everything) else 0
+        session.store.tidy()
+        asked = asked_for(results)
+        failed = sum(row.failed for row in asked.values())
         if failed:
-            print(f"{failed} runs of this store failed; the tables say why, and --retry tries them again.", file=sys.stderr)
-        rows = [r for result in results for some in result.rows for r in some]
-        return int(bool(rows) and all(r.failed for r in rows))
+            print(f"{failed} of {len(asked)} runs failed; the tables say why, and --retry tries them again.", file=sys.stderr)
+        return int(0 < failed == len(asked))
     except KeyboardInterrupt:
         print("Interrupted; the same command continues.", file=sys.stderr)
         return 130

@@ -23,8 +23,9 @@ from .presets import BACKBONES
 from .published import PublishedSession, published_folder
 from .runs import by_other_code, compared, kept, remembered_outputs, run_batch
 from .session import Given, Session, Training, content_digest, original_of, resolve, retrain_of, trained
-from .settings import Cell, Settings
+from .settings import Cell, Settings, checked_selection, selected
 from .store import RETRAIN, Row, Spec, Store, key_of
+from ..judges.named import is_matrix, judge_kind
 from ..measures.contract import METRICS, Evidence, Score, Subject, interval
 from ..measures.metrics import total_variation
 from ..progress import BatchReport
@@ -33,8 +34,8 @@ from ..progress import BatchReport
 __all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'minutes_of', 'distinct',
            'bounds_noted', 'line_of', 'kept_subject', 'paired', 'kept_scores', 'plain', 'score_of', 'scores_of_many',
            'case_of', 'floor_of', 'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result', 'register',
-           'experiment', 'together', 'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of', 'trainings_of',
-           'shared_trainings', 'table_of', 'said_code', 'open_session', 'precision', 'compute']
+           'experiment', 'together', 'misfit', 'cells_of', 'specs_of', 'trainings_of', 'shared_trainings', 'table_of',
+           'said_code', 'open_session', 'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
 def paper_folder() -> Path:
@@ -280,24 +281,6 @@ def cells_of(exp: Experiment, settings: Settings, session: Session) -> list[Cell
     return [replace(c, spec=replace(c.spec, original=file)) if file and not misfit(c, file, session) else c for c in cells]
 
 # %% ../../nbs/505_report.ipynb #5aa629b2
-def selected(cell: Cell, settings: Settings) -> bool:
-    "Whether the settings select the cell; with a given original, only cells that it fits."
-    wanted = (settings.backbone, cell.spec.backbone), (settings.target, cell.target), (settings.methods, cell.method)
-    return all(not names or value in names for names, value in wanted) and cell.spec.original == settings.original
-
-
-def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:
-    "`MagaError` where the settings select a target or a method that no cell has."
-    for what, names, known in (
-        ("target", settings.target, {c.target for c in cells}),
-        ("method", settings.methods, {c.method for c in cells}),
-        ("method (of a change)", tuple(m for m, *_ in settings.changes), {c.method for c in cells}),
-    ):
-        for name in names:
-            if cells and name not in known:
-                raise MagaError(f"No selected experiment has the {what} {name!r}; there are {', '.join(sorted(known))}.")
-
-
 def specs_of(cells: Sequence[Cell], settings: Settings, session: Session) -> list[Spec]:
     """The selected runs, seed after seed; those that share data, network and target are neighbours, so that a process loads each model once.
 
@@ -359,9 +342,11 @@ def said_code(session: Session, results: Sequence[Result]) -> str:
 
 # %% ../../nbs/505_report.ipynb #50500042
 def open_session(settings: Settings) -> Session:
-    "The store and the device of the settings; `MagaError` if a given file cannot be read."
+    "The store and the device of the settings; `MagaError` if a given file cannot be read, or there is no such judge."
     if settings.size.threads is not None:
         torch.set_num_threads(settings.size.threads)
+    if not any(map(is_matrix, settings.judge.split(","))):
+        judge_kind(settings.judge)  # a name that is wrong is said before any run
     if settings.published:
         return PublishedSession(published_folder(), settings.results_folder, settings.preset)
     session = Session(Store(writable_folder(settings.results_folder)), settings.device, settings.data_folder)
