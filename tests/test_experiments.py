@@ -175,7 +175,7 @@ def test_a_full_disk_ends_a_batch_without_a_row(tmp_path, monkeypatch):
 def test_a_shared_model_without_room_is_trained_later(tmp_path, monkeypatch):
     session = Session(Store(tmp_path), "cpu")
     monkeypatch.setattr(session_module, "_train", lambda *_: write_whole(tmp_path / "model", raising(NO_ROOM)))
-    with pytest.raises(MagaError, match="small_cnn on digits, seed 0 could not be trained: .*No space left"):
+    with pytest.raises(MagaError, match=r"small_cnn on digits, seed 0 could not be trained: .*No space left"):
         run_batch([Spec("digits", "class", "nine", "small_cnn", "original", "digits", recipe="smoke")], session)
     assert not session.store.rows() and not session.failures
 

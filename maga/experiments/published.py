@@ -26,8 +26,8 @@ from ..packaged import file_hash
 # %% auto #0
 __all__ = ['LISTS', 'ROWS', 'SCORES', 'ABOUT_FILES', 'RESTORED', 'line_of_row', 'row_of_line', 'save_labels', 'labels_only',
            'published_folder', 'unreadable', 'read_json', 'read_rows', 'request_name', 'retrain_file', 'model_in',
-           'forgotten_test', 'own_rows', 'made_on', 'publish', 'read_about', 'check_published', 'check_file', 'restore',
-           'PublishedStore', 'PublishedSession', 'published_retrains']
+           'forgotten_test', 'own_rows', 'made_from', 'scores_in', 'made_on', 'publish', 'read_about',
+           'check_published', 'check_file', 'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
 
 # %% ../../nbs/513_published.ipynb #51300006
 LISTS = ("spec.changes", "spec.references", "made_from_forgotten")  # columns with JSON
@@ -164,18 +164,31 @@ def _copy(source: Path, target: Path, overwrite: bool = False) -> None:
     if source.exists() and (not target.exists() or (overwrite and file_hash(source) != file_hash(target))):
         write_whole(target, lambda p: p.write_bytes(source.read_bytes()))
 
-# %% ../../nbs/513_published.ipynb #51300024
+# %% ../../nbs/513_published.ipynb #51300035
 def own_rows(store: Store) -> dict[str, Row]:
     "The store's rows without failed ones and without those that were only copied from the published ones."
     copied = read_json(store.folder / RESTORED)
     return {row.key: row for row in store.rows() if not row.failed and copied.get(row.key) != key_of(row)}
 
 
+def made_from(rows: Iterable[Row]) -> dict[str, str]:
+    "Key -> hash of the provenance of each row: whose a score is, and of which computation."
+    return {row.key: key_of(dict(row.provenance)) for row in rows}
+
+
+def scores_in(path: Path) -> dict[str, dict[str, Any]]:
+    "Scores by name as a store keeps them; none where the file is missing or cut off."
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def made_on(row: Row) -> str:
     "The date of a row, which sorts as text; empty where it is unknown."
     return row.provenance.get("date", "")
 
-
+# %% ../../nbs/513_published.ipynb #51300024
 def publish(
     session: Session,
     settings: Settings,
@@ -204,8 +217,10 @@ def publish(
     for key in ours.intersection(shown):
         _copy(session.store.outputs(key), folder / "pictured" / "outputs" / f"{key}.safetensors", overwrite=True)
     _copy(session.store.checkpoint(matrix), folder / "pictured" / "checkpoints" / f"{matrix}.safetensors", overwrite=True)
-    scores = read_json(folder / SCORES)
-    scores |= {p.stem: json.loads(p.read_text()) for p in (session.store.folder / "scores").glob("*.json")}
+    whose, replaced = made_from(rows.values()), any(rows[key].provenance != row.provenance for key, row in there.items())
+    found = [*read_json(folder / SCORES).items(), *((p.stem, scores_in(p)) for p in sorted((session.store.folder / "scores").glob("*.json")))]
+    found.sort(key=lambda scores: all("of" in s for s in scores[1].values()))  # one that says whose it is replaces one that does not
+    scores = {name: some for name, some in found if all(s["of"].items() <= whose.items() if "of" in s else not replaced for s in some.values())}
     write_whole(folder / SCORES, lambda p: p.write_text(json.dumps(scores, indent=0, sort_keys=True) + "\n"))
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ABOUT_FILES)
     about = {
@@ -214,8 +229,9 @@ def publish(
         "files": {p.relative_to(folder).as_posix(): file_hash(p) for p in files},
     }
     write_whole(folder / ABOUT_FILES, lambda p: p.write_text(json.dumps(about, indent=1) + "\n"))
-    sizes = {p: p.stat().st_size / 1e6 for p in files}
-    return f"{len(rows)} rows are published in {folder}: {sizes[folder / ROWS]:.2f} MB of rows, {sum(sizes.values()):.1f} MB in all."
+    sizes, lost = {p: p.stat().st_size / 1e6 for p in files}, len({name for name, _ in found} - scores.keys())
+    more = f" {lost} scores of rows that were replaced are left out: draw the tables of the results folder, then publish again." if lost else ""
+    return f"{len(rows)} rows are published in {folder}: {sizes[folder / ROWS]:.2f} MB of rows, {sum(sizes.values()):.1f} MB in all.{more}"
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import nn
 from ..checks import writable_folder
 from ..data import MagaError, no_such, write_whole
 from .presets import BACKBONES
-from .published import PublishedSession, published_folder
+from .published import PublishedSession, made_from, published_folder, scores_in
 from .runs import by_other_code, compared, kept, remembered_outputs, run_batch
 from .session import Given, Session, Training, content_digest, original_of, resolve, retrain_of, trained
 from .settings import Cell, Settings, checked_selection, selected
@@ -122,18 +122,22 @@ def paired(unlearned: Sequence[Row], retrained: Sequence[Row]) -> list[tuple[Row
 def kept_scores(
     session: Session,
     runs: Sequence[Row],  # in an order of their own: what the scores are computed from
+    names: set[str],  # of the scores
     compute: Callable[[Sequence[Subject]], dict[str, Score]],
 ) -> dict[str, Score]:
-    "Scores of several runs, from the store or computed from kept logits and kept; none where logits are missing."
-    path = session.store.folder / "scores" / f"{key_of('scores', [r.key for r in runs])}.json"
-    if path.exists():
-        return {name: score_of(name, kept) for name, kept in json.loads(path.read_text()).items()}
-    subjects = [s for r in runs if (s := kept_subject(session, r)) is not None]
-    if len(subjects) < len(runs):
-        return {}
-    scores = compute(subjects)
-    write_whole(path, lambda p: p.write_text(json.dumps({n: plain(s) for n, s in scores.items()})))
-    return scores
+    "Scores of several runs: those in the store, if they are of these very rows; else computed from kept logits and kept, where there are logits."
+    path, of = session.store.folder / "scores" / f"{key_of('scores', [r.key for r in runs])}.json", made_from(runs)
+    found = scores_in(path)
+    changed = [p.stat().st_mtime_ns for r in runs if (p := session.store.row_path(r.key)).exists()]
+    old = bool(found) and path.stat().st_mtime_ns >= max(changed, default=0)  # whether a score that does not say its rows is of these
+    scores = {name: kept for name, kept in found.items() if (kept["of"] == of if "of" in kept else old)}
+    if not names <= scores.keys():
+        subjects = [s for r in runs if (s := kept_subject(session, r)) is not None]
+        scores |= {name: plain(s) for name, s in compute(subjects).items()} if len(subjects) == len(runs) else {}
+    scores = {name: kept | {"of": of} for name, kept in scores.items()}
+    if scores and scores != found:
+        write_whole(path, lambda p: p.write_text(json.dumps(scores)))
+    return {name: score_of(name, kept) for name, kept in scores.items()}
 
 
 def plain(score: Score) -> dict[str, Any]:
@@ -154,7 +158,8 @@ def scores_of_many(session: Session, unlearned: Sequence[Row], retrained: Sequen
         evidence = Evidence(tuple(subjects[::2]), tuple(subjects[1::2]))
         return {m.name: m(evidence) for m in METRICS.values() if m.of_populations}
 
-    return kept_scores(session, [r for pair in rows for r in pair], compute) if rows else {}
+    names = {m.name for m in METRICS.values() if m.of_populations}
+    return kept_scores(session, [r for pair in rows for r in pair], names, compute) if rows else {}
 
 
 def case_of(cell: Cell) -> tuple[str, ...]:
@@ -172,7 +177,7 @@ def floor_of(session: Session, retrained: Sequence[Row]) -> Score:
         return {"TV_floor": Score("TV_floor", pairs)}
 
     nothing = Score("TV_floor", missing="it needs two retrains of different seeds and one draw")
-    return kept_scores(session, rows, compute).get("TV_floor", nothing) if len(rows) > 1 else nothing
+    return kept_scores(session, rows, {"TV_floor"}, compute).get("TV_floor", nothing) if len(rows) > 1 else nothing
 
 # %% ../../nbs/505_report.ipynb #820dd2c1
 @dataclass(frozen=True)
