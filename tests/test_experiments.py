@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +21,13 @@ import torch
 from PIL import Image
 
 from maga.data import MagaError, write_whole
+from maga.experiments import __main__ as command_module
 from maga.experiments import runs as runs_module
 from maga.experiments import session as session_module
-from maga.experiments.__main__ import main
-from maga.experiments.report import EXPERIMENTS, experiment, open_session, paper_folder, selected, together
+from maga.experiments.__main__ import main, parser, run_missing
+from maga.experiments.report import EXPERIMENTS, experiment, open_session, paper_folder, selected, shared_trainings, specs_of, together
 from maga.experiments.runs import run_batch
-from maga.experiments.session import Session
+from maga.experiments.session import Session, config_of
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
 from maga.experiments.store import Claims, Row, Spec, Store, key_of
 from maga.experiments.studies import STUDIES, kept_about
@@ -149,6 +151,51 @@ def test_two_processes_share_the_work(tmp_path):
     assert len(work) == len(set(work)), f"done twice: {sorted(w for w in set(work) if work.count(w) > 1)}"
     assert sum(w.startswith("run") for w in work) == 6 == len(metrics(tmp_path))
     assert sum(w.startswith("train") for w in work) == 2
+
+
+def test_helpers_try_failed_runs_again(tmp_path, monkeypatch):
+    "With --retry a helper that begins first computes them all."
+    begun = []
+
+    @contextmanager
+    def helpers(arguments, n):
+        run_missing(cells, settings, session, parser().parse_args([*arguments, "--beside", "0.5"]), arguments)
+        begun.append("helped")
+        yield
+
+    def row_of(session, resolved):
+        begun.append(resolved.spec.method)
+        return Row(resolved.key, resolved.spec, {"A_r": 1.0})
+
+    settings = Settings(results=str(tmp_path), device="cpu", backbone=("small_cnn",), target=("rocket",), methods=("ssd", "random_label"))
+    session, cells = open_session(settings), experiment("table6").cells(settings)
+    monkeypatch.setattr(runs_module, "row_of", raising(ValueError("no luck")))
+    assert all(row.failed for row in run_batch(specs_of(cells, settings, session), session))
+    monkeypatch.setattr(runs_module, "row_of", row_of)
+    monkeypatch.setattr(command_module, "helpers", helpers)
+    for retry, done in ((["--retry", "--processes", "2"], ["random_label", "ssd", "helped"]), ([], ["random_label", "ssd", "helped", "helped"])):
+        run_missing(cells, settings, session, parser().parse_args(["table6", *retry]), ["table6", *retry])
+        assert begun == done
+
+
+def test_only_the_retrains_that_are_asked_for_are_shared_with_a_given_original():
+    "No original is trained for the runs, and a retrain only where it is run or every metric needs it; Figure 3 has a matrix of its own."
+    settings = Settings(backbone=("small_cnn",), target=("rocket",))
+    given = replace(settings, original="mine.safetensors")
+    assert [bool(t.task) for t in shared_trainings(["table1"], settings)] == [False, True]
+    assert [bool(t.task) for t in shared_trainings(["table1"], given)] == [True]
+    assert shared_trainings(["table1"], replace(given, methods=("maga", "original"))) == []
+    assert {t.seed for t in shared_trainings(["beyond"], replace(given, methods=("maga",)))} == {0, 1, 2}
+    assert shared_trainings(["figure3"], given) == shared_trainings(["figure3"], settings)
+
+
+def test_a_figure_varies_its_field_whatever_the_user_changes():
+    "The points of a sweep are different runs; another change applies to all of them."
+    settings = Settings(changes=(("maga", "tau", 0.3), ("maga", "noise.size", 4)))
+    cells = experiment("figure7").cells(settings)
+    assert len({key_of(c.spec) for c in cells}) == len(cells) and all(("noise.size", 4) in c.spec.changes for c in cells)
+    assert [config_of(c.spec).tau for c in cells] == [dict(c.changes)["tau"] for c in cells] and len({config_of(c.spec).tau for c in cells}) == 2
+    assert ("tau", 0.3) in next(c for c in experiment("table6").cells(settings) if c.method == "maga").spec.changes
 
 
 NO_ROOM = OSError(28, "No space left on device")
@@ -386,7 +433,8 @@ def test_snakemake_plans_one_gpu_a_job(tmp_path):
     assert len(models) == 3  # an original and a retrain on CIFAR-100, an original on CIFAR-10
     assert needs["table1"] == needs["table6"] and len(needs["table1"]) == 2 and len(needs["figure5"]) == 1
     assert needs["table1"] | needs["figure5"] == models  # every notebook waits for its models, every model is for a notebook
-    assert call([*line, "presett=paper"]).returncode != 0
+    ended = call([*line, "presett=paper"])
+    assert ended.returncode != 0 and "There is no option 'presett'; there are preset, data_root" in ended.stdout + ended.stderr
 
 
 def test_snakemake_asks_little_for_digits(tmp_path):

@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import replace
 from functools import cache, partial
+from operator import attrgetter
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -33,11 +34,12 @@ from maga.experiments.published import (
     restore,
 )
 from maga.experiments.report import EXPERIMENTS, Result, compute, floor_of, line_of, open_session, paper_numbers, precision, together
-from maga.experiments.session import Training, model_key, resolve
+from maga.experiments.session import Training, config_of, model_key, resolve
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN, Row, Spec, Store
 from maga.experiments.studies import forgotten_outputs
 from maga.experiments.tables import said_flow, show_embeddings
+from maga.training import RECIPES
 
 NOTEBOOKS = {p.stem: p for p in (Path(__file__).parents[1] / "nbs" / "experiments").rglob("*.ipynb")}
 SETTINGS = Settings("laptop", data_root="no data here", results="published")
@@ -202,6 +204,14 @@ def test_a_retrain_is_a_true_retrain_everywhere(session):
             keys = {"original": model_key(session, whole), "retrain": model_key(session, without)}
             assert s.task and keys["original"] != keys["retrain"] and {k: row.dependencies[k] for k in keys} == keys, s
     assert retrains and all(row.metrics["cost"] == 1 and not row.spec.original for row in retrains)
+    request = attrgetter("spec.data", "spec.backbone", "spec.task", "spec.target", "spec.draw")
+    for row in sorted(rows, key=request):  # costs are in passes of a training on what stays: in whole images, thirds where only forward
+        split = session.split(row.spec)
+        stays = len(split.train) - len(split.forget_train)
+        passes = row.metrics["cost"] * RECIPES[row.spec.recipe].epochs * stays
+        assert 3 * passes == pytest.approx(round(3 * passes), abs=1e-2), row.spec
+        if row.spec.method == "finetune":
+            assert round(passes) == config_of(row.spec).fit.epochs * stays
     assert not any("the original model" in trace for row in retrains for trace in row.made_from_forgotten)
     assert all(row.metrics["A_f"] == 0 for row in retrains if row.spec.task == "class")
 

@@ -313,11 +313,17 @@ def trainings_of(
 
 
 def shared_trainings(names: Sequence[str], settings: Settings) -> list[Training]:
-    "The originals and retrains that experiments need, originals first, each once. A workflow trains them before the tables."
-    settings = replace(settings, original="")  # whether a given original fits is known only once the data is loaded
-    chosen = [experiment(n) for n in names]
-    specs = [s for e in chosen for c in e.cells(settings) if selected(c, settings) for s in c.specs(settings.all_seeds)]
-    return list(trainings_of(specs, [s for e in chosen for s in e.originals(settings)]).values())
+    """The originals and retrains that experiments need, originals first, each once. A workflow trains them before the tables.
+
+    With a given original: the retrains that are run or that every metric needs. Whether it fits is known only once the data is loaded.
+    """
+    chosen, bare = [experiment(n) for n in names], replace(settings, original="")
+    specs = [s for e in chosen for c in e.cells(bare) if selected(c, bare) for s in c.specs(bare.all_seeds)]
+    more = [s for e in chosen for s in e.originals(bare)]
+    if not settings.original:
+        return list(trainings_of(specs, more).values())
+    compared = trainings_of([s for s in specs if s.method == RETRAIN or s.measures == "all"])
+    return list((trainings_of((), more) | {key: t for key, t in compared.items() if t.task}).values())
 
 # %% ../../nbs/505_report.ipynb #34e61ff0
 def table_of(

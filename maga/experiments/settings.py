@@ -277,7 +277,8 @@ def make_cell(
 ) -> Cell:
     "The cell in the size of the preset."
     backbone, (held, forgotten) = settings.network(model), settings.stand_in(data, target)
-    changes = (*changes, *((place, value) for m, place, value in settings.changes if m == method))
+    own = dict(changes)  # what a figure varies stays, whatever the user changes
+    changes = (*changes, *((place, value) for m, place, value in settings.changes if m == method and place not in own))
     shown = (*changes, *((k, v) for k, v in more.items() if k == "exemplars"))
     forgotten = RANDOM_IMAGES if task == "random" else forgotten
     most, preset = settings.size.epochs_at_most, backbone.preset_of(method)
