@@ -25,9 +25,9 @@ from maga.experiments import __main__ as command_module
 from maga.experiments import runs as runs_module
 from maga.experiments import session as session_module
 from maga.experiments.__main__ import main, parser, run_missing
-from maga.experiments.report import EXPERIMENTS, experiment, open_session, paper_folder, selected, shared_trainings, specs_of, together
+from maga.experiments.report import EXPERIMENTS, experiment, hardware, open_session, paper_folder, selected, shared_trainings, specs_of, together
 from maga.experiments.runs import run_batch
-from maga.experiments.session import Session, config_of
+from maga.experiments.session import Session, config_of, retrain_of
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
 from maga.experiments.store import Claims, Row, Spec, Store, key_of
 from maga.experiments.studies import STUDIES, kept_about
@@ -196,6 +196,26 @@ def test_a_figure_varies_its_field_whatever_the_user_changes():
     assert len({key_of(c.spec) for c in cells}) == len(cells) and all(("noise.size", 4) in c.spec.changes for c in cells)
     assert [config_of(c.spec).tau for c in cells] == [dict(c.changes)["tau"] for c in cells] and len({config_of(c.spec).tau for c in cells}) == 2
     assert ("tau", 0.3) in next(c for c in experiment("table6").cells(settings) if c.method == "maga").spec.changes
+
+
+def test_seconds_of_another_processor_are_another_devices(tmp_path, monkeypatch):
+    "Rows and models name the processor; one that names none, as those from before, counts as this one."
+    session, said = Session(Store(tmp_path), "cpu"), []
+    spec = Spec("digits", "class", "nine", "small_cnn", "retrain", "digits", recipe="smoke")
+
+    def by(name: str) -> tuple[str, str, bool]:
+        for module in (runs_module, session_module):
+            monkeypatch.setattr(module, "processor_name", lambda device: name)
+        (row,) = run_batch([spec], session)
+        session.store.row_path(row.key).unlink()
+        said.append(row.missing.get("seconds", ""))
+        return hardware([row]), row.provenance["processor"], np.isnan(row.seconds["unlearning"])
+
+    assert by("Xeon") == ("CPU, 1 threads (Xeon)", "Xeon", False) and by("") == ("CPU, 1 threads", "", False)
+    assert by("EPYC")[2] and said == ["", "", "small_cnn on digits without nine (class), seed 0 was trained on another processor (Xeon) than the row is made on (EPYC)"]
+    old = {k: v for k, v in session_module.header_of(session, retrain_of(spec)).items() if k != "processor"}
+    monkeypatch.setattr(session_module, "header_of", lambda *_: old)
+    assert not by("EPYC")[2]
 
 
 NO_ROOM = OSError(28, "No space left on device")

@@ -32,10 +32,10 @@ from ..progress import BatchReport
 
 # %% auto #0
 __all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'minutes_of', 'distinct',
-           'bounds_noted', 'line_of', 'kept_subject', 'paired', 'kept_scores', 'plain', 'score_of', 'scores_of_many',
-           'case_of', 'floor_of', 'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result', 'register',
-           'experiment', 'together', 'misfit', 'cells_of', 'specs_of', 'trainings_of', 'shared_trainings', 'table_of',
-           'said_code', 'open_session', 'precision', 'compute']
+           'hardware', 'bounds_noted', 'line_of', 'kept_subject', 'paired', 'kept_scores', 'plain', 'score_of',
+           'scores_of_many', 'case_of', 'floor_of', 'Found', 'pending', 'lines_table', 'no_runs', 'Experiment',
+           'Result', 'register', 'experiment', 'together', 'misfit', 'cells_of', 'specs_of', 'trainings_of',
+           'shared_trainings', 'table_of', 'said_code', 'open_session', 'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
 def paper_folder() -> Path:
@@ -68,6 +68,12 @@ def minutes_of(rows: Sequence[Row]) -> float:
 def distinct(rows: Sequence[Row], part: str) -> str:
     "What the rows' provenance says of a part, each once: devices, dates, code."
     return ", ".join(sorted({r.provenance.get(part, "unknown") for r in rows}))
+
+
+def hardware(rows: Sequence[Row]) -> str:
+    "The rows' devices, and their processors where they are known."
+    known = [r for r in rows if r.provenance.get("processor")]
+    return distinct(rows, "device") + (f" ({distinct(known, 'processor')})" if known else "")
 
 
 def bounds_noted(rows: Sequence[Row]) -> list[str]:

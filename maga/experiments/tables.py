@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from .published import forgotten_test
-from .report import Result, case_of, distinct, line_of, minutes_of, paper_numbers, scores_of_many, value_of
+from .report import Result, case_of, distinct, hardware, line_of, minutes_of, paper_numbers, scores_of_many, value_of
 from .runs import kept_outputs
 from .session import Session
 from .settings import Cell, Settings, cifar10_spec
@@ -63,7 +63,7 @@ def side_by_side(result: Result) -> pd.DataFrame:
 def made_with(result: Result) -> str:
     "Preset, runs, seeds, device, date, code, minutes of the runs, failed runs, and how many lines were not run."
     good, failed = result.good, sum(r.failed for some in result.rows for r in some)
-    device, day, torch_, code = (distinct(good, part) or "–" for part in ("device", "date", "torch", "code"))
+    device, day, torch_, code = (found or "–" for found in (hardware(good), *(distinct(good, part) for part in ("date", "torch", "code"))))
     seeds = ", ".join(map(str, sorted({r.spec.training_seed for r in good}))) or "–"
     empty = sum(not some for some in result.rows)
     preset = result.settings.preset if result.settings.size.comparable else f"{result.settings.preset}, digits: nothing here is about the paper"
