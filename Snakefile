@@ -11,8 +11,8 @@
 import shlex
 from pathlib import Path
 
-from maga.experiments.report import shared_trainings, together
-from maga.experiments.settings import Settings, settings_of
+from maga.experiments.report import experiment, shared_trainings, together
+from maga.experiments.settings import Settings, has_selected, settings_of
 
 NOTEBOOKS = {p.stem: str(p) for p in Path("nbs/experiments").rglob("*.ipynb")}
 
@@ -22,7 +22,7 @@ if unknown:
     raise WorkflowError(f"There is no option {unknown[0]!r}; there are {', '.join(OPTIONS)}, only.")
 SETTINGS = settings_of(**OPTIONS | {k: "" if v is None else str(v) for k, v in config.items() if k in OPTIONS})  # None: written as `original=`
 RESULTS = SETTINGS.results
-NAMES = str(config["only"]).split(",") if "only" in config else together()
+NAMES = str(config["only"]).split(",") if "only" in config else [n for n in together() if has_selected(experiment(n).cells(SETTINGS), SETTINGS)]
 LARGE = SETTINGS.size.gpu  # of the paper's size; a preset for a CPU needs less memory
 GPUS = 1 if LARGE and SETTINGS.device != "cpu" else 0
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -23,8 +26,9 @@ from .data import ImageSet, MagaError
 T = TypeVar("T")
 
 # %% auto #0
-__all__ = ['T', 'pick_device', 'device_name', 'seeded', 'seeded_generator', 'to_device', 'autocast', 'single_precision',
-           'rounded_alike', 'has_bfloat16', 'pass_size', 'clock', 'clocked', 'in_turns', 'out_of_memory', 'recovered']
+__all__ = ['T', 'pick_device', 'device_name', 'processor_name', 'seeded', 'seeded_generator', 'to_device', 'autocast',
+           'single_precision', 'rounded_alike', 'has_bfloat16', 'pass_size', 'clock', 'clocked', 'in_turns',
+           'out_of_memory', 'recovered']
 
 # %% ../nbs/001_device.ipynb #4fcb250f
 def pick_device(
@@ -50,6 +54,17 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads{', bfloat16' if torch.is_autocast_enabled('cpu') else ''}"
+
+
+@lru_cache
+def processor_name(device: torch.device) -> str:
+    "The processor's model, where the device is a CPU and its system says it; else empty."
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if device.type == "cpu" else []
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return model or (platform.processor() if device.type == "cpu" else "")
 
 # %% ../nbs/001_device.ipynb #2754094c
 @contextmanager

@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +20,20 @@ import pytest
 import torch
 from PIL import Image
 
+from maga.data import MagaError, write_whole
+from maga.experiments import __main__ as command_module
 from maga.experiments import runs as runs_module
 from maga.experiments import session as session_module
-from maga.experiments.__main__ import main
-from maga.experiments.report import EXPERIMENTS, experiment, open_session, paper_folder, selected, together
+from maga.experiments.__main__ import main, parser, run_missing
+from maga.experiments.report import EXPERIMENTS, experiment, hardware, open_session, paper_folder, selected, shared_trainings, specs_of, together
 from maga.experiments.runs import run_batch
-from maga.experiments.session import Session
+from maga.experiments.session import Session, config_of, retrain_of
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
-from maga.experiments.store import Row, Spec, Store, key_of
+from maga.experiments.store import Claims, Row, Spec, Store, key_of
 from maga.experiments.studies import STUDIES, kept_about
 from maga.methods.contract import METHODS
 
+from .conftest import raising
 from .forked import ENVIRONMENT, ROOT, Forked, tool
 
 NOTEBOOKS = {p.stem: p for p in (ROOT / "nbs" / "experiments").rglob("*.ipynb")}
@@ -146,6 +151,140 @@ def test_two_processes_share_the_work(tmp_path):
     assert len(work) == len(set(work)), f"done twice: {sorted(w for w in set(work) if work.count(w) > 1)}"
     assert sum(w.startswith("run") for w in work) == 6 == len(metrics(tmp_path))
     assert sum(w.startswith("train") for w in work) == 2
+
+
+def test_helpers_try_failed_runs_again(tmp_path, monkeypatch):
+    "With --retry a helper that begins first computes them all."
+    begun = []
+
+    @contextmanager
+    def helpers(arguments, n):
+        run_missing(cells, settings, session, parser().parse_args([*arguments, "--beside", "0.5"]), arguments)
+        begun.append("helped")
+        yield
+
+    def row_of(session, resolved):
+        begun.append(resolved.spec.method)
+        return Row(resolved.key, resolved.spec, {"A_r": 1.0})
+
+    settings = Settings(results=str(tmp_path), device="cpu", backbone=("small_cnn",), target=("rocket",), methods=("ssd", "random_label"))
+    session, cells = open_session(settings), experiment("table6").cells(settings)
+    monkeypatch.setattr(runs_module, "row_of", raising(ValueError("no luck")))
+    assert all(row.failed for row in run_batch(specs_of(cells, settings, session), session))
+    monkeypatch.setattr(runs_module, "row_of", row_of)
+    monkeypatch.setattr(command_module, "helpers", helpers)
+    for retry, done in ((["--retry", "--processes", "2"], ["random_label", "ssd", "helped"]), ([], ["random_label", "ssd", "helped", "helped"])):
+        run_missing(cells, settings, session, parser().parse_args(["table6", *retry]), ["table6", *retry])
+        assert begun == done
+
+
+def test_only_the_retrains_that_are_asked_for_are_shared_with_a_given_original():
+    "No original is trained for the runs, and a retrain only where it is run or every metric needs it; Figure 3 has a matrix of its own."
+    settings = Settings(backbone=("small_cnn",), target=("rocket",))
+    given = replace(settings, original="mine.safetensors")
+    assert [bool(t.task) for t in shared_trainings(["table1"], settings)] == [False, True]
+    assert [bool(t.task) for t in shared_trainings(["table1"], given)] == [True]
+    assert shared_trainings(["table1"], replace(given, methods=("maga", "original"))) == []
+    assert {t.seed for t in shared_trainings(["beyond"], replace(given, methods=("maga",)))} == {0, 1, 2}
+    assert shared_trainings(["figure3"], given) == shared_trainings(["figure3"], settings)
+
+
+def test_a_figure_varies_its_field_whatever_the_user_changes():
+    "The points of a sweep are different runs; another change applies to all of them."
+    settings = Settings(changes=(("maga", "tau", 0.3), ("maga", "noise.size", 4)))
+    cells = experiment("figure7").cells(settings)
+    assert len({key_of(c.spec) for c in cells}) == len(cells) and all(("noise.size", 4) in c.spec.changes for c in cells)
+    assert [config_of(c.spec).tau for c in cells] == [dict(c.changes)["tau"] for c in cells] and len({config_of(c.spec).tau for c in cells}) == 2
+    assert ("tau", 0.3) in next(c for c in experiment("table6").cells(settings) if c.method == "maga").spec.changes
+
+
+def test_seconds_of_another_processor_are_another_devices(tmp_path, monkeypatch):
+    "Rows and models name the processor; one that names none, as those from before, counts as this one."
+    session, said = Session(Store(tmp_path), "cpu"), []
+    spec = Spec("digits", "class", "nine", "small_cnn", "retrain", "digits", recipe="smoke")
+
+    def by(name: str) -> tuple[str, str, bool]:
+        for module in (runs_module, session_module):
+            monkeypatch.setattr(module, "processor_name", lambda device: name)
+        (row,) = run_batch([spec], session)
+        session.store.row_path(row.key).unlink()
+        said.append(row.missing.get("seconds", ""))
+        return hardware([row]), row.provenance["processor"], np.isnan(row.seconds["unlearning"])
+
+    assert by("Xeon") == ("CPU, 1 threads (Xeon)", "Xeon", False) and by("") == ("CPU, 1 threads", "", False)
+    assert by("EPYC")[2] and said == ["", "", "small_cnn on digits without nine (class), seed 0 was trained on another processor (Xeon) than the row is made on (EPYC)"]
+    old = {k: v for k, v in session_module.header_of(session, retrain_of(spec)).items() if k != "processor"}
+    monkeypatch.setattr(session_module, "header_of", lambda *_: old)
+    assert not by("EPYC")[2]
+
+
+NO_ROOM = OSError(28, "No space left on device")
+
+
+def test_a_full_disk_ends_a_batch_without_a_row(tmp_path, monkeypatch):
+    "With a sentence; what was finished stays, and the same batch goes on."
+    begun, session = [], Session(Store(tmp_path), "cpu")
+
+    def row_of(session, resolved):
+        begun.append(resolved.spec.method)
+        if begun == ["ssd", "original"]:
+            write_whole(tmp_path / "outputs" / "a.safetensors", raising(NO_ROOM))
+        return Row(resolved.key, resolved.spec, {"A_r": 1.0})
+
+    monkeypatch.setattr(runs_module, "row_of", row_of)
+    batch = [Spec("digits", "class", "nine", "small_cnn", m, "digits", recipe="smoke") for m in ("ssd", "original", "retrain")]
+    with pytest.raises(MagaError, match=r"could not be written \(\[Errno 28\] No space left on device\)"):
+        run_batch(batch, session)
+    assert [r.spec.method for r in Store(tmp_path).rows()] == ["ssd"] and not list((tmp_path / "claims").iterdir())
+    assert not any(r.failed for r in run_batch(batch, session)) and begun == ["ssd", "original", "original", "retrain"]
+
+
+def test_a_shared_model_without_room_is_trained_later(tmp_path, monkeypatch):
+    session = Session(Store(tmp_path), "cpu")
+    monkeypatch.setattr(session_module, "_train", lambda *_: write_whole(tmp_path / "model", raising(NO_ROOM)))
+    with pytest.raises(MagaError, match=r"small_cnn on digits, seed 0 could not be trained: .*No space left"):
+        run_batch([Spec("digits", "class", "nine", "small_cnn", "original", "digits", recipe="smoke")], session)
+    assert not session.store.rows() and not session.failures
+
+
+def test_a_claim_without_room_leaves_nothing(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(MagaError, match=r"run\.1 could not be written \(\[Errno 27\]"):
+            Claims(tmp_path).take("run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir()) and Claims(tmp_path).take("run") == 1
+
+
+def test_a_judge_that_does_not_exist_is_named_before_any_run(tmp_path, capsys):
+    assert main(["table6", "--device", "cpu", "--results", str(tmp_path), "--judge", "featurs"]) == 1
+    assert "There is no judge 'featurs' (did you mean features?)" in capsys.readouterr().err and not Store(tmp_path).rows()
+
+
+def test_failed_runs_are_counted_among_those_that_are_asked_for(tmp_path, capsys, monkeypatch):
+    def row_of(session, resolved):
+        if resolved.spec.method == "ssd":
+            raise ValueError("no luck")
+        return Row(resolved.key, resolved.spec, {"A_r": 1.0})
+
+    monkeypatch.setattr(runs_module, "row_of", row_of)
+    line = ["table6", "--device", "cpu", "--results", str(tmp_path), "--backbone", "small_cnn", "--target", "rocket", "--methods"]
+    for methods, code, said in (("ssd", 1, "1 of 1 runs failed"), ("random_label", 0, ""), ("ssd,random_label", 0, "1 of 2 runs failed")):
+        assert main([*line, methods]) == code
+        err = capsys.readouterr().err
+        assert ("runs failed" in err) == bool(said) and said in err
+
+
+@pytest.mark.parametrize(("asked", "there"), [
+    ("table7 --backbone vit_tiny", "a run with backbone vit_tiny; there are small_cnn."),
+    ("table1 --preset laptop --backbone efficientnet_lite0", "a run with backbone efficientnet_lite0; there are resnet6_haar."),
+    ("all --target bird --methods bad_teacher", "target bird, methods bad_teacher; there are random bad_teacher, bird original, bird retrain, bird finetune, bird unsir"),
+])  # fmt: skip
+def test_a_selection_of_nothing_is_said(tmp_path, capsys, asked, there):
+    assert main([*asked.split(), "--device", "cpu", "--results", str(tmp_path)]) == 1
+    assert there in capsys.readouterr().err
 
 
 def test_errors_are_one_sentence(tmp_path):
@@ -314,7 +453,8 @@ def test_snakemake_plans_one_gpu_a_job(tmp_path):
     assert len(models) == 3  # an original and a retrain on CIFAR-100, an original on CIFAR-10
     assert needs["table1"] == needs["table6"] and len(needs["table1"]) == 2 and len(needs["figure5"]) == 1
     assert needs["table1"] | needs["figure5"] == models  # every notebook waits for its models, every model is for a notebook
-    assert call([*line, "presett=paper"]).returncode != 0
+    ended = call([*line, "presett=paper"])
+    assert ended.returncode != 0 and "There is no option 'presett'; there are preset, data_root" in ended.stdout + ended.stderr
 
 
 def test_snakemake_asks_little_for_digits(tmp_path):

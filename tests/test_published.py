@@ -4,25 +4,42 @@ import ast
 import contextlib
 import io
 import json
+import math
 import os
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from operator import attrgetter
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from maga.data import MagaError
-from maga.experiments import expected, report
-from maga.experiments.published import PublishedSession, check_published, published_folder, read_rows
-from maga.experiments.report import EXPERIMENTS, Result, compute, open_session, precision, together
-from maga.experiments.session import Training, model_key, resolve
+from maga.data import MagaError, write_whole
+from maga.experiments import expected, report, studies, tables
+from maga.experiments.claims import said_ablation, said_beyond, said_times
+from maga.experiments.published import (
+    ABOUT_FILES,
+    SCORES,
+    PublishedSession,
+    check_published,
+    publish,
+    published_folder,
+    read_about,
+    read_json,
+    read_rows,
+    restore,
+)
+from maga.experiments.report import EXPERIMENTS, Result, compute, floor_of, line_of, open_session, paper_numbers, precision, together
+from maga.experiments.session import Training, config_of, model_key, resolve
 from maga.experiments.settings import Settings
-from maga.experiments.store import RETRAIN
+from maga.experiments.store import RETRAIN, Row, Spec, Store
 from maga.experiments.studies import forgotten_outputs
 from maga.experiments.tables import said_flow, show_embeddings
+from maga.training import RECIPES
 
 NOTEBOOKS = {p.stem: p for p in (Path(__file__).parents[1] / "nbs" / "experiments").rglob("*.ipynb")}
 SETTINGS = Settings("laptop", data_root="no data here", results="published")
@@ -96,6 +113,67 @@ def test_a_restored_retrain_answers_for_what_is_forgotten(session):
         assert said["retrain"].shape == (100, 100)
 
 
+def with_rows(result: Result, change) -> Result:
+    "The result with other rows: `change` gives those of a cell."
+    rows = [change(cell, some) for cell, some in zip(result.cells, result.rows, strict=True)]
+    lines = [line_of(c, some, paper_numbers(result.experiment.paper)) for c, some in zip(result.cells, rows, strict=True)]
+    return replace(result, rows=rows, table=pd.DataFrame(lines).assign(TV_floor=list(result.table.TV_floor)))
+
+
+def test_pictures_compare_rows_of_one_seed(session, monkeypatch):
+    "Where seed 0 of a method is missing, and that of another failed, no method is drawn by seed 0, and none is left out."
+
+    def change(cell, rows):
+        first, *others = sorted(rows, key=lambda r: r.spec.training_seed)
+        return others if cell.method == "maga" else [replace(first, metrics={}, error="no"), *others] if cell.method == "ssd" else [first, *others]
+
+    asked = []
+    for module in (tables, studies):
+        monkeypatch.setattr(module, "kept_outputs", lambda session, key: asked.append(key))
+    result = with_rows(result_of(session, "figure6"), change)
+    for seen in (lambda: said_flow(result, SETTINGS, session), lambda: show_embeddings(result, SETTINGS, session), lambda: forgotten_outputs(result, session)):
+        asked.clear()
+        seen()
+        drawn = [row.spec for some in result.rows for row in some if row.key in asked]
+        assert [s.method for s in drawn] == [c.method for c in result.cells] and {s.training_seed for s in drawn} == {1}
+
+
+def test_savings_are_of_seeds_whose_seconds_are_known(session):
+    "A retrain that another device trained has none: its seed counts for no method, and the noise is named with its price."
+    result = with_rows(
+        result_of(session, "figure4"),
+        lambda cell, rows: [replace(r, seconds=r.seconds | {"unlearning": math.nan}) if cell.method == "retrain" and r.spec.training_seed == 0 else r for r in rows],
+    )
+    of = {c.method: {r.spec.training_seed: r.seconds.get("unlearning") for r in some} for c, some in zip(result.cells, result.rows, strict=True)}
+    seeds = set(of["retrain"]) - {0}
+    saved = {m: 100 * (1 - sum(of[m][s] for s in seeds) / sum(of["retrain"][s] for s in seeds)) for m in of if m not in ("original", "retrain")}
+    passes, seconds, claim = said_times(result)
+    assert seeds and seconds.endswith(", ".join(f"{m} {s:.0f} %" for m, s in saved.items()) + ".")
+    many = [r.metrics["cost"] for r in session.store.rows() if ("noise.size", 256) in r.spec.changes]
+    assert f"here, with 64 noise images, it saves {re.search('maga ([0-9]+ %)', passes)[1]} of the passes" in claim
+    assert claim.endswith(f"; with 256, the paper's number, it costs {100 * sum(many) / len(many):.0f} % of the retrain's passes.") and len(many) == 3
+    elsewhere = replace(result, path=result.path.parent / "none" / "none" / "table.csv")
+    assert said_times(elsewhere)[-1] == claim.rsplit(";", 1)[0] + "."
+
+
+def test_the_paper_is_judged_on_our_cases(session):
+    "A case that we lack is left out of the paper's side, too."
+    whole = result_of(session, "table6")
+    result = with_rows(whole, lambda cell, rows: [] if (cell.target, cell.method) == ("mushroom", "no_noise") else rows)
+    (sentence,) = said_ablation(result)
+    assert said_ablation(whole)[0].count(" and ") == 4 and " and " not in sentence and "(paper -56.51)" in sentence
+
+
+def test_a_mean_without_the_seeds_that_never_came_back_has_no_rank(session):
+    result = result_of(session, "beyond")
+    nearest = said_beyond(result, [("relearn_ratio", 1.0)])[0].split(": ")[1].split(" is ")[0]
+    back = replace(result, table=result.table.assign(relearn_more_than=[3.0 if m == nearest else math.nan for m in result.table.method]))
+    (sentence,) = said_beyond(back, [("relearn_ratio", 1.0)])
+    assert "nearest of 22 with" in sentence and f": {nearest} " not in sentence
+    ratio = result.table.set_index("method").relearn_ratio[nearest]
+    assert sentence.endswith(f"only a bound is known for {nearest}: > {ratio:.2f}.")
+
+
 @pytest.mark.parametrize(("name", "seeds"), [("frontier", "1"), ("figure6", "5"), ("sensitivity", "5"), ("judge_helps", "0"), ("judging", "0")])
 def test_what_was_not_published_is_refused(session, name, seeds):
     asked = f"{name} --preset laptop --seeds {seeds}"
@@ -126,6 +204,14 @@ def test_a_retrain_is_a_true_retrain_everywhere(session):
             keys = {"original": model_key(session, whole), "retrain": model_key(session, without)}
             assert s.task and keys["original"] != keys["retrain"] and {k: row.dependencies[k] for k in keys} == keys, s
     assert retrains and all(row.metrics["cost"] == 1 and not row.spec.original for row in retrains)
+    request = attrgetter("spec.data", "spec.backbone", "spec.task", "spec.target", "spec.draw")
+    for row in sorted(rows, key=request):  # costs are in passes of a training on what stays: in whole images, thirds where only forward
+        split = session.split(row.spec)
+        stays = len(split.train) - len(split.forget_train)
+        passes = row.metrics["cost"] * RECIPES[row.spec.recipe].epochs * stays
+        assert 3 * passes == pytest.approx(round(3 * passes), abs=1e-2), row.spec
+        if row.spec.method == "finetune":
+            assert round(passes) == config_of(row.spec).fit.epochs * stays
     assert not any("the original model" in trace for row in retrains for trace in row.made_from_forgotten)
     assert all(row.metrics["A_f"] == 0 for row in retrains if row.spec.task == "class")
 
@@ -149,6 +235,115 @@ def test_a_part_of_the_fresh_heads_is_not_kept(tmp_path, monkeypatch):
     for n in (1, len(rows)):
         run_cell(run, names | {"run_all": lambda wanted, n=n: iter([rows[:n]])})
         assert (tmp_path / "fresh_head.csv").exists() == (n == len(rows))
+
+
+HERE = Settings(device="cpu")  # digits
+NINE = Spec("digits", "class", "nine", "small_cnn", "ssd", "digits", recipe="smoke")
+
+
+def store_with(folder: Path, **dates: str) -> Store:
+    "A store with a row of each name and date; its A_r is the day."
+    store = Store(folder)
+    for name, date in dates.items():
+        store.put(Row(name, NINE, {"A_r": float(date[-2:])}, provenance={"date": date}))
+    return store
+
+
+def published_by(store: Store, folder: Path) -> dict[str, float]:
+    "A_r of each published row, after the store has published its own."
+    publish(open_session(replace(HERE, results=str(store.folder))), HERE, (), folder)
+    return {key: row.metrics["A_r"] for key, row in read_rows(folder).items()}
+
+
+def test_an_older_row_does_not_replace_a_published_one(tmp_path):
+    "A row of a later date, or of the same, does; one that was only restored does not, though it is of the same day."
+    folder, first, second = tmp_path / "rows", store_with(tmp_path / "first", a="2026-01-02", b="2026-01-02"), Store(tmp_path / "second")
+    assert published_by(first, folder) == {"a": 2, "b": 2}
+    restore(second, folder)
+    assert published_by(store_with(tmp_path / "first", a="2026-01-03", b="2026-01-01"), folder) == {"a": 3, "b": 2}
+    today = replace(second.get("b"), metrics={"A_r": 7.0})  # made again on the day
+    first.put(today)
+    assert published_by(first, folder) == {"a": 3, "b": 7}
+    assert published_by(second, folder) == {"a": 3, "b": 7}
+    second.put(replace(today, metrics={"A_r": 8.0}))
+    assert published_by(second, folder) == {"a": 3, "b": 8}
+
+
+def two_retrains(store: Store, day: str) -> list[Row]:
+    "Rows and logits of two retrains, made on a day that decides how far apart they are."
+    gold = [replace(NINE, method=RETRAIN, training_seed=s) for s in (0, 1)]
+    rows = [Row(f"seed{s.training_seed}", s, {"A_r": 1.0}, {"unlearning": 1.0}, {"date": day}, {"retrain": f"model{s.training_seed}"}) for s in gold]
+    split = open_session(replace(HERE, results=str(store.folder))).split(NINE)
+    for row in rows:
+        logits = row.spec.training_seed * int(day[-1]) * torch.eye(10)[0].repeat(len(split.test), 1)
+        tensors = {"test": logits.half(), "forget_train": logits[: len(split.forget_train)].half()}
+        store.put(row)
+        write_whole(store.outputs(row.key), partial(save_file, tensors))
+    return rows
+
+
+def test_a_kept_score_is_of_the_rows_that_are_there(tmp_path):
+    "A run that was computed again has its own floor; a file that is cut off, or lacks a score, is no answer; one from before is, until a row changes."
+    store = Store(tmp_path)
+    session = open_session(replace(HERE, results=str(tmp_path)))
+    first = floor_of(session, two_retrains(store, "2026-01-02")).mean
+    again = two_retrains(store, "2026-01-04")
+    second = floor_of(session, again).mean
+    assert 0 < first < second
+    (kept,) = (tmp_path / "scores").iterdir()
+    for text in ('{"TV_floor": {"val', "{}"):
+        kept.write_text(text)
+        assert floor_of(session, again).mean == second
+    old = {"TV_floor": {"values": [7.0], "missing": "", "half": None}}
+    kept.write_text(json.dumps(old))
+    os.utime(kept, ns=(0, 2**62))
+    assert floor_of(session, again).mean == 7
+    kept.write_text(json.dumps(old))
+    os.utime(kept, ns=(0, 0))
+    assert floor_of(session, again).mean == second
+
+
+def test_scores_of_replaced_rows_are_not_published(tmp_path):
+    "Those of rows that stay are, also without a word on their rows."
+    folder, store = tmp_path / "rows", Store(tmp_path / "store")
+    session = open_session(replace(HERE, results=str(store.folder)))
+    floor_of(session, two_retrains(store, "2026-01-02"))
+    publish(session, HERE, (), folder)
+    (kept,) = read_json(folder / SCORES).values()
+    old = {"old": {"TV_floor": {k: v for k, v in kept["TV_floor"].items() if k != "of"}}}
+    (folder / SCORES).write_text(json.dumps(old))
+    store.put(Row("another", NINE, {"A_r": 1.0}, provenance={"date": "2026-01-03"}))
+    assert "left out" not in publish(session, HERE, (), folder) and len(read_json(folder / SCORES)) == 2
+    again = two_retrains(store, "2026-01-04")
+    assert "2 scores of rows that were replaced are left out" in publish(session, HERE, (), folder) and read_json(folder / SCORES) == {}
+    floor_of(session, again)
+    publish(session, HERE, (), folder)
+    assert len(read_json(folder / SCORES)) == 1
+    drawn = PublishedSession(folder, tmp_path / "published", "smoke")
+    assert floor_of(drawn, again).mean == floor_of(session, again).mean
+
+
+def test_what_a_merge_left_is_named(tmp_path):
+    published_by(store_with(tmp_path / "first", a="2026-01-02"), tmp_path / "rows")
+    (tmp_path / "rows" / ABOUT_FILES).write_text('{\n<<<<<<< HEAD\n "presets": []\n=======\n')
+    with pytest.raises(MagaError, match=r"published\.json cannot be read .*settle a merge"):
+        read_about(tmp_path / "rows")
+
+
+def test_rows_that_are_published_no_more_are_not_drawn(tmp_path):
+    "They are deleted where tables are drawn from, and in no folder where something was computed."
+    for name, rows in (("more", {"a": "2026-01-02", "b": "2026-01-02"}), ("fewer", {"a": "2026-01-02"})):
+        published_by(store_with(tmp_path / f"store of {name}", **rows), tmp_path / name)
+    drawn, own = tmp_path / "published", tmp_path / "own" / "published"
+    assert PublishedSession(tmp_path / "more", drawn, "smoke").store.get("b")
+    for part in ("outputs", "scores"):
+        (drawn / part).mkdir()
+        (drawn / part / "b.json").write_text("{}")
+    left = PublishedSession(tmp_path / "fewer", drawn, "smoke").store
+    assert [row.key for row in left.rows()] == ["a"] and not list(drawn.glob("*/b.json"))
+    (own / "claims").mkdir(parents=True)
+    kept = PublishedSession(tmp_path / "fewer", store_with(own, mine="2026-01-02").folder, "smoke").store
+    assert [row.key for row in kept.rows()] == ["a", "mine"]
 
 
 def test_published_files_are_small_and_whole():

@@ -32,14 +32,15 @@ from maga.experiments.report import (
     table_of,
     together,
 )
-from .runs import BatchBar, missing_of, run_batch
-from .session import Session, model_key, trained
-from .settings import Cell, Settings, settings_of
-from .store import Store
+from .runs import BatchBar, kept, missing_of, run_batch
+from .session import Session, model_key, resolve, trained
+from .settings import Cell, Settings, selected, settings_of
+from .store import Row, Spec, Store
 
 # %% auto #0
 __all__ = ['SHOWN', 'MOVES', 'Arguments', 'parser', 'given_settings', 'show_experiments', 'train_one', 'processes_of',
-           'end_with_parent', 'helpers', 'run_missing', 'print_result', 'move_rows', 'main']
+           'end_with_parent', 'helpers', 'forget_failures', 'run_missing', 'asked_for', 'print_result', 'move_rows',
+           'main']
 
 # %% ../../nbs/508_command.ipynb #cd62587c
 class Arguments(argparse.ArgumentParser):
@@ -122,10 +123,21 @@ def helpers(arguments: Sequence[str], n: int) -> Iterator[None]:
             process.wait()
 
 
+def forget_failures(specs: Sequence[Spec], session: Session) -> None:
+    "Delete the failed rows of these runs, so that every process of the command tries them again; not one that another process works on."
+    for resolved in {r.key: r for r in (resolve(session, s) for s in specs)}.values():
+        if (row := kept(session, resolved)) is not None and row.failed:
+            with session.store.claims.held(resolved.key) as mine:
+                if mine and (row := kept(session, resolved)) is not None and row.failed:
+                    session.store.row_path(row.key).unlink(missing_ok=True)
+
+
 def run_missing(cells: Sequence[Cell], settings: Settings, session: Session, a: argparse.Namespace, arguments: Sequence[str]) -> None:
     "Compute the selected rows that are missing: as a helper process, or with helper processes."
     specs = specs_of(cells, settings, session)
-    missing, _ = missing_of(specs, session, a.retry)
+    if a.retry and not a.beside:
+        forget_failures(specs, session)
+    missing, _ = missing_of(specs, session)
     processes = max(1, min(processes_of(a.processes, settings, session), missing))
     if session.device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
@@ -134,7 +146,7 @@ def run_missing(cells: Sequence[Cell], settings: Settings, session: Session, a: 
         run_batch([*specs[first:], *specs[:first]], session)
     else:
         with helpers(arguments, processes - 1):
-            run_batch(specs, session, a.retry, BatchBar(a.name) if cells else None)
+            run_batch(specs, session, progress=BatchBar(a.name) if cells else None)
 
 # %% ../../nbs/508_command.ipynb #622168ce
 SHOWN = [
@@ -142,6 +154,12 @@ SHOWN = [
     *("A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "seconds"),
     *("A_r_paper", "A_f_paper", "MIA_paper", "note"),
 ]
+
+
+def asked_for(results: Sequence[Result]) -> dict[str, Row]:
+    "The rows of the selected lines, by key."
+    lines = [line for r in results for line in zip(r.cells, r.rows, [r.settings] * len(r.cells), strict=True)]
+    return {row.key: row for cell, rows, settings in lines if selected(cell, settings) for row in rows}
 
 
 def print_result(result: Result) -> None:
@@ -212,12 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print_result(results[-1])
         if not settings.published and (said := said_code(session, results)):
             print(said, file=sys.stderr)
-        everything = session.store.tidy()
-        failed = int(everything.error.notna().sum()) if len(everything) else 0
+        session.store.tidy()
+        asked = asked_for(results)
+        failed = sum(row.failed for row in asked.values())
         if failed:
-            print(f"{failed} runs of this store failed; the tables say why, and --retry tries them again.", file=sys.stderr)
-        rows = [r for result in results for some in result.rows for r in some]
-        return int(bool(rows) and all(r.failed for r in rows))
+            print(f"{failed} of {len(asked)} runs failed; the tables say why, and --retry tries them again.", file=sys.stderr)
+        return int(0 < failed == len(asked))
     except KeyboardInterrupt:
         print("Interrupted; the same command continues.", file=sys.stderr)
         return 130

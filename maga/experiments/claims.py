@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .frontier import PANELS, Panel
-from .report import BOUND_OF, Result
-from .store import RETRAIN, TRAINED
+from .presets import BACKBONES
+from .report import BOUND_OF, Result, value_of
+from .session import config_of
+from .store import RETRAIN, TRAINED, Store
 from .tables import beyond_table, like_for_like, number, swept
 from ..measures.contract import interval
+from ..methods.contract import get_method
 
 # %% auto #0
 __all__ = ['standing', 'paper_case', 'order_agreement', 'over_cases', 'cases_of', 'said', 'said_distance', 'said_ablation',
@@ -108,10 +113,13 @@ def said_distance(cases: Sequence[pd.DataFrame]) -> list[str]:
 # %% ../../nbs/516_claims.ipynb #359fd9ae
 def said_ablation(result: Result) -> list[str]:
     "Table 6's two claims in one sentence, over the cases: guided labels against random ones, noise against none."
-    cases = list(cases_of(result).values())
-    found = []
-    for numbers in (cases, [paper_case(case) for case in cases] if result.settings.size.comparable else []):
-        by = [lines for case in numbers if (lines := case.set_index("method")).A_r.reindex(["maga", "random_label", "no_noise"]).notna().all()]
+
+    def whole(cases: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+        return [case for case in cases if case.set_index("method").A_r.reindex(["maga", "random_label", "no_noise"]).notna().all()]
+
+    ours, found = whole(list(cases_of(result).values())), []
+    for cases in (ours, whole([paper_case(case) for case in ours]) if result.settings.size.comparable else []):
+        by = [case.set_index("method") for case in cases]
         labels = over_cases([lines.A_f["maga"] - lines.A_f["random_label"] for lines in by])
         found.append((labels, over_cases([lines.A_r["maga"] - lines.A_r["no_noise"] for lines in by]), len(by)))
     (labels, noise, n), *paper = found
@@ -124,23 +132,49 @@ def said_ablation(result: Result) -> list[str]:
 # %% ../../nbs/516_claims.ipynb #72ccb7ef
 def said_times(result: Result) -> list[str]:
     "Figure 4's claim: what each method saves of the retrain's image passes, and of its seconds in runs of the same seed; of each case."
-    cases = [case[case.seeds > 0].set_index("method") for case in cases_of(result).values()]
-    known = [case for case in cases if RETRAIN in case.index and set(case.index) - set(TRAINED)]
-    where = [f"{case.target.iloc[0]} ({case.backbone.iloc[0]}): " if len(known) > 1 else "" for case in known]
-    told = [place + sentence for place, case in zip(where, known, strict=True) for sentence in _savings(case, result.settings.size.comparable)]
+    fair, told = like_for_like(result), list[str]()
+    cases = [case[case.seeds > 0] for case in cases_of(fair).values()]
+    known = [case for case in cases if RETRAIN in set(case.method) and set(case.method) - set(TRAINED)]
+    for case in known:
+        place = f"{case.target.iloc[0]} ({case.backbone.iloc[0]}): " if len(known) > 1 else ""
+        noise = _noise(result, case) if result.settings.size.comparable else None
+        told += [place + sentence for sentence in _savings(case, _seconds_saved(fair, case), noise)]
     return told or ["A retrain and a method of the same seed have not been run, so no saving is known."]
 
 
-def _savings(case: pd.DataFrame, comparable: bool) -> list[str]:  # lines of one case by method; with the paper?
-    methods = case.drop(list(TRAINED), errors="ignore")
-    seconds = (100 * (1 - methods.seconds / case.seconds[RETRAIN])).dropna()
-    passes = 100 * (1 - methods.cost.dropna())
+def _seconds_saved(result: Result, case: pd.DataFrame) -> pd.Series:  # a result over shared seeds; lines of one case
+    "Percent of the retrain's seconds by method, over the seeds whose seconds both have; a method without such a seed is left out."
+    times = {m: {r.spec.training_seed: value_of(r, "seconds") for r in result.rows[i] if not r.failed} for i, m in case.method.items()}
+    found = {}
+    for method in [m for m in times if m not in TRAINED]:
+        both = [(t, gold) for s, t in times[method].items() if not math.isnan(t + (gold := times[RETRAIN].get(s, math.nan)))]
+        if both:
+            found[method] = 100 * (1 - sum(t for t, _ in both) / sum(gold for _, gold in both))
+    return pd.Series(found, dtype=float)
+
+
+def _noise(result: Result, case: pd.DataFrame) -> tuple[str, str] | None:
+    "MaGA's noise images, and what rows beside it cost with as many as the paper has (empty where there are none); `None` without MaGA."
+    specs = [result.cells[i].spec for i in case.index[case.method == "maga"]]
+    if not specs:
+        return None
+    size, theirs = config_of(specs[0]).noise.size, get_method("maga").preset(BACKBONES[specs[0].backbone].preset).noise.size
+    alike: dict[str, Any] = dict.fromkeys(("training_seed", "unlearning_seed", "evaluation_seed", "draw"), 0)
+    wanted = replace(specs[0], **alike, changes=(*specs[0].changes, ("noise.size", theirs)))
+    rows = Store(result.path.parents[1]).rows() if size != theirs else []
+    costs = [r.metrics["cost"] for r in rows if not r.failed and replace(r.spec, **alike) == wanted]
+    more = f"; with {theirs}, the paper's number, it costs {100 * float(np.mean(costs)):.0f} % of the retrain's passes" if costs else ""
+    return f"with {size} noise images", more
+
+
+def _savings(case: pd.DataFrame, seconds: pd.Series, noise: tuple[str, str] | None) -> list[str]:  # noise: None: not compared with the paper
+    passes = 100 * (1 - case.set_index("method").drop(list(TRAINED), errors="ignore").cost.dropna())
     timed = f" and {seconds['maga']:.0f} % of the seconds" if "maga" in seconds else ""
     ours = f"{passes['maga']:.0f} % of the passes{timed}" if "maga" in passes else ""
     return [
         "Saved of the retrain's image passes, which do not depend on the machine: " + ", ".join(f"{m} {p:.0f} %" for m, p in passes.items()) + ".",
         "Saved of its seconds, which depend on what runs beside: " + (", ".join(f"{m} {s:.0f} %" for m, s in seconds.items()) or "not known") + ".",
-        *([f"The paper claims that MaGA saves over 59 % of the time; here it saves {ours}."] if ours and comparable else []),
+        *([f"The paper claims that MaGA saves over 59 % of the time; here, {noise[0]}, it saves {ours}{noise[1]}."] if ours and noise else []),
     ]
 
 # %% ../../nbs/516_claims.ipynb #f024f024
@@ -174,16 +208,19 @@ def said_beyond(result: Result, metrics: Sequence[tuple[str, float]]) -> list[st
     table = beyond_table(result).drop(index=list(TRAINED), errors="ignore")
     sentences = []
     for metric, ideal in metrics:
-        if metric not in table or table[metric].notna().sum() == 0:
-            sentences.append(f"{metric}: not measured.")
+        known = table.get(metric, pd.Series(dtype=float)).dropna()
+        above = table.get(BOUND_OF.get(metric, ""), pd.Series(dtype=float)).dropna()  # of some seeds only a bound is known
+        least = np.fmin(above, known.reindex(above.index)).min()
+        apart = f"; only a bound is known for {', '.join(above.index)}: > {least:.2f}" if len(above) else ""
+        known = known.drop(above.index, errors="ignore")
+        if known.empty:
+            sentences.append(f"{metric}: not measured{apart}.")
             continue
         panel = next((p for p in PANELS if p.metric == metric), Panel(metric, "", ideal))
-        away = table[metric].dropna().map(panel.distance).round(6)
+        away = known.map(panel.distance).round(6)
         nearest = away[away == away.min()].index
         place = f"; maga has rank {1 + int((away < away['maga']).sum())} with {table[metric]['maga']:.2f}" if "maga" in away else ""
         verb = "is" if len(nearest) == 1 else "are"
-        above = table.get(BOUND_OF.get(metric, ""), pd.Series(dtype=float)).dropna()
-        apart = f"; only a bound is known for {', '.join(above.index)}: > {above.min():.2f}" if len(above) else ""
         sentences.append(
             f"{metric} (ideal {ideal:g}): {', '.join(nearest)} {verb} nearest of {len(away)} with {table[metric][nearest[0]]:.2f}{place}{apart}."
         )

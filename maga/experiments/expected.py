@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from .report import Result, distinct, experiment, minutes_of, table_of, together, trainings_of, value_of
+from .report import Result, distinct, experiment, hardware, minutes_of, table_of, together, trainings_of, value_of
 from .session import Session, Training, retrain_of
 from .settings import Settings
 from .store import RETRAIN
@@ -49,7 +49,7 @@ def costs(results: Sequence[Result]) -> pd.DataFrame:
     for result in results:
         rows, others = result.good, other_trainings(result)
         wanted = sum(len(c.specs(result.settings.all_seeds)) for c in result.cells)
-        made = {part: distinct(rows, part) for part in ("device", "date")}
+        made = {"device": hardware(rows), "date": distinct(rows, "date")}
         more = sum(long.get((t.data, t.recipe), math.nan) for t in others)
         counted = {"runs": f"{len(rows)} of {wanted}", "minutes": minutes_of(rows), "models": len(others), "their minutes": more}
         lines.append({"experiment": result.experiment.name, "command": result.settings.command(result.experiment.name)} | counted | made)

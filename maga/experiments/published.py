@@ -20,14 +20,14 @@ from torch import Tensor
 from ..data import ImageSet, MagaError, write_whole
 from .session import COARSE, Session, resolve, transition_keys
 from .settings import Settings, cifar10_spec
-from .store import PUBLISHED_RESULTS, RETRAIN, Row, Spec, Store, experiments_folder
+from .store import PUBLISHED_RESULTS, RETRAIN, Row, Spec, Store, experiments_folder, key_of
 from ..packaged import file_hash
 
 # %% auto #0
-__all__ = ['LISTS', 'ROWS', 'SCORES', 'ABOUT_FILES', 'line_of_row', 'row_of_line', 'save_labels', 'labels_only',
-           'published_folder', 'read_rows', 'request_name', 'retrain_file', 'model_in', 'forgotten_test', 'publish',
-           'read_about', 'check_published', 'check_file', 'restore', 'PublishedStore', 'PublishedSession',
-           'published_retrains']
+__all__ = ['LISTS', 'ROWS', 'SCORES', 'ABOUT_FILES', 'RESTORED', 'line_of_row', 'row_of_line', 'save_labels', 'labels_only',
+           'published_folder', 'unreadable', 'read_json', 'read_rows', 'request_name', 'retrain_file', 'model_in',
+           'forgotten_test', 'own_rows', 'made_from', 'scores_in', 'made_on', 'publish', 'read_about',
+           'check_published', 'check_file', 'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
 
 # %% ../../nbs/513_published.ipynb #51300006
 LISTS = ("spec.changes", "spec.references", "made_from_forgotten")  # columns with JSON
@@ -87,6 +87,7 @@ def labels_only(path: Path) -> tuple[ImageSet, ImageSet]:
 
 # %% ../../nbs/513_published.ipynb #51300014
 ROWS, SCORES, ABOUT_FILES = "rows.parquet", "scores.json", "published.json"
+RESTORED = "restored.json"  # in a store: which rows are copies
 
 
 def published_folder() -> Path:
@@ -97,11 +98,27 @@ def published_folder() -> Path:
     return folder / PUBLISHED_RESULTS
 
 
+def unreadable(path: Path, error: Exception) -> MagaError:
+    "The error of a published file that was cut off, edited or left in the middle of a merge."
+    return MagaError(f"{path} cannot be read ({type(error).__name__}): settle a merge that is under way, or `git checkout {path.name}`.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    "What a JSON file holds; nothing where there is none, and `MagaError` where it is cut off or holds the marks of a merge."
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as e:
+        raise unreadable(path, e) from e
+
+
 def read_rows(folder: Path) -> dict[str, Row]:
     "The published rows by key; none where nothing was published."
     if not (folder / ROWS).exists():
         return {}
-    lines = pd.read_parquet(folder / ROWS).astype(object).to_dict("records")
+    try:
+        lines = pd.read_parquet(folder / ROWS).astype(object).to_dict("records")
+    except (ValueError, OSError) as e:
+        raise unreadable(folder / ROWS, e) from e
     return {row.key: row for row in map(row_of_line, lines)}
 
 
@@ -147,6 +164,30 @@ def _copy(source: Path, target: Path, overwrite: bool = False) -> None:
     if source.exists() and (not target.exists() or (overwrite and file_hash(source) != file_hash(target))):
         write_whole(target, lambda p: p.write_bytes(source.read_bytes()))
 
+# %% ../../nbs/513_published.ipynb #51300035
+def own_rows(store: Store) -> dict[str, Row]:
+    "The store's rows without failed ones and without those that were only copied from the published ones."
+    copied = read_json(store.folder / RESTORED)
+    return {row.key: row for row in store.rows() if not row.failed and copied.get(row.key) != key_of(row)}
+
+
+def made_from(rows: Iterable[Row]) -> dict[str, str]:
+    "Key -> hash of the provenance of each row: whose a score is, and of which computation."
+    return {row.key: key_of(dict(row.provenance)) for row in rows}
+
+
+def scores_in(path: Path) -> dict[str, dict[str, Any]]:
+    "Scores by name as a store keeps them; none where the file is missing or cut off."
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def made_on(row: Row) -> str:
+    "The date of a row, which sorts as text; empty where it is unknown."
+    return row.provenance.get("date", "")
+
 # %% ../../nbs/513_published.ipynb #51300024
 def publish(
     session: Session,
@@ -154,10 +195,12 @@ def publish(
     pictured: Iterable[Spec] = (),  # runs whose logits a figure shows
     folder: Path | None = None,  # None: that of the clone
 ) -> str:
-    "Add the session's rows to the published ones, with what tables need beside them. Says what is there."
+    "Add the session's own rows to the published ones, with what tables need beside them; a row stays where ours is older. Says what is there."
     folder = published_folder() if folder is None else folder
-    before, own = read_about(folder), {row.key: row for row in session.store.rows() if not row.failed}
-    rows = read_rows(folder) | own
+    before, there = read_about(folder), read_rows(folder)
+    own = {key: row for key, row in own_rows(session.store).items() if key not in there or made_on(row) >= made_on(there[key])}
+    rows = there | own
+    ours = {key for key, row in rows.items() if (mine := session.store.get(key)) is not None and mine.provenance == row.provenance}
     # what data or a judge may refuse comes before the first file is written
     digests = before["data"] | {data: session.digest(data) for data in {row.spec.data for row in own.values()}}
     places = {name: folder / "labels" / f"{name}.safetensors" for name in {COARSE.get(data, data) for data in digests}}
@@ -166,16 +209,18 @@ def publish(
     matrix = transition_keys(session, cifar10_spec(settings))[1]
     frame = pd.DataFrame([line_of_row(rows[key]) for key in sorted(rows)])
     write_whole(folder / ROWS, lambda p: frame.to_parquet(p, index=False, compression="zstd"))
-    for row in rows.values():
-        if row.spec.method == RETRAIN:
-            _publish_retrain(session, row, folder)
+    for key in sorted(ours):  # the store's logits are those of its own row
+        if rows[key].spec.method == RETRAIN:
+            _publish_retrain(session, rows[key], folder)
     for path, images in labelled.items():
         save_labels(path, *images)
-    for key in shown:
+    for key in ours.intersection(shown):
         _copy(session.store.outputs(key), folder / "pictured" / "outputs" / f"{key}.safetensors", overwrite=True)
     _copy(session.store.checkpoint(matrix), folder / "pictured" / "checkpoints" / f"{matrix}.safetensors", overwrite=True)
-    scores = json.loads((folder / SCORES).read_text()) if (folder / SCORES).exists() else {}
-    scores |= {p.stem: json.loads(p.read_text()) for p in (session.store.folder / "scores").glob("*.json")}
+    whose, replaced = made_from(rows.values()), any(rows[key].provenance != row.provenance for key, row in there.items())
+    found = [*read_json(folder / SCORES).items(), *((p.stem, scores_in(p)) for p in sorted((session.store.folder / "scores").glob("*.json")))]
+    found.sort(key=lambda scores: all("of" in s for s in scores[1].values()))  # one that says whose it is replaces one that does not
+    scores = {name: some for name, some in found if all(s["of"].items() <= whose.items() if "of" in s else not replaced for s in some.values())}
     write_whole(folder / SCORES, lambda p: p.write_text(json.dumps(scores, indent=0, sort_keys=True) + "\n"))
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ABOUT_FILES)
     about = {
@@ -184,14 +229,14 @@ def publish(
         "files": {p.relative_to(folder).as_posix(): file_hash(p) for p in files},
     }
     write_whole(folder / ABOUT_FILES, lambda p: p.write_text(json.dumps(about, indent=1) + "\n"))
-    sizes = {p: p.stat().st_size / 1e6 for p in files}
-    return f"{len(rows)} rows are published in {folder}: {sizes[folder / ROWS]:.2f} MB of rows, {sum(sizes.values()):.1f} MB in all."
+    sizes, lost = {p: p.stat().st_size / 1e6 for p in files}, len({name for name, _ in found} - scores.keys())
+    more = f" {lost} scores of rows that were replaced are left out: draw the tables of the results folder, then publish again." if lost else ""
+    return f"{len(rows)} rows are published in {folder}: {sizes[folder / ROWS]:.2f} MB of rows, {sum(sizes.values()):.1f} MB in all.{more}"
 
 
 def read_about(folder: Path) -> dict[str, Any]:
     "Presets, digests of the data and hashes of the files; empty where nothing was published."
-    path = folder / ABOUT_FILES
-    return json.loads(path.read_text()) if path.exists() else {"presets": [], "data": {}, "files": {}}
+    return {"presets": [], "data": {}, "files": {}} | read_json(folder / ABOUT_FILES)
 
 # %% ../../nbs/513_published.ipynb #51300016
 def check_published(folder: Path) -> dict[str, Any]:
@@ -228,8 +273,12 @@ def _copy_into(store: Store, folder: Path, overwrite: bool) -> int:
     rows = read_rows(folder)
     mine = {} if overwrite else {key: row for key in rows if (row := store.get(key)) is not None and not row.failed}
     others = {key for key, row in mine.items() if row.provenance != rows[key].provenance}  # made elsewhere: they keep what is theirs
-    for key in rows.keys() - mine.keys():
-        store.put(rows[key])
+    copies = {key: rows[key] for key in rows.keys() - mine.keys()}
+    for key, row in copies.items():
+        if (there := store.get(key)) is None or there.to_json() != row.to_json():
+            store.put(row)
+    copied = read_json(store.folder / RESTORED) | {key: key_of(row) for key, row in copies.items()}
+    write_whole(store.folder / RESTORED, lambda p: p.write_text(json.dumps(copied)))
     for path in sorted((folder / "pictured").rglob("*.safetensors")):
         if path.stem not in others:
             _copy(path, store.folder / path.relative_to(folder / "pictured"), overwrite)
@@ -238,13 +287,24 @@ def _copy_into(store: Store, folder: Path, overwrite: bool) -> int:
         pictured = (folder / "pictured" / "outputs" / f"{key}.safetensors").exists()  # holds more than the forgotten images
         if row.spec.method == RETRAIN and not pictured and key not in others and model_in(source) == row.dependencies["retrain"]:
             _copy(source, store.outputs(key), overwrite)
-    for key, scores in ({} if others else json.loads((folder / SCORES).read_text())).items():  # a score does not say whose rows it is of
+    for key, scores in ({} if others else read_json(folder / SCORES)).items():  # a score does not say whose rows it is of
         target = store.folder / "scores" / f"{key}.json"
         if overwrite or not target.exists():
             write_whole(target, partial(Path.write_text, data=json.dumps(scores)))
     return len(rows)
 
 # %% ../../nbs/513_published.ipynb #51300026
+def _forget_unpublished(store: Store, folder: Path) -> None:
+    "Delete rows, logits and scores that are published no more, where tables are drawn from; a folder in which something was computed stays as it is."
+    if store.folder.name != PUBLISHED_RESULTS or store.claims.folder.exists():
+        return
+    rows, scores = read_rows(folder).keys(), read_json(folder / SCORES).keys()
+    for part, keys in (("rows", rows), ("outputs", rows), ("scores", scores)):
+        for path in (store.folder / part).glob("*.*"):
+            if path.stem not in keys:
+                path.unlink(missing_ok=True)
+
+
 class PublishedStore(Store):
     "A store in which nothing is trained or judged: a checkpoint that was not published is a `MagaError`."
 
@@ -268,6 +328,7 @@ class PublishedSession(Session):
         if preset not in about["presets"]:
             raise MagaError(f"No row of the preset {preset} is published; take {' or '.join(about['presets'])}.")
         super().__init__(PublishedStore(results), "cpu")
+        _forget_unpublished(self.store, folder)
         _copy_into(self.store, folder, overwrite=True)
         self.digests: Mapping[str, str] = about["data"]
         self.labels = {p.stem: labels_only(p) for p in sorted((folder / "labels").glob("*.safetensors"))}

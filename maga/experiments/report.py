@@ -20,20 +20,21 @@ from torch import nn
 from ..checks import writable_folder
 from ..data import MagaError, no_such, write_whole
 from .presets import BACKBONES
-from .published import PublishedSession, published_folder
+from .published import PublishedSession, made_from, published_folder, scores_in
 from .runs import by_other_code, compared, kept, remembered_outputs, run_batch
 from .session import Given, Session, Training, content_digest, original_of, resolve, retrain_of, trained
-from .settings import Cell, Settings
+from .settings import Cell, Settings, checked_selection, selected
 from .store import RETRAIN, Row, Spec, Store, key_of
+from ..judges.named import is_matrix, judge_kind
 from ..measures.contract import METRICS, Evidence, Score, Subject, interval
 from ..measures.metrics import total_variation
 from ..progress import BatchReport
 
 # %% auto #0
 __all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'minutes_of', 'distinct',
-           'bounds_noted', 'line_of', 'kept_subject', 'paired', 'kept_scores', 'plain', 'score_of', 'scores_of_many',
-           'case_of', 'floor_of', 'Found', 'pending', 'lines_table', 'no_runs', 'Experiment', 'Result', 'register',
-           'experiment', 'together', 'misfit', 'cells_of', 'selected', 'checked_selection', 'specs_of', 'trainings_of',
+           'hardware', 'bounds_noted', 'line_of', 'kept_subject', 'paired', 'kept_scores', 'plain', 'score_of',
+           'scores_of_many', 'case_of', 'floor_of', 'Found', 'pending', 'lines_table', 'no_runs', 'Experiment',
+           'Result', 'register', 'experiment', 'together', 'misfit', 'cells_of', 'specs_of', 'trainings_of',
            'shared_trainings', 'table_of', 'said_code', 'open_session', 'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
@@ -67,6 +68,12 @@ def minutes_of(rows: Sequence[Row]) -> float:
 def distinct(rows: Sequence[Row], part: str) -> str:
     "What the rows' provenance says of a part, each once: devices, dates, code."
     return ", ".join(sorted({r.provenance.get(part, "unknown") for r in rows}))
+
+
+def hardware(rows: Sequence[Row]) -> str:
+    "The rows' devices, and their processors where they are known."
+    known = [r for r in rows if r.provenance.get("processor")]
+    return distinct(rows, "device") + (f" ({distinct(known, 'processor')})" if known else "")
 
 
 def bounds_noted(rows: Sequence[Row]) -> list[str]:
@@ -121,18 +128,22 @@ def paired(unlearned: Sequence[Row], retrained: Sequence[Row]) -> list[tuple[Row
 def kept_scores(
     session: Session,
     runs: Sequence[Row],  # in an order of their own: what the scores are computed from
+    names: set[str],  # of the scores
     compute: Callable[[Sequence[Subject]], dict[str, Score]],
 ) -> dict[str, Score]:
-    "Scores of several runs, from the store or computed from kept logits and kept; none where logits are missing."
-    path = session.store.folder / "scores" / f"{key_of('scores', [r.key for r in runs])}.json"
-    if path.exists():
-        return {name: score_of(name, kept) for name, kept in json.loads(path.read_text()).items()}
-    subjects = [s for r in runs if (s := kept_subject(session, r)) is not None]
-    if len(subjects) < len(runs):
-        return {}
-    scores = compute(subjects)
-    write_whole(path, lambda p: p.write_text(json.dumps({n: plain(s) for n, s in scores.items()})))
-    return scores
+    "Scores of several runs: those in the store, if they are of these very rows; else computed from kept logits and kept, where there are logits."
+    path, of = session.store.folder / "scores" / f"{key_of('scores', [r.key for r in runs])}.json", made_from(runs)
+    found = scores_in(path)
+    changed = [p.stat().st_mtime_ns for r in runs if (p := session.store.row_path(r.key)).exists()]
+    old = bool(found) and path.stat().st_mtime_ns >= max(changed, default=0)  # whether a score that does not say its rows is of these
+    scores = {name: kept for name, kept in found.items() if (kept["of"] == of if "of" in kept else old)}
+    if not names <= scores.keys():
+        subjects = [s for r in runs if (s := kept_subject(session, r)) is not None]
+        scores |= {name: plain(s) for name, s in compute(subjects).items()} if len(subjects) == len(runs) else {}
+    scores = {name: kept | {"of": of} for name, kept in scores.items()}
+    if scores and scores != found:
+        write_whole(path, lambda p: p.write_text(json.dumps(scores)))
+    return {name: score_of(name, kept) for name, kept in scores.items()}
 
 
 def plain(score: Score) -> dict[str, Any]:
@@ -153,7 +164,8 @@ def scores_of_many(session: Session, unlearned: Sequence[Row], retrained: Sequen
         evidence = Evidence(tuple(subjects[::2]), tuple(subjects[1::2]))
         return {m.name: m(evidence) for m in METRICS.values() if m.of_populations}
 
-    return kept_scores(session, [r for pair in rows for r in pair], compute) if rows else {}
+    names = {m.name for m in METRICS.values() if m.of_populations}
+    return kept_scores(session, [r for pair in rows for r in pair], names, compute) if rows else {}
 
 
 def case_of(cell: Cell) -> tuple[str, ...]:
@@ -171,7 +183,7 @@ def floor_of(session: Session, retrained: Sequence[Row]) -> Score:
         return {"TV_floor": Score("TV_floor", pairs)}
 
     nothing = Score("TV_floor", missing="it needs two retrains of different seeds and one draw")
-    return kept_scores(session, rows, compute).get("TV_floor", nothing) if len(rows) > 1 else nothing
+    return kept_scores(session, rows, {"TV_floor"}, compute).get("TV_floor", nothing) if len(rows) > 1 else nothing
 
 # %% ../../nbs/505_report.ipynb #820dd2c1
 @dataclass(frozen=True)
@@ -280,24 +292,6 @@ def cells_of(exp: Experiment, settings: Settings, session: Session) -> list[Cell
     return [replace(c, spec=replace(c.spec, original=file)) if file and not misfit(c, file, session) else c for c in cells]
 
 # %% ../../nbs/505_report.ipynb #5aa629b2
-def selected(cell: Cell, settings: Settings) -> bool:
-    "Whether the settings select the cell; with a given original, only cells that it fits."
-    wanted = (settings.backbone, cell.spec.backbone), (settings.target, cell.target), (settings.methods, cell.method)
-    return all(not names or value in names for names, value in wanted) and cell.spec.original == settings.original
-
-
-def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:
-    "`MagaError` where the settings select a target or a method that no cell has."
-    for what, names, known in (
-        ("target", settings.target, {c.target for c in cells}),
-        ("method", settings.methods, {c.method for c in cells}),
-        ("method (of a change)", tuple(m for m, *_ in settings.changes), {c.method for c in cells}),
-    ):
-        for name in names:
-            if cells and name not in known:
-                raise MagaError(f"No selected experiment has the {what} {name!r}; there are {', '.join(sorted(known))}.")
-
-
 def specs_of(cells: Sequence[Cell], settings: Settings, session: Session) -> list[Spec]:
     """The selected runs, seed after seed; those that share data, network and target are neighbours, so that a process loads each model once.
 
@@ -325,11 +319,17 @@ def trainings_of(
 
 
 def shared_trainings(names: Sequence[str], settings: Settings) -> list[Training]:
-    "The originals and retrains that experiments need, originals first, each once. A workflow trains them before the tables."
-    settings = replace(settings, original="")  # whether a given original fits is known only once the data is loaded
-    chosen = [experiment(n) for n in names]
-    specs = [s for e in chosen for c in e.cells(settings) if selected(c, settings) for s in c.specs(settings.all_seeds)]
-    return list(trainings_of(specs, [s for e in chosen for s in e.originals(settings)]).values())
+    """The originals and retrains that experiments need, originals first, each once. A workflow trains them before the tables.
+
+    With a given original: the retrains that are run or that every metric needs. Whether it fits is known only once the data is loaded.
+    """
+    chosen, bare = [experiment(n) for n in names], replace(settings, original="")
+    specs = [s for e in chosen for c in e.cells(bare) if selected(c, bare) for s in c.specs(bare.all_seeds)]
+    more = [s for e in chosen for s in e.originals(bare)]
+    if not settings.original:
+        return list(trainings_of(specs, more).values())
+    compared = trainings_of([s for s in specs if s.method == RETRAIN or s.measures == "all"])
+    return list((trainings_of((), more) | {key: t for key, t in compared.items() if t.task}).values())
 
 # %% ../../nbs/505_report.ipynb #34e61ff0
 def table_of(
@@ -359,9 +359,11 @@ def said_code(session: Session, results: Sequence[Result]) -> str:
 
 # %% ../../nbs/505_report.ipynb #50500042
 def open_session(settings: Settings) -> Session:
-    "The store and the device of the settings; `MagaError` if a given file cannot be read."
+    "The store and the device of the settings; `MagaError` if a given file cannot be read, or there is no such judge."
     if settings.size.threads is not None:
         torch.set_num_threads(settings.size.threads)
+    if not any(map(is_matrix, settings.judge.split(","))):
+        judge_kind(settings.judge)  # a name that is wrong is said before any run
     if settings.published:
         return PublishedSession(published_folder(), settings.results_folder, settings.preset)
     session = Session(Store(writable_folder(settings.results_folder)), settings.device, settings.data_folder)

@@ -25,7 +25,7 @@ import maga
 
 from ..checks import one_sentence
 from ..data import ForgetSplit, MagaError, write_whole
-from ..device import clock, device_name, out_of_memory, recovered, seeded_generator, to_device
+from ..device import clock, device_name, out_of_memory, processor_name, recovered, seeded_generator, to_device
 from maga.experiments.session import (
     Given,
     Resolved,
@@ -303,18 +303,24 @@ def attempt(
     """Compute and keep the row; where the run fails, keep a row with its error.
 
     `SystemExit`, in a sentence, where the device is broken for this process; the row of this run is kept, and a new process goes on.
+    `MagaError` where a file cannot be written, as on a full disk; no row is kept.
     """
     device = device_name(session.device)
     try:
-        return session.store.put(row_of(session, resolved))
+        row = row_of(session, resolved)
+        return session.store.put(replace(row, provenance=dict(row.provenance) | {"processor": processor_name(session.device)}))
     except Exception as e:
         why, full = one_sentence(e), out_of_memory(e)
+        if " could not be written (" in why or "No space left on device" in why:
+            session.failures.clear()
+            raise MagaError(why) from e
     if full:
         session.release()
     works = recovered(session.device)
     if full and works and not last:
         return None
     made = {"code": code_digest(), "commit": git_commit(), "device": device, "date": date.today().isoformat()}
+    made["processor"] = processor_name(session.device)
     row = session.store.put(Row(resolved.key, resolved.spec, provenance=package_versions() | made, error=why))
     if not works:
         raise SystemExit(f"{device} does not work any more in this process ({why}); the same command goes on with the other runs.")

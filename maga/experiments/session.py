@@ -21,7 +21,7 @@ from torch import nn
 
 from ..checks import one_sentence
 from ..data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass, no_such
-from ..device import clock, device_name, out_of_memory, pick_device, seeded_generator
+from ..device import clock, device_name, out_of_memory, pick_device, processor_name, seeded_generator
 from .store import RETRAIN, Recent, Spec, Store, key_of
 from ..judges.answers import Stored
 from ..judges.contract import BlockJudge, draw_exemplars
@@ -233,8 +233,8 @@ def _train(session: Session, training: Training) -> None:
     generator = seeded_generator("retrain" if training.task else "original", training.seed)
     start = clock(session.device)
     trained = fit(model.make(generator), examples, RECIPES[training.recipe], generator)
-    seconds = clock(session.device) - start
-    about = {"seconds": f"{seconds:.3f}", "device": device_name(session.device), "training": str(training), "data": train.digest}
+    about = {"seconds": f"{clock(session.device) - start:.3f}", "device": device_name(session.device), "training": str(training)}
+    about |= {"data": train.digest, "processor": processor_name(session.device)}
     save_checkpoint(session.store.checkpoint(model_key(session, training)), trained, model, **about, date=date.today().isoformat())
 
 # %% ../../nbs/503_session.ipynb #71ad4cc4
@@ -256,7 +256,6 @@ def given_model(session: Session, given: Given) -> nn.Module:
             )
     return model
 
-
 # %% ../../nbs/503_session.ipynb #aad58d87
 def header_of(session: Session, training: Training) -> dict[str, str]:
     "The description in a checkpoint: seconds, device, data, date."
@@ -265,9 +264,10 @@ def header_of(session: Session, training: Training) -> dict[str, str]:
 
 
 def trained_elsewhere(session: Session, training: Training) -> str:
-    "Why the seconds of a training cannot stand beside those of this device; empty where they can, or where its file names no device."
-    there, here = header_of(session, training).get("device", ""), device_name(session.device)
-    return f"{training} was trained on another device ({there}) than the row is made on ({here})" if there not in ("", here) else ""
+    "Why the seconds of a training cannot stand beside those of this device; empty where they can, or where one names no device."
+    header, here = header_of(session, training), {"device": device_name(session.device), "processor": processor_name(session.device)}
+    other = [(part, there, name) for part, name in here.items() if "" not in (there := header.get(part, ""), name) and there != name]
+    return "".join(f"{training} was trained on another {part} ({there}) than the row is made on ({name})" for part, there, name in other[:1])
 
 
 def training_seconds(session: Session, training: Training | Given) -> float:
@@ -275,7 +275,6 @@ def training_seconds(session: Session, training: Training | Given) -> float:
     if isinstance(training, Given) or trained_elsewhere(session, training):
         return math.nan
     return float(header_of(session, training)["seconds"])
-
 
 # %% ../../nbs/503_session.ipynb #62cd5b93
 def trained(session: Session, training: Training | Given) -> nn.Module:
@@ -397,4 +396,3 @@ def resolve(session: Session, spec: Spec) -> Resolved:
     except MagaError as e:
         problem = one_sentence(e)
         return Resolved(spec, None, key_of("run", spec, problem), Dependencies("", ""), problem=problem)
-

@@ -21,7 +21,8 @@ from ..methods.contract import METHODS, get_method, with_change
 # %% auto #0
 __all__ = ['NAMES', 'SWITCH', 'SEEDS', 'CHANGES', 'Changes', 'names_of', 'seeds_of', 'literal_of', 'changes_of', 'switch_of',
            'TextForm', 'setting', 'checked_change', 'Settings', 'settings_of', 'settings_in', 'parameter_cell',
-           'parameters_differ', 'Cell', 'shortened', 'make_cell', 'cifar10_spec']
+           'parameters_differ', 'Cell', 'shortened', 'make_cell', 'cifar10_spec', 'selection_of', 'selected',
+           'has_selected', 'checked_selection']
 
 # %% ../../nbs/501_settings.ipynb #5632eb34
 def names_of(text: str, lists: bool = False) -> tuple[str, ...]:  # lists: a comma within brackets separates nothing
@@ -276,7 +277,8 @@ def make_cell(
 ) -> Cell:
     "The cell in the size of the preset."
     backbone, (held, forgotten) = settings.network(model), settings.stand_in(data, target)
-    changes = (*changes, *((place, value) for m, place, value in settings.changes if m == method))
+    own = dict(changes)  # what a figure varies stays, whatever the user changes
+    changes = (*changes, *((place, value) for m, place, value in settings.changes if m == method and place not in own))
     shown = (*changes, *((k, v) for k, v in more.items() if k == "exemplars"))
     forgotten = RANDOM_IMAGES if task == "random" else forgotten
     most, preset = settings.size.epochs_at_most, backbone.preset_of(method)
@@ -289,3 +291,38 @@ def cifar10_spec(settings: Settings) -> Spec:
     "MaGA on CIFAR-10 with ResNet-18, bird forgotten: the request of Figures 3, 5 and 6."
     cell = make_cell(settings, "resnet18", "cifar10", "class", "bird", "maga")
     return cell.specs(settings.all_seeds[:1])[0]
+
+# %% ../../nbs/501_settings.ipynb #fb5f72dd
+def selection_of(cell: Cell) -> dict[str, str]:
+    "What cells are selected by: setting -> the cell's value."
+    return {"backbone": cell.spec.backbone, "target": cell.target, "methods": cell.method}
+
+
+def selected(cell: Cell, settings: Settings) -> bool:
+    "Whether the settings select the cell; with a given original, only cells that it fits."
+    wanted = [(getattr(settings, name), value) for name, value in selection_of(cell).items()]
+    return all(not names or value in names for names, value in wanted) and cell.spec.original == settings.original
+
+
+def has_selected(cells: Sequence[Cell], settings: Settings) -> bool:
+    "Whether the settings select one of the cells, whatever original is given; True where there are none to select."
+    return not cells or any(selected(c, replace(settings, original=c.spec.original)) for c in cells)
+
+
+def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:
+    "`MagaError` where the settings select a target or a method that no cell has, or what is there only apart."
+    for what, names, known in (
+        ("target", settings.target, {c.target for c in cells}),
+        ("method", settings.methods, {c.method for c in cells}),
+        ("method (of a change)", tuple(m for m, *_ in settings.changes), {c.method for c in cells}),
+    ):
+        for name in names:
+            if cells and name not in known:
+                raise MagaError(f"No selected experiment has the {what} {name!r}; there are {', '.join(sorted(known))}.")
+    asked = {name: value for name in ("backbone", "target", "methods") if (value := getattr(settings, name))}
+    there = [{name: selection_of(c)[name] for name in asked} for c in cells]
+    if not has_selected(cells, settings):
+        fits = [sum(line[name] in asked[name] for name in asked) for line in there]
+        near = dict.fromkeys(" ".join(line.values()) for line, n in zip(there, fits, strict=True) if n == max(fits))
+        wanted = ", ".join(f"{name} {','.join(value)}" for name, value in asked.items())
+        raise MagaError(f"No selected experiment has a run with {wanted}; there are {', '.join(near)}.")

@@ -234,20 +234,26 @@ class Claims(ClaimFiles):
 
     def take(self, key: str) -> int | None:
         "The number of the new claim, or `None` while another living process holds one."
-        self.folder.mkdir(parents=True, exist_ok=True)
         numbers = self.numbers(key)
         if any(not self.dead(key, n) for n in numbers):
             return None
         mine = (numbers or [0])[-1] + 1
+        path = self.folder / f"{key}.{mine}"
         owner = json.dumps({"host": this_host(), "pid": os.getpid(), "started": _started(os.getpid())}).encode()  # an empty claim has no owner
         try:
-            handle = os.open(self.folder / f"{key}.{mine}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("xb", buffering=0) as claim:
+                try:
+                    claim.write(owner)
+                except OSError:
+                    path.unlink(missing_ok=True)
+                    raise
         except FileExistsError:
             return None
-        os.write(handle, owner)
-        os.close(handle)
+        except OSError as e:
+            raise MagaError(f"{path} could not be written ({e}); free some space or choose another folder.") from e
         if any(n > mine or not self.dead(key, n) for n in self.numbers(key) if n != mine):
-            (self.folder / f"{key}.{mine}").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             return None
         return mine
 

@@ -20,6 +20,7 @@ from .runs import kept_outputs
 from .session import Session, config_of
 from .settings import Cell, Changes, Settings, make_cell
 from .store import TRAINED, Spec, experiments_folder
+from .tables import rows_of_one_seed
 from ..methods.contract import METHODS, get_method
 from ..training import RECIPES
 
@@ -57,10 +58,10 @@ def compact(result: Result) -> pd.DataFrame:
 
 
 def forgotten_outputs(result: Result, session: Session) -> dict[str, Tensor]:
-    "Logits on the forgotten test images [n, K], of the first seed of every line that was run, by its name."
+    "Logits on the forgotten test images [n, K], of one seed that the lines share, by the line's name."
     found = {}
-    for cell, some in zip(result.cells, result.rows, strict=True):
-        kept = kept_outputs(session, some[0].key) if some and not some[0].failed else None
+    for cell, row in zip(result.cells, rows_of_one_seed(result), strict=True):
+        kept = None if row is None else kept_outputs(session, row.key)
         if kept is not None:
             name = f"{cell.method} {cell.variant}".strip()
             place = f"{name} ({cell.spec.preset})" if name in found else name

@@ -14,17 +14,17 @@ import pandas as pd
 import torch
 
 from .published import forgotten_test
-from .report import Result, case_of, distinct, line_of, minutes_of, paper_numbers, scores_of_many, value_of
+from .report import Result, case_of, distinct, hardware, line_of, minutes_of, paper_numbers, scores_of_many, value_of
 from .runs import kept_outputs
 from .session import Session
 from .settings import Cell, Settings, cifar10_spec
-from .store import ORIGINAL, RETRAIN, TRAINED
+from .store import ORIGINAL, RETRAIN, TRAINED, Row
 from ..measures.distances import show_tsne
 
 # %% auto #0
 __all__ = ['FEW', 'HEADLINE', 'NO_POPULATION', 'with_interval', 'number', 'side_by_side', 'made_with', 'like_for_like',
-           'show_table', 'show_times', 'swept', 'show_sweep', 'show_embeddings', 'beyond_table', 'headline_table',
-           'population_table', 'show_metrics', 'said_flow']
+           'rows_of_one_seed', 'show_table', 'show_times', 'swept', 'show_sweep', 'show_embeddings', 'beyond_table',
+           'headline_table', 'population_table', 'show_metrics', 'said_flow']
 
 # %% ../../nbs/506_tables.ipynb #54535eb2
 def with_interval(mean: float, half: float) -> str:
@@ -63,7 +63,7 @@ def side_by_side(result: Result) -> pd.DataFrame:
 def made_with(result: Result) -> str:
     "Preset, runs, seeds, device, date, code, minutes of the runs, failed runs, and how many lines were not run."
     good, failed = result.good, sum(r.failed for some in result.rows for r in some)
-    device, day, torch_, code = (distinct(good, part) or "–" for part in ("device", "date", "torch", "code"))
+    device, day, torch_, code = (found or "–" for found in (hardware(good), *(distinct(good, part) for part in ("date", "torch", "code"))))
     seeds = ", ".join(map(str, sorted({r.spec.training_seed for r in good}))) or "–"
     empty = sum(not some for some in result.rows)
     preset = result.settings.preset if result.settings.size.comparable else f"{result.settings.preset}, digits: nothing here is about the paper"
@@ -101,6 +101,12 @@ def like_for_like(
     return replace(result, rows=rows, table=pd.DataFrame(lines).assign(TV_floor=list(result.table.TV_floor)))
 
 # %% ../../nbs/506_tables.ipynb #e0602d40
+def rows_of_one_seed(result: Result) -> list[Row | None]:
+    "A row of each line for a picture: of the first training seed that the lines of a case share; `None` for a line without it."
+    good = ([r for r in some if not r.failed] for some in like_for_like(result).rows)
+    return [min(some, key=lambda r: r.spec.training_seed, default=None) for some in good]
+
+
 FEW = 3  # from so many seeds on a picture shows an interval
 
 
@@ -205,7 +211,7 @@ def show_embeddings(
     import matplotlib.pyplot as plt
 
     split = session.split(cifar10_spec(settings))
-    run = [(c.method, some[0].key) for c, some in zip(result.cells, result.rows, strict=True) if some and not some[0].failed]
+    run = [(c.method, row.key) for c, row in zip(result.cells, rows_of_one_seed(result), strict=True) if row is not None]
     kept = {name: out["test"].softmax(1) for name, key in run if "test" in (out := kept_outputs(session, key) or {})}
     if not kept:
         figure = plt.figure(figsize=(5, 0.6), dpi=110)
@@ -270,8 +276,8 @@ def show_metrics(result: Result, metrics: Sequence[tuple[str, float]]):  # (metr
 def said_flow(result: Result, settings: Settings, session: Session) -> list[str]:
     "Figure 6 in numbers: the most frequent predictions on forgotten test images, and how many would have to change to match the retrain's."
     split, shares = session.split(cifar10_spec(settings)), {}
-    for cell, some in zip(result.cells, result.rows, strict=True):
-        kept = kept_outputs(session, some[0].key) if some and not some[0].failed else None
+    for cell, row in zip(result.cells, rows_of_one_seed(result), strict=True):
+        kept = None if row is None else kept_outputs(session, row.key)
         if kept is not None:
             answers = forgotten_test(session, cell.spec, kept).argmax(1)
             shares[cell.method] = torch.bincount(answers, minlength=split.num_classes).double() / len(answers)
