@@ -118,7 +118,7 @@ def load_chat_model(
         raise MagaError(
             f"The model {where} has no image processor: it does not see; use a vision-language model such as Qwen/Qwen3-VL-2B-Instruct."
         )
-    model = source.load(AutoModelForImageTextToText, dtype=dtype, **placed)
+    model = source.load_model(AutoModelForImageTextToText, dtype=dtype, **placed)
     return ChatModel((model if placed else model.to(device)).eval(), processor, size)
 
 

@@ -255,7 +255,7 @@ def load_language_judge(
         if not source.gguf:  # reading a GGUF file's head takes as long as the whole
             checked_language_model(source.load(AutoConfig), where)
         tokenizer = source.load(AutoTokenizer)
-        model = source.load(AutoModelForCausalLM, dtype="float32" if source.gguf and dtype == "auto" else dtype)
+        model = source.load_model(AutoModelForCausalLM, dtype="float32" if source.gguf and dtype == "auto" else dtype)
     checked_language_model(model.config, where)
     return LanguageJudge(model.to(device).eval(), tokenizer, exemplars, f"llm:{where}", source.revision(model.config), prompt, batch_size)
 

@@ -21,15 +21,16 @@ from .weights import Source
 from .words import WordJudge
 
 # %% auto #0
-__all__ = ['MMICL_HUB', 'MMICL_TOKENIZER', 'MMICL_IMAGE_TOKENS', 'PLACEHOLDER', 'PLACEHOLDER_ID', 'MMICL', 'with_image_tokens',
-           'mmicl_text', 'mmicl_tokenizer', 'mmicl_lengths', 'usual_mmicl_length', 'MMICLJudge', 'load_mmicl_judge',
-           'tiny_mmicl']
+__all__ = ['MMICL_HUB', 'MMICL_TOKENIZER', 'MMICL_IMAGE_TOKENS', 'PLACEHOLDER', 'PLACEHOLDER_ID', 'FOR_TEXT', 'MMICL',
+           'with_image_tokens', 'mmicl_text', 'mmicl_tokenizer', 'mmicl_lengths', 'usual_mmicl_length', 'MMICLJudge',
+           'load_mmicl_judge', 'tiny_mmicl']
 
 # %% ../../nbs/212_mmicl.ipynb #bd0db558
 MMICL_HUB = "BleachNick/MMICL-Instructblip-T5-xxl"
 MMICL_TOKENIZER = "google/flan-t5-xxl"
 MMICL_IMAGE_TOKENS = 32
 PLACEHOLDER, PLACEHOLDER_ID = "图", 32100  # the first token added to FLAN-T5's tokenizer
+FOR_TEXT = r"^qformer\.(embeddings\.\w+_embeddings|encoder\.layer\.\d+\.(intermediate|output))\."  # the Q-Former's weights for text, which it gets none of
 
 
 class MMICL(InstructBlipForConditionalGeneration):
@@ -165,7 +166,7 @@ def load_mmicl_judge(
     from transformers import BlipImageProcessor
 
     source, words = Source.of(where, "mmicl"), mmicl_tokenizer(where, tokenizer)
-    model = source.load(MMICL, dtype=dtype)
+    model = source.load_model(MMICL, unused=FOR_TEXT, dtype=dtype)
     model.config.image_token_id = PLACEHOLDER_ID
     side = model.config.vision_config.image_size
     images = BlipImageProcessor(size={"height": side, "width": side})
