@@ -1,22 +1,28 @@
 """What a judge's model lacks is said when it is loaded: weights, a place for the images, a tokenizer, a chat template."""
 
+import json
 import re
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from maga.data import MagaError
+from maga.judges.chat import chat_lengths
 from maga.judges.clip import load_clip_judge
 from maga.judges.contract import draw_exemplars
 from maga.judges.families import tiny_vlm
 from maga.judges.llm import load_language_judge
-from maga.judges.mmicl import load_mmicl_judge, tiny_mmicl
+from maga.judges.mmicl import PLACEHOLDER, PLACEHOLDER_ID, load_mmicl_judge, mmicl_tokenizer, tiny_mmicl
 from maga.judges.names import load_name_judge
+from maga.judges.prompt import PROMPT
 from maga.judges.tiny import SIDE, tiny_clip, tiny_encoder, tiny_llama
+from maga.judges.vllm import load_vllm_judge
 from maga.judges.vlm import load_vlm_judge
+from maga.judges.weights import Source, folder_revision
 from maga.sources import digits
-
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of its probability on True or False.*")
 
@@ -44,7 +50,7 @@ def without(folder, part):
     path = folder / "model.safetensors"
     weights = load_file(path)
     kept = {k: v for k, v in weights.items() if part not in k}
-    assert 0 < len(weights) - len(kept)
+    assert len(weights) - len(kept) > 0
     save_file(kept, path, metadata={"format": "pt"})
 
 
@@ -65,3 +71,72 @@ def test_what_plays_no_part_may_be_missing(kind, part, exemplars, tmp_path):
     before = load(str(tmp_path), exemplars).scores(exemplars, [1])
     without(tmp_path, part)
     assert torch.equal(load(str(tmp_path), exemplars).scores(exemplars, [1]), before)
+
+
+IMAGES_FIRST = (
+    "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n{% endif %}{% endfor %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
+)  # as that of llava-1.5
+TEMPLATES = {IMAGES_FIRST: "drops images or moves them", None: "has no chat template for text with images"}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_template_without_a_place_for_the_images(template, exemplars, tmp_path, monkeypatch):
+    "The question is never asked without them: by transformers, by vLLM, or to count its tokens."
+    folder = tiny_vlm("internvl", tmp_path, drawn(), ["True", "False"])
+    (folder / "chat_template.jinja").unlink()
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    engine = ModuleType("vllm")
+    engine.LLM, engine.SamplingParams = (lambda **given: SimpleNamespace(**given) for _ in range(2))
+    monkeypatch.setitem(sys.modules, "vllm", engine)
+    for ask in (load_vlm_judge, load_vllm_judge):
+        with pytest.raises(MagaError, match=f"{tmp_path}.*{TEMPLATES[template]}|{TEMPLATES[template]}.*{tmp_path}"):
+            ask(str(folder), exemplars, size=SIDE)
+    with pytest.raises(MagaError, match="use a model that was trained to chat about several images"):
+        chat_lengths(str(folder), exemplars, PROMPT, SIDE)
+
+
+def test_vllm_makes_room_for_the_prompts_and_no_more(exemplars, tmp_path, monkeypatch):
+    "It does not start where its cache cannot hold one prompt of the greatest length; a length of the user's counts."
+    folder, engine = str(tiny_vlm("qwen3_vl", tmp_path, drawn(), ["True", "False"])), ModuleType("vllm")
+    engine.LLM, engine.SamplingParams = (lambda **given: SimpleNamespace(given=given) for _ in range(2))
+    monkeypatch.setitem(sys.modules, "vllm", engine)
+    longest = max(x.before + x.after for x in chat_lengths(folder, exemplars, PROMPT, SIDE))
+    judge = load_vllm_judge(folder, exemplars, size=SIDE)
+    assert longest < judge.engine.given["max_model_len"] <= longest + 64
+    assert judge.engine.given["limit_mm_per_prompt"] == {"image": 3, "video": 0} and "max_model_len" not in judge.revision
+    own = {"max_model_len": 9000, "limit_mm_per_prompt": {"image": 4}}
+    assert load_vllm_judge(folder, exemplars, size=SIDE, **own).engine.given.items() >= own.items()
+
+
+def test_mmicls_tokenizer(exemplars, tmp_path, monkeypatch):
+    "A folder without one is told where it comes from; T5's is taken where no file says which it is."
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tiny_mmicl(tmp_path, drawn())
+    (folder / "tokenizer_config.json").unlink()
+    words = json.loads((folder / "tokenizer.json").read_text())
+    for i, token in enumerate(words["model"]["vocab"][-100:]):
+        token[0] = f"<extra_id_{99 - i}>"  # as T5 names them
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    assert mmicl_tokenizer(str(folder)).convert_tokens_to_ids(PLACEHOLDER) == PLACEHOLDER_ID
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(MagaError) as told:
+        load_mmicl_judge(exemplars, str(folder))
+    for said in (f"neither the model {folder} nor", 'hf download google/flan-t5-xxl --include "tokenizer*"', "into the model's folder"):
+        assert said in str(told.value)
+    asked = []
+    monkeypatch.setattr(Source, "load", lambda source, kind: asked.append(source.where))
+    monkeypatch.setattr("maga.judges.mmicl.with_image_tokens", lambda tokenizer: tokenizer)
+    (folder / "spiece.model").write_bytes(b"")
+    mmicl_tokenizer(str(folder))
+    assert asked == [str(folder)]
+
+
+def test_a_large_file_with_a_small_head(tmp_path, monkeypatch):
+    "The sample of its first tensor begins with the file."
+    monkeypatch.setattr("maga.judges.weights.IN_FULL", 1 << 10)
+    save_file({"w": torch.zeros(512)}, tmp_path / "model.safetensors")
+    before = folder_revision(tmp_path)
+    save_file({"w": torch.ones(512)}, tmp_path / "model.safetensors")
+    assert folder_revision(tmp_path) != before
