@@ -93,10 +93,18 @@ def mmicl_tokenizer(
     other: str = MMICL_TOKENIZER,  # used if the model's folder has no tokenizer
 ) -> Any:
     "The tokenizer with image tokens."
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, T5Tokenizer
 
-    own = (Path(where).expanduser() / "tokenizer.json").exists()
-    return with_image_tokens(Source.of(where if own else other, "mmicl").load(AutoTokenizer))
+    folder = Path(where).expanduser()
+    if any((folder / file).exists() for file in ("tokenizer.json", "spiece.model")):
+        kind = AutoTokenizer if (folder / "tokenizer_config.json").exists() else T5Tokenizer  # the model's own class is another
+        return with_image_tokens(Source.of(where, "mmicl").load(kind))
+    try:
+        return with_image_tokens(Source.of(other, "mmicl").load(AutoTokenizer))
+    except MagaError as e:
+        what = f"MMICL takes the tokenizer of {other}; neither the model {where} nor the hub or its cache has it"
+        fetch = f'hf download {MMICL_TOKENIZER} --include "tokenizer*" --local-dir FOLDER'
+        raise MagaError(f"{what}: on a machine with a network, run `{fetch}`, put its files into the model's folder, and use mmicl:FOLDER.") from e
 
 
 def mmicl_lengths(where: str, exemplars: ImageSet, prompt: str) -> list[PromptLength]:
