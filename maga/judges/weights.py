@@ -39,7 +39,7 @@ def _samples(path: Path, size: int) -> list[tuple[int, int]]:
         head = 8 + int.from_bytes(f.read(8), "little")
         tensors = json.loads(f.read(head - 8))
     middles = sorted(sum(t["data_offsets"]) // 2 for name, t in tensors.items() if name != "__metadata__")
-    return [(0, head), *((head + m - SAMPLE // 2, head + m + SAMPLE // 2) for m in middles)]
+    return [(0, head), *((max(0, head + m - SAMPLE // 2), head + m + SAMPLE // 2) for m in middles)]
 
 
 def folder_revision(folder: str | Path) -> str:
