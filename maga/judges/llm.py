@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data import ImageSet, MagaError
-from .contract import Answers, Block, ask_all, checked_concepts, labels_alone, warn_if_ignored
+from .contract import Answers, Block, asked_scores, checked_concepts, labels_alone
 from .prompt import AnswerWords, answer_words, cache_name, read_answers, readable, text_begin
 from .weights import Source
 from .words import in_halves
@@ -202,9 +202,7 @@ class LanguageJudge(PairQuestions):
 
     def scores(self, queries: ImageSet, concepts: Sequence[int]) -> Tensor:
         "float32 [n, len(concepts)] in [0, 1]."
-        whole = ask_all(self, queries, checked_concepts(concepts, self.exemplars))
-        warn_if_ignored(whole.mass, self.name)
-        return whole.confidence
+        return asked_scores(self, queries, concepts, self.exemplars)
 
 # %% ../../nbs/217_llm.ipynb #86fb1880
 @contextlib.contextmanager
