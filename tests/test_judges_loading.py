@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from maga.data import MagaError
+from maga.device import seeded
+from maga.judges import llm, mmicl, scorers
 from maga.judges.chat import chat_lengths
 from maga.judges.clip import load_clip_judge
 from maga.judges.contract import draw_exemplars
@@ -17,10 +19,10 @@ from maga.judges.families import tiny_vlm
 from maga.judges.llm import load_language_judge
 from maga.judges.mmicl import PLACEHOLDER, PLACEHOLDER_ID, load_mmicl_judge, mmicl_tokenizer, tiny_mmicl
 from maga.judges.names import load_name_judge
-from maga.judges.prompt import PROMPT
-from maga.judges.tiny import SIDE, tiny_clip, tiny_encoder, tiny_llama
+from maga.judges.prompt import PROMPT, AnswerWords, exact_words
+from maga.judges.tiny import SIDE, text_sizes, tiny_clip, tiny_encoder, tiny_llama, tiny_tokenizer
 from maga.judges.vllm import load_vllm_judge
-from maga.judges.vlm import load_vlm_judge
+from maga.judges.vlm import VLMJudge, load_vlm_judge
 from maga.judges.weights import Source, folder_revision
 from maga.sources import digits
 
@@ -140,3 +142,39 @@ def test_a_large_file_with_a_small_head(tmp_path, monkeypatch):
     before = folder_revision(tmp_path)
     save_file({"w": torch.ones(512)}, tmp_path / "model.safetensors")
     assert folder_revision(tmp_path) != before
+
+
+def test_words_logits_are_not_rounded_to_bfloat16(exemplars, tmp_path):
+    "What a model does to its logits afterwards, it does to these as well; other logits stay as they are."
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {**text_sizes(tiny_tokenizer()), "head_dim": 16, "final_logit_softcapping": 30.0}
+    with seeded(drawn()):
+        model = Gemma2ForCausalLM(Gemma2Config(**sizes)).to(torch.bfloat16).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(150)
+        ids, words = torch.randint(0, 300, (3, 7), generator=drawn()), AnswerWords(((1, 2),), ((5,),))
+        rounded, last = model(input_ids=ids).logits, model.model(input_ids=ids).last_hidden_state
+        with exact_words(model, words):
+            found = model(input_ids=ids).logits
+        expected = 30 * torch.tanh(last.float() @ model.lm_head.weight.float().T / 30)
+    torch.testing.assert_close(found[..., [1, 2, 5]], expected[..., [1, 2, 5]], atol=1e-4, rtol=0)
+    assert (rounded.float() - expected)[..., [1, 2, 5]].abs().max() > 0.02
+    assert (found - rounded)[..., 6:].abs().max() < 0.2 and torch.equal(model(input_ids=ids).logits, rounded)
+
+
+@pytest.mark.parametrize("module, load", [(mmicl, LOADERS["mmicl"]), (llm, LOADERS["llm"]), (scorers, LOADERS["vlm"])])
+def test_every_judge_in_words_reads_such_logits(module, load, exemplars, tmp_path, monkeypatch):
+    load[0](tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    seen, read = [], module.read_answers
+    monkeypatch.setattr(module, "read_answers", lambda words, after: seen.append(after(words.stems[0]).dtype) or read(words, after))
+    judge = load[1](str(tmp_path), exemplars)
+    kinds = [judge]
+    if module is scorers:
+        kinds = [VLMJudge(judge.parts, exemplars, "vlm:x", "1", scorer=s) for s in ("naive", "shared")]
+    for one in kinds:
+        assert "bfloat16" in one.revision
+        one.scores(exemplars.subset(torch.arange(2)), [1])
+    assert set(seen) == {torch.float32}

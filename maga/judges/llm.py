@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data import ImageSet, MagaError
 from .contract import Answers, Block, asked_scores, checked_concepts, labels_alone
-from .prompt import AnswerWords, answer_words, cache_name, read_answers, readable, text_begin
+from .prompt import AnswerWords, answer_words, cache_name, exact_words, read_answers, readable, text_begin
 from .weights import Source
 from .words import in_halves
 
@@ -90,7 +90,7 @@ def text_answers(
             given[kept] = cache = copy.deepcopy(prefix)
             cache.batch_repeat_interleave(b)
         keep = len(stem) + 1
-        with torch.no_grad():
+        with torch.no_grad(), exact_words(model, words):
             return model(**given, use_cache=prefix is not None, logits_to_keep=keep).logits[:, -keep:]
 
     return read_answers(words, logits_after)

@@ -15,7 +15,7 @@ from transformers import InstructBlipForConditionalGeneration
 
 from ..data import ImageSet, MagaError
 from ..device import seeded
-from .prompt import PROMPT, AnswerWords, ExamplePair, PromptLength, answer_words, pieces, read_answers, upsized, usual_length
+from .prompt import PROMPT, AnswerWords, ExamplePair, PromptLength, answer_words, exact_words, pieces, read_answers, upsized, usual_length
 from .tiny import PATCH, SIDE, redraw, tower_sizes
 from .weights import Source
 from .words import WordJudge
@@ -157,7 +157,7 @@ class MMICLJudge(WordJudge):
         seen = self._features([self.hashes(queries)[i] for i in rows.tolist()], queries.pixels(rows.to(queries.device)))
         features = torch.stack([f for one in seen for f in (*both, one)]).to(self.model.device)
         ids, mask = (inputs[key].expand(len(rows), -1) for key in ("input_ids", "attention_mask"))
-        with torch.no_grad():
+        with torch.no_grad(), exact_words(self.model, self.words):
             return read_answers(self.words, lambda stem: self.model.answer_logits(ids, mask, features, stem))
 
 # %% ../../nbs/212_mmicl.ipynb #ddb8a977
