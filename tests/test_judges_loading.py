@@ -14,7 +14,7 @@ from maga.device import seeded
 from maga.judges import llm, mmicl, scorers
 from maga.judges.chat import chat_lengths
 from maga.judges.clip import load_clip_judge
-from maga.judges.contract import draw_exemplars
+from maga.judges.contract import ask_all, draw_exemplars
 from maga.judges.families import tiny_vlm
 from maga.judges.llm import load_language_judge
 from maga.judges.mmicl import PLACEHOLDER, PLACEHOLDER_ID, load_mmicl_judge, mmicl_tokenizer, tiny_mmicl
@@ -39,11 +39,11 @@ def drawn():
 
 
 LOADERS = {  # a tiny model in a folder, its judge, a weight of it
-    "vlm": (lambda f: tiny_vlm("internvl", f, drawn()), lambda f, x: load_vlm_judge(f, x, size=SIDE), "layers.1.mlp.up_proj"),
-    "mmicl": (lambda f: tiny_mmicl(f, drawn()), lambda f, x: load_mmicl_judge(x, f), "layer.0.intermediate_query.dense.weight"),
-    "llm": (lambda f: tiny_llama(f, drawn()), lambda f, x: load_language_judge(x, f), "lm_head"),
-    "clip": (lambda f: tiny_clip("clip", f, drawn()), lambda f, x: load_clip_judge(f, x), "visual_projection"),
-    "names": (lambda f: tiny_encoder(f, drawn()), lambda f, x: load_name_judge(x, f), "layer.1.output.dense.weight"),
+    "vlm": (lambda f: tiny_vlm("internvl", f, drawn()), lambda f, x, **more: load_vlm_judge(f, x, size=SIDE, **more), "layers.1.mlp.up_proj"),
+    "mmicl": (lambda f: tiny_mmicl(f, drawn()), lambda f, x, **more: load_mmicl_judge(x, f, **more), "layer.0.intermediate_query.dense.weight"),
+    "llm": (lambda f: tiny_llama(f, drawn()), lambda f, x, **more: load_language_judge(x, f, **more), "lm_head"),
+    "clip": (lambda f: tiny_clip("clip", f, drawn()), lambda f, x, **more: load_clip_judge(f, x, **more), "visual_projection"),
+    "names": (lambda f: tiny_encoder(f, drawn()), lambda f, x, **more: load_name_judge(x, f, **more), "layer.1.output.dense.weight"),
 }
 
 
@@ -178,3 +178,17 @@ def test_every_judge_in_words_reads_such_logits(module, load, exemplars, tmp_pat
         assert "bfloat16" in one.revision
         one.scores(exemplars.subset(torch.arange(2)), [1])
     assert set(seen) == {torch.float32}
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_gpu_answers_as_the_cpu(kind, exemplars, tmp_path):
+    make, load, _ = LOADERS[kind]
+    make(tmp_path)
+    single = {"dtype": "float32"} if kind == "mmicl" else {}
+    there, here = (ask_all(load(str(tmp_path), exemplars, device=device, **single), exemplars, [0, 3]) for device in ("cuda", "cpu"))
+    torch.testing.assert_close(there.confidence, here.confidence, atol=1e-3, rtol=0)
+    torch.testing.assert_close(there.mass.log(), here.mass.log(), atol=1e-2, rtol=0, equal_nan=True)
+    differ = here.confidence if here.mass.isnan().any() else here.mass.log()
+    assert differ.std() > 1e-3  # the images or names matter
