@@ -191,7 +191,8 @@ class FeatureJudge:
         size = self.exemplars.size
         if size is None and sides != (h, w):
             if h != w:
-                raise MagaError(f"The exemplars have {h} × {w} pixels and the queries {sides[0]} × {sides[1]}: give both the same size, or make the exemplars square.")
+                found = f"The exemplars have {h} × {w} pixels and the queries {sides[0]} × {sides[1]}"
+                raise MagaError(f"{found}: give both the same size, or make the exemplars square.")
             size = h
         return replace(images.to(self.exemplars.device), size=size, mean=self.exemplars.mean, std=self.exemplars.std)
 

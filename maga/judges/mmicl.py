@@ -30,7 +30,7 @@ MMICL_HUB = "BleachNick/MMICL-Instructblip-T5-xxl"
 MMICL_TOKENIZER = "google/flan-t5-xxl"
 MMICL_IMAGE_TOKENS = 32
 PLACEHOLDER, PLACEHOLDER_ID = "图", 32100  # the first token added to FLAN-T5's tokenizer
-FOR_TEXT = r"^qformer\.(embeddings\.\w+_embeddings|encoder\.layer\.\d+\.(intermediate|output))\."  # the Q-Former's weights for text, which it gets none of
+FOR_TEXT = r"^qformer\.(embeddings\.\w+_embeddings|encoder\.layer\.\d+\.(intermediate|output))\."  # weights that a Q-Former without text does not use
 
 
 class MMICL(InstructBlipForConditionalGeneration):
