@@ -12,8 +12,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch import nn
 
 from maga.data import ImageSet, MagaError
+from maga.device import seeded
 from maga.judges import scorers, toy
 from maga.judges.__main__ import main
 from maga.judges.answers import AnswerFile, Question, Stored
@@ -638,3 +640,70 @@ def test_one_trained_layer_is_another_revision(tmp_path, monkeypatch):
 def test_similarities_in_double_precision_are_taken():
     S = torch.rand(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(TransitionMatrix.from_similarity(S, "abcd").T, (S / S.sum(1, keepdim=True)).T.float())
+
+
+def test_pictures_that_are_not_square_are_not_squeezed():
+    "Whether they are asked about together or one by one."
+    pixels = torch.randint(0, 256, (8, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    exemplars = ImageSet(pixels[:4], torch.tensor([0, 0, 1, 1]), ("a", "b"))
+    with seeded(torch.Generator().manual_seed(0)):
+        network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    judge = FeatureJudge(network, exemplars)
+    asked = ImageSet(pixels[4:], torch.tensor([0, 0, 1, 1]), ("a", "b"))
+    together = judge.scores(asked, [0, 1])
+    alone = torch.cat([judge.scores(asked.subset(torch.tensor([i])), [0, 1]) for i in range(4)])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+    with pytest.raises(MagaError, match="The exemplars have 8 × 12 pixels and the queries 9 × 9: give both the same size"):
+        judge.scores(ImageSet(torch.zeros(1, 3, 9, 9, dtype=torch.uint8), torch.tensor([0]), ("a", "b")), [0])
+
+
+class Told:
+    "A judge that counts what it is asked; its answers spend `mass` on True and False."
+
+    name, revision, prompt = "told", "1", ""
+
+    def __init__(self, mass=1.0):
+        self.asked, self.mass = [], mass
+
+    def blocks(self, queries, concepts):
+        return [Block(rows, (k,)) for k in concepts for rows in torch.arange(len(queries)).split(8)]
+
+    def ask(self, queries, block):
+        self.asked += [(h, k) for h in image_hashes(queries.images[block.rows]) for k in block.concepts]
+        q = queries.images[block.rows].float().mean((1, 2, 3))[:, None] / 255
+        return Answers(q, torch.full_like(q, self.mass))
+
+
+def test_what_another_start_has_answered_is_not_asked_again(exemplars, tmp_path):
+    first, second = Told(), Told()
+    both = [Stored(judge, exemplars, tmp_path) for judge in (first, second)]  # the second reads before the first writes
+    assert torch.equal(both[0].scores(exemplars, [0, 1]), both[1].scores(exemplars, [0, 1]))
+    assert len(first.asked) == 2 * len(exemplars) and not second.asked
+
+
+def test_an_image_that_is_there_twice_is_asked_once(exemplars, tmp_path):
+    "In one block or in two; progress counts it twice."
+    twice, told, seen = exemplars.subset(torch.tensor([0, 1, 0, *range(2, 12), 1])), Told(), []
+    q = Stored(told, exemplars, tmp_path, lambda report: seen.append((report.done, report.total))).scores(twice, [3])
+    assert len(told.asked) == len(set(told.asked)) == 12 and seen[-1] == (14, 14)
+    assert torch.equal(q, Told().ask(twice, Block(torch.arange(14), (3,))).confidence)
+
+
+def test_an_ignored_question_is_named_after_a_few_blocks(exemplars, tmp_path):
+    "Once, and not at the end of all."
+    told, heard = Told(mass=0.01), []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        Stored(told, exemplars, tmp_path, lambda report: heard.append(len(said))).scores(exemplars, range(10))
+    assert [str(w.message)[:24] for w in said] == ["told spends only 1.0% of"] and heard.index(1) < len(heard) / 4
+
+
+def test_labels_do_not_depend_on_the_precision_of_training(split, original, transition):
+    "The ranked overlap is small numbers, so the original's probabilities are never rounded to bfloat16."
+    from maga.methods.maga import overlap_of
+    from maga.methods.maga_soft import judge_probabilities
+
+    for said in (overlap_of, judge_probabilities):
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = said(original, split, transition)
+        assert torch.equal(inside, said(original, split, transition))

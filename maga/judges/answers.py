@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,12 @@ from ..progress import time_left
 from .contract import Answers, Block, Judge, ask_block, blocks_of, checked_concepts, image_hashes, labels_alone, warn_if_ignored
 
 # %% auto #0
-__all__ = ['VERSION', 'Question', 'whole_records', 'AnswerFile', 'JudgingReport', 'Stored']
+__all__ = ['VERSION', 'EARLY', 'Add', 'Question', 'whole_records', 'AnswerFile', 'JudgingReport', 'Stored']
 
 # %% ../../nbs/216_answers.ipynb #083c1ae0
 VERSION = 1  # of the file format
+EARLY = 5  # blocks after which it is said that the model ignores the question
+Add = Callable[[Sequence[str], Sequence[int], Answers], None]  # queries by hash, concepts, their answers
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class AnswerFile:
                 self.known[query, k] = (q[i, j].item(), mass[i, j].item())
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Callable[[Sequence[str], Sequence[int], Answers], None]]:
+    def writing(self) -> Iterator[Add]:
         "Inside, answers can be added; `MagaError` where another process is writing the same file, or the disk is full."
         with self._on_disk():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,6 +214,8 @@ class Stored:
         self.judge, self.exemplars, self.progress = judge, exemplars, progress
         self.name, self.revision, self.prompt = judge.name, judge.revision, judge.prompt
         self.file = AnswerFile(folder, Question.of(judge, exemplars))
+        self._masses: list[Tensor] = []  # of the first blocks
+        self._warned = False
 
     def _ids(self, queries: ImageSet) -> list[str]:
         "What the answers are kept under: the image's hash, or its class's name for a judge that is told nothing else."
@@ -221,25 +226,41 @@ class Stored:
     def answers(self, queries: ImageSet, concepts: Sequence[int]) -> Answers:
         "Confidence and answer mass, float32 [n, len(concepts)] each; every block is on the disk before the next is asked."
         chosen, hashes, known = checked_concepts(concepts, self.exemplars), self._ids(queries), self.file.known
-        total, start = len(queries) * len(chosen), time.monotonic()
-        missing = {(h, k) for h in hashes for k in chosen} - known.keys()
-        done = stored = total - sum((h, k) in missing for h in hashes for k in chosen)
-        with self.file.writing() if missing else contextlib.nullcontext() as add:
-            for block in blocks_of(self.judge, queries, chosen) if missing else []:
-                rows = [i for i in block.rows.tolist() if any((hashes[i], k) in missing for k in block.concepts)]
-                if not rows or add is None:
-                    continue
-                part = Block(torch.tensor(rows), block.concepts)
-                add([hashes[i] for i in rows], part.concepts, ask_block(self.judge, queries, part))
-                done += sum((hashes[i], k) in missing for i in rows for k in part.concepts)
-                if self.progress:
-                    self.progress(JudgingReport(done, total, stored, time.monotonic() - start))
+        if not {(h, k) for h in hashes for k in chosen} <= known.keys():
+            with self.file.writing() as add:  # which reads what others have written until now
+                self._ask(queries, chosen, hashes, add)
         pairs = [[known[h, k] for k in chosen] for h in hashes]
         both = torch.tensor(pairs, dtype=torch.float32).view(len(hashes), len(chosen), 2)
         return Answers(both[..., 0].clone(), both[..., 1].clone())
 
+    def _ask(self, queries: ImageSet, chosen: Sequence[int], hashes: Sequence[str], add: Add) -> None:
+        "Ask what is not known, block by block; an image that is there twice is asked once."
+        known, times, start = self.file.known, Counter(hashes), time.monotonic()
+        total, done = len(hashes) * len(chosen), sum((h, k) in known for h in hashes for k in chosen)
+        stored = done
+        for block in blocks_of(self.judge, queries, chosen):
+            missing = {(hashes[i], k) for i in block.rows.tolist() for k in block.concepts} - known.keys()
+            first = {hashes[i]: i for i in reversed(block.rows.tolist())}
+            rows = sorted(first[h] for h in {h for h, _ in missing})
+            if not rows:
+                continue
+            part = Block(torch.tensor(rows), block.concepts)
+            answers = ask_block(self.judge, queries, part)
+            add([hashes[i] for i in rows], part.concepts, answers)
+            done += sum(times[h] for h, _ in missing)
+            if self.progress:
+                self.progress(JudgingReport(done, total, stored, time.monotonic() - start))
+            if len(self._masses) < EARLY and not answers.mass.isnan().all():
+                self._masses.append(answers.mass.flatten())
+                if len(self._masses) == EARLY:
+                    self._warn(torch.cat(self._masses))
+
+    def _warn(self, mass: Tensor) -> None:
+        "Once: where the model ignores the question."
+        self._warned = self._warned or warn_if_ignored(mass, self.name)
+
     def scores(self, queries: ImageSet, concepts: Sequence[int]) -> Tensor:
         "float32 [n, len(concepts)] in [0, 1]."
         whole = self.answers(queries, concepts)
-        warn_if_ignored(whole.mass, self.name)
+        self._warn(whole.mass)
         return whole.confidence

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..data import ImageSet, MagaError
 from .families import Family, family_of
-from .prompt import PromptLength, chat, upsized
+from .prompt import PromptLength, chat, pieces, upsized
 from .weights import Source
 
 # %% auto #0
 __all__ = ['ChatModel', 'image_runs', 'mark_of', 'placeholder_of', 'checked_runs', 'load_chat_model', 'without_weights',
-           'chat_lengths']
+           'chat_lengths', 'lengths_of']
 
 # %% ../../nbs/207_chat.ipynb #11b7555f
 @dataclass(frozen=True, eq=False)
@@ -36,9 +36,23 @@ class ChatModel:
     def family(self) -> Family:
         return family_of(self.model.config.model_type)
 
+    @property
+    def name(self) -> str:
+        "Of the model, for messages: its folder or name on the hub, else its family."
+        return self.model.config.name_or_path or self.family.name
+
     def text(self, prompt: str, label: str) -> str:
-        "The prompt for a concept in the model's own chat form, ready for the answer."
-        return self.processor.apply_chat_template(chat(prompt, label), add_generation_prompt=True, tokenize=False)
+        "The prompt for a concept in the model's own chat form, ready for the answer; `MagaError` where a piece of it is not in its place."
+        try:
+            text = self.processor.apply_chat_template(chat(prompt, label), add_generation_prompt=True, tokenize=False)
+        except Exception as e:  # templates raise many kinds
+            why = (str(e).strip() or type(e).__name__).splitlines()[0]
+            raise MagaError(f"The model {self.name} has no chat template for text with images ({why}); {_INSTRUCTED}.") from e
+        parts = text.split(str(getattr(self.processor, "image_token", "\0")))
+        asked = pieces(prompt, label)
+        if len(parts) != len(asked) or not all(piece.strip() in part for piece, part in zip(asked, parts, strict=True)):
+            raise MagaError(f"The chat template of {self.name} drops images or moves them, so the question loses them; {_INSTRUCTED}.")
+        return text
 
     def encode(self, text: str) -> list[int]:
         return self.processor.tokenizer.encode(text, add_special_tokens=False)
@@ -56,6 +70,7 @@ class ChatModel:
 
 
 _BELONGS = "use the processor that belongs to the model"
+_INSTRUCTED = "use a model that was trained to chat about several images, such as Qwen/Qwen3-VL-2B-Instruct"
 
 # %% ../../nbs/207_chat.ipynb #bfeb847d
 def image_runs(
@@ -118,7 +133,7 @@ def load_chat_model(
         raise MagaError(
             f"The model {where} has no image processor: it does not see; use a vision-language model such as Qwen/Qwen3-VL-2B-Instruct."
         )
-    model = source.load(AutoModelForImageTextToText, dtype=dtype, **placed)
+    model = source.load_model(AutoModelForImageTextToText, dtype=dtype, **placed)
     return ChatModel((model if placed else model.to(device)).eval(), processor, size)
 
 
@@ -136,8 +151,12 @@ def chat_lengths(
     size: int = 224,  # smaller images are enlarged to this, in pixels
 ) -> list[PromptLength]:
     "The prompt's length for each concept, by the model's own processor. No weights are loaded."
-    parts = without_weights(Source.of(where, "vlm"), size)
-    mark, three = mark_of(parts), upsized(exemplars.images[:1].expand(3, -1, -1, -1), size)
+    return lengths_of(without_weights(Source.of(where, "vlm"), size), exemplars, prompt)
+
+
+def lengths_of(parts: ChatModel, exemplars: ImageSet, prompt: str) -> list[PromptLength]:
+    "The prompt's length for each concept."
+    mark, three = mark_of(parts), upsized(exemplars.images[:1].expand(3, -1, -1, -1), parts.size)
     whole = parts.inputs(parts.text(prompt, exemplars.classes[0]), [three])["input_ids"][0]
     begin = checked_runs(parts, whole)[-1][0]
     texts = [parts.encode(parts.text(prompt, label)) for label in exemplars.classes]  # here an image is one placeholder

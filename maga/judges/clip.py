@@ -74,7 +74,7 @@ def load_clip_judge(
     from transformers import AutoModel, AutoProcessor
 
     source = Source.of(where, "clip")
-    processor, model = source.load(AutoProcessor), source.load(AutoModel)
+    processor, model = source.load(AutoProcessor), source.load_model(AutoModel)
     if not any(kind in model.config.model_type for kind in ("clip", "siglip")):
         raise MagaError(f"{where} is {with_article(model.config.model_type)}, not CLIP or SigLIP; for chat models use the judge vlm:{where}.")
     return CLIPJudge(model.to(device).eval(), processor, exemplars, f"clip:{where}", source.revision(model.config))

@@ -21,7 +21,8 @@ from ..models import evaluating, features_and_logits
 
 # %% auto #0
 __all__ = ['LOW_MASS', 'draw_exemplars', 'image_hashes', 'Judge', 'checked_concepts', 'Block', 'Answers', 'BlockJudge',
-           'blocks_of', 'ask_block', 'ask_all', 'warn_if_ignored', 'FeatureJudge', 'labels_alone', 'LabelJudge']
+           'blocks_of', 'ask_block', 'ask_all', 'warn_if_ignored', 'asked_scores', 'FeatureJudge', 'labels_alone',
+           'LabelJudge']
 
 # %% ../../nbs/200_contract.ipynb #ca984d36
 def draw_exemplars(
@@ -135,14 +136,23 @@ def ask_all(judge: Judge, queries: ImageSet, concepts: Sequence[int]) -> Answers
 LOW_MASS = 0.5  # below this mean answer mass the model ignores the question
 
 
-def warn_if_ignored(mass: Tensor, judge: str) -> None:
-    "A warning where the model spends little probability on True and False."
+def warn_if_ignored(mass: Tensor, judge: str) -> bool:
+    "A warning where the model spends little probability on True and False; whether it was given."
     known = mass[~mass.isnan()]
-    if len(known) and known.mean() < LOW_MASS:
+    ignored = len(known) > 0 and bool(known.mean() < LOW_MASS)
+    if ignored:
         warnings.warn(
             f"{judge} spends only {known.mean():.1%} of its probability on True or False: it ignores the question, and its confidences mean little.",
-            stacklevel=3,
+            stacklevel=4,
         )
+    return ignored
+
+
+def asked_scores(judge: Judge, queries: ImageSet, concepts: Sequence[int], exemplars: ImageSet) -> Tensor:
+    "`scores` of a judge that answers in words: float32 [n, len(concepts)] in [0, 1]."
+    whole = ask_all(judge, queries, checked_concepts(concepts, exemplars))
+    warn_if_ignored(whole.mass, judge.name)
+    return whole.confidence
 
 # %% ../../nbs/200_contract.ipynb #ab8ccfc8
 class FeatureJudge:
@@ -177,7 +187,13 @@ class FeatureJudge:
 
     def _seen(self, images: ImageSet) -> ImageSet:
         "The images as the network sees the exemplars: in their normalisation and size, on their device."
-        size = self.exemplars.size or (None if images.images.shape == self.exemplars.images.shape else self.exemplars.sides[0])
+        sides, (h, w) = tuple(images.images.shape[-2:]), self.exemplars.images.shape[-2:]
+        size = self.exemplars.size
+        if size is None and sides != (h, w):
+            if h != w:
+                found = f"The exemplars have {h} × {w} pixels and the queries {sides[0]} × {sides[1]}"
+                raise MagaError(f"{found}: give both the same size, or make the exemplars square.")
+            size = h
         return replace(images.to(self.exemplars.device), size=size, mean=self.exemplars.mean, std=self.exemplars.std)
 
     def _features(self, images: ImageSet) -> Tensor:

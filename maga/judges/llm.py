@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..data import ImageSet, MagaError
-from .contract import Answers, Block, ask_all, checked_concepts, labels_alone, warn_if_ignored
-from .prompt import AnswerWords, answer_words, cache_name, read_answers, readable, text_begin
+from .contract import Answers, Block, asked_scores, checked_concepts, labels_alone
+from .prompt import AnswerWords, answer_words, cache_name, exact_words, read_answers, readable, text_begin
 from .weights import Source
 from .words import in_halves
 
@@ -90,7 +90,7 @@ def text_answers(
             given[kept] = cache = copy.deepcopy(prefix)
             cache.batch_repeat_interleave(b)
         keep = len(stem) + 1
-        with torch.no_grad():
+        with torch.no_grad(), exact_words(model, words):
             return model(**given, use_cache=prefix is not None, logits_to_keep=keep).logits[:, -keep:]
 
     return read_answers(words, logits_after)
@@ -202,9 +202,7 @@ class LanguageJudge(PairQuestions):
 
     def scores(self, queries: ImageSet, concepts: Sequence[int]) -> Tensor:
         "float32 [n, len(concepts)] in [0, 1]."
-        whole = ask_all(self, queries, checked_concepts(concepts, self.exemplars))
-        warn_if_ignored(whole.mass, self.name)
-        return whole.confidence
+        return asked_scores(self, queries, concepts, self.exemplars)
 
 # %% ../../nbs/217_llm.ipynb #86fb1880
 @contextlib.contextmanager
@@ -255,7 +253,7 @@ def load_language_judge(
         if not source.gguf:  # reading a GGUF file's head takes as long as the whole
             checked_language_model(source.load(AutoConfig), where)
         tokenizer = source.load(AutoTokenizer)
-        model = source.load(AutoModelForCausalLM, dtype="float32" if source.gguf and dtype == "auto" else dtype)
+        model = source.load_model(AutoModelForCausalLM, dtype="float32" if source.gguf and dtype == "auto" else dtype)
     checked_language_model(model.config, where)
     return LanguageJudge(model.to(device).eval(), tokenizer, exemplars, f"llm:{where}", source.revision(model.config), prompt, batch_size)
 

@@ -15,21 +15,22 @@ from transformers import InstructBlipForConditionalGeneration
 
 from ..data import ImageSet, MagaError
 from ..device import seeded
-from .prompt import PROMPT, AnswerWords, ExamplePair, PromptLength, answer_words, pieces, read_answers, upsized, usual_length
+from .prompt import PROMPT, AnswerWords, ExamplePair, PromptLength, answer_words, exact_words, pieces, read_answers, upsized, usual_length
 from .tiny import PATCH, SIDE, redraw, tower_sizes
 from .weights import Source
 from .words import WordJudge
 
 # %% auto #0
-__all__ = ['MMICL_HUB', 'MMICL_TOKENIZER', 'MMICL_IMAGE_TOKENS', 'PLACEHOLDER', 'PLACEHOLDER_ID', 'MMICL', 'with_image_tokens',
-           'mmicl_text', 'mmicl_tokenizer', 'mmicl_lengths', 'usual_mmicl_length', 'MMICLJudge', 'load_mmicl_judge',
-           'tiny_mmicl']
+__all__ = ['MMICL_HUB', 'MMICL_TOKENIZER', 'MMICL_IMAGE_TOKENS', 'PLACEHOLDER', 'PLACEHOLDER_ID', 'FOR_TEXT', 'MMICL',
+           'with_image_tokens', 'mmicl_text', 'mmicl_tokenizer', 'mmicl_lengths', 'usual_mmicl_length', 'MMICLJudge',
+           'load_mmicl_judge', 'tiny_mmicl']
 
 # %% ../../nbs/212_mmicl.ipynb #bd0db558
 MMICL_HUB = "BleachNick/MMICL-Instructblip-T5-xxl"
 MMICL_TOKENIZER = "google/flan-t5-xxl"
 MMICL_IMAGE_TOKENS = 32
 PLACEHOLDER, PLACEHOLDER_ID = "图", 32100  # the first token added to FLAN-T5's tokenizer
+FOR_TEXT = r"^qformer\.(embeddings\.\w+_embeddings|encoder\.layer\.\d+\.(intermediate|output))\."  # weights that a Q-Former without text does not use
 
 
 class MMICL(InstructBlipForConditionalGeneration):
@@ -92,10 +93,18 @@ def mmicl_tokenizer(
     other: str = MMICL_TOKENIZER,  # used if the model's folder has no tokenizer
 ) -> Any:
     "The tokenizer with image tokens."
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, T5Tokenizer
 
-    own = (Path(where).expanduser() / "tokenizer.json").exists()
-    return with_image_tokens(Source.of(where if own else other, "mmicl").load(AutoTokenizer))
+    folder = Path(where).expanduser()
+    if any((folder / file).exists() for file in ("tokenizer.json", "spiece.model")):
+        kind = AutoTokenizer if (folder / "tokenizer_config.json").exists() else T5Tokenizer  # the model's own class is another
+        return with_image_tokens(Source.of(where, "mmicl").load(kind))
+    try:
+        return with_image_tokens(Source.of(other, "mmicl").load(AutoTokenizer))
+    except MagaError as e:
+        what = f"MMICL takes the tokenizer of {other}; neither the model {where} nor the hub or its cache has it"
+        fetch = f'hf download {MMICL_TOKENIZER} --include "tokenizer*" --local-dir FOLDER'
+        raise MagaError(f"{what}: on a machine with a network, run `{fetch}`, put its files into the model's folder, and use mmicl:FOLDER.") from e
 
 
 def mmicl_lengths(where: str, exemplars: ImageSet, prompt: str) -> list[PromptLength]:
@@ -148,7 +157,7 @@ class MMICLJudge(WordJudge):
         seen = self._features([self.hashes(queries)[i] for i in rows.tolist()], queries.pixels(rows.to(queries.device)))
         features = torch.stack([f for one in seen for f in (*both, one)]).to(self.model.device)
         ids, mask = (inputs[key].expand(len(rows), -1) for key in ("input_ids", "attention_mask"))
-        with torch.no_grad():
+        with torch.no_grad(), exact_words(self.model, self.words):
             return read_answers(self.words, lambda stem: self.model.answer_logits(ids, mask, features, stem))
 
 # %% ../../nbs/212_mmicl.ipynb #ddb8a977
@@ -165,7 +174,7 @@ def load_mmicl_judge(
     from transformers import BlipImageProcessor
 
     source, words = Source.of(where, "mmicl"), mmicl_tokenizer(where, tokenizer)
-    model = source.load(MMICL, dtype=dtype)
+    model = source.load_model(MMICL, unused=FOR_TEXT, dtype=dtype)
     model.config.image_token_id = PLACEHOLDER_ID
     side = model.config.vision_config.image_size
     images = BlipImageProcessor(size={"height": side, "width": side})

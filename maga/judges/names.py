@@ -65,6 +65,6 @@ def load_name_judge(
     from transformers import AutoModel, AutoTokenizer
 
     source = Source.of(where, "names")
-    tokenizer, model = source.load(AutoTokenizer), source.load(AutoModel)
+    tokenizer, model = source.load(AutoTokenizer), source.load_model(AutoModel, unused=r"(^|\.)pooler\.")
     title = "names" if where == NAMES_HUB else f"names:{where}"
     return NameJudge(model.to(device).eval(), tokenizer, exemplars, title, source.revision(model.config))

@@ -6,21 +6,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import ImageSet, MagaError
 from .contract import image_hashes
 
 # %% auto #0
 __all__ = ['SLOTS', 'PROMPT', 'Sequences', 'checked_prompt', 'readable', 'pieces', 'chat', 'ExamplePair', 'ExampleChoice',
-           'upsized', 'AnswerWords', 'text_begin', 'answer_words', 'read_answers', 'cache_name', 'PromptLength',
-           'usual_length']
+           'upsized', 'AnswerWords', 'text_begin', 'answer_words', 'exact_words', 'read_answers', 'cache_name',
+           'PromptLength', 'usual_length']
 
 # %% ../../nbs/203_prompt.ipynb #064173e5
 SLOTS = ("{IMG_l}", "{IMG_p}", "{IMG_query}")
@@ -165,6 +166,30 @@ def answer_words(
     return AnswerWords(found["True"], found["False"])
 
 # %% ../../nbs/203_prompt.ipynb #ca3efca6
+@contextmanager
+def exact_words(
+    model: Any,  # of transformers
+    words: AnswerWords,
+) -> Iterator[None]:
+    "A context in which the logits of the words' tokens are products in single precision. A quantised or distant last layer stays as it is."
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.weight.is_meta or head.weight.dtype not in (torch.bfloat16, torch.float16):
+        yield
+        return
+    tokens = torch.tensor(sorted({token for sequence in (*words.true, *words.false) for token in sequence}))
+
+    def again(layer: nn.Linear, given: tuple[Tensor], out: Tensor) -> Tensor:
+        rows = tokens.to(out.device)
+        bias = None if layer.bias is None else layer.bias[rows].float()
+        return out.float().index_copy(-1, rows, nn.functional.linear(given[0].float(), layer.weight[rows].float(), bias))
+
+    handle = head.register_forward_hook(again)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def read_answers(
     words: AnswerWords,
     logits_after: Callable[[tuple[int, ...]], Tensor],  # stem [m] -> logits [B, m + 1, vocabulary] at the prompt's end and after each of its tokens

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from .chat import ChatModel, checked_runs
-from .prompt import AnswerWords, cache_name, read_answers, upsized
+from .prompt import AnswerWords, cache_name, exact_words, read_answers, upsized
 
 # %% auto #0
 __all__ = ['NaiveScorer', 'Seen', 'Encoded', 'ImageBank', 'Prefix', 'SharedPrefixScorer']
@@ -51,7 +51,7 @@ class NaiveScorer:
                 if key in inputs and stem:
                     tail = value.to(inputs[key]).expand(len(queries), -1)
                     longer[key] = torch.cat([inputs[key], tail], 1)
-            with torch.no_grad():
+            with torch.no_grad(), exact_words(self.parts.model, self.words):
                 return self.parts.model(**longer, logits_to_keep=len(stem) + 1).logits[:, -len(stem) - 1 :]
 
         return read_answers(self.words, logits_after)
@@ -185,7 +185,7 @@ class SharedPrefixScorer:
                 whole = torch.cat([prefix.positions, behind], -1)
                 given["position_ids"] = whole.expand(*whole.shape[:-2], b, -1)
             keep = len(stem) + 1
-            with torch.no_grad():
+            with torch.no_grad(), exact_words(self.parts.model, self.words):
                 out = self.parts.model(input_ids=ids, use_cache=True, logits_to_keep=keep, **given, **copy.copy(images))
             return out.logits[:, -keep:]
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/211_vllm.ipynb #5c6eb96f
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import ImageSet, MagaError
-from .chat import ChatModel, without_weights
+from .chat import ChatModel, lengths_of, without_weights
 from .prompt import PROMPT, AnswerWords, ExamplePair, answer_words, text_begin, upsized
 from .weights import Source
 from .words import WordJudge
@@ -97,7 +98,9 @@ def load_vllm_judge(
         raise MagaError("The judge vllm:<model> needs vLLM: pip install -e '.[vllm]' in the clone; or take vlm:<model>, which asks the same.") from e
     source = Source.of(where, "vllm")
     parts = without_weights(source, size)
-    given = {"enable_prefix_caching": True, "limit_mm_per_prompt": {"image": 3}, "logprobs_mode": "processed_logprobs", **engine}
+    longest = max(length.before + length.after for length in lengths_of(parts, exemplars, prompt)) + 1  # and the answer
+    given = {"max_model_len": 64 * math.ceil(longest / 64), "limit_mm_per_prompt": {"image": 3, "video": 0}}
+    given |= {"enable_prefix_caching": True, "logprobs_mode": "processed_logprobs", **engine}
     given |= {"mm_processor_kwargs": dict(parts.family.options) or None, "revision": source.given.get("revision"), "max_logprobs": 8}
     llm = source.fetched(lambda: started(LLM, model=source.name, **given))
     decides = [f"{name}={value}" for name, value in sorted(engine.items()) if name not in PLACING]

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def _samples(path: Path, size: int) -> list[tuple[int, int]]:
         head = 8 + int.from_bytes(f.read(8), "little")
         tensors = json.loads(f.read(head - 8))
     middles = sorted(sum(t["data_offsets"]) // 2 for name, t in tensors.items() if name != "__metadata__")
-    return [(0, head), *((head + m - SAMPLE // 2, head + m + SAMPLE // 2) for m in middles)]
+    return [(0, head), *((max(0, head + m - SAMPLE // 2), head + m + SAMPLE // 2) for m in middles)]
 
 
 def folder_revision(folder: str | Path) -> str:
@@ -94,6 +95,19 @@ class Source:
     def load(self, kind: Any, **options: Any) -> Any:
         "`kind.from_pretrained` with these files; `MagaError` in one sentence where it fails."
         return self.fetched(lambda: kind.from_pretrained(self.name, **options, **self.given))
+
+    def load_model(
+        self,
+        kind: Any,
+        unused: str = r"$^",  # a regular expression: weights that play no part in the answers
+        **options: Any,
+    ) -> Any:
+        "As `load`, for a model; `MagaError` where the files lack some of its weights, which `from_pretrained` would draw at random."
+        model, said = self.load(kind, output_loading_info=True, **options)
+        if odd := sorted({str(k) for part in ("missing_keys", "mismatched_keys") for k in said[part] if not re.search(unused, str(k))}):
+            what = f"The model {self.where} does not hold a whole {type(model).__name__}: {len(odd)} of its weights are missing or have another size"
+            raise MagaError(f"{what}, first {odd[0]}; {self._advice()}.")
+        return model
 
     def fetched(self, load: Callable[[], Loaded]) -> Loaded:
         "The result of `load`; `MagaError` in one sentence where it fails: its own, or one about a package, the memory or the model."

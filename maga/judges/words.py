@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks import number_of
 from ..data import ImageSet, MagaError
 from ..device import out_of_memory
-from .contract import Answers, Block, ask_all, checked_concepts, image_hashes, warn_if_ignored
+from .contract import Answers, Block, asked_scores, checked_concepts, image_hashes
 from .prompt import ExampleChoice, ExamplePair, checked_prompt
 
 # %% auto #0
@@ -88,6 +88,4 @@ class WordJudge(ABC):
 
     def scores(self, queries: ImageSet, concepts: Sequence[int]) -> Tensor:
         "float32 [n, len(concepts)] in [0, 1]."
-        whole = ask_all(self, queries, checked_concepts(concepts, self.exemplars))
-        warn_if_ignored(whole.mass, self.name)
-        return whole.confidence
+        return asked_scores(self, queries, concepts, self.exemplars)

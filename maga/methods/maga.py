@@ -16,7 +16,7 @@ from ..checks import Amount, Checked, Part, Share
 from ..data import ForgetSplit, MagaError
 from ..judges.transition import TransitionMatrix
 from ..measures.metrics import predict
-from .contract import ADDED, Source, method, sample_retained
+from .contract import ADDED, Source, method, plain_fit, sample_retained
 from .labels import Reading, class_overlap, column_of, perturbing_labels, random_labels
 from .noise import NoiseBank, NoiseConfig, combine_noise, make_noise
 from .published import numbers_of, ours
@@ -39,9 +39,7 @@ class MaGAConfig(Checked):
     fragment: Literal["replace", "union", "anneal"] = "union"  # how the noise is used
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     retain_images: Amount = 10_000  # sampled from the retain set
-    fit: FitConfig = field(
-        default_factory=lambda: FitConfig(3, 32, lr=3e-4, nesterov=False, weight_decay=0.0, schedule="constant", pad=0, flip=False)
-    )
+    fit: FitConfig = field(default_factory=lambda: plain_fit(3, 32, "sgd", 3e-4))
     reading: Reading = field(default="R", metadata=ADDED)  # of T: eq. 5, or the column of the forgotten class
 
 # %% ../../nbs/304_maga.ipynb #1de5a3b5
@@ -52,16 +50,9 @@ MAGA_PRESETS = {
     # ours: paper_resnet18 with a quarter of the noise, stopped class by class
     "fast": MaGAConfig(noise=NoiseConfig(size=64, steps=25, stop=0.1)),
     # ours, for resnet6_s2d and its eight epochs: one epoch, so a larger step
-    "laptop": MaGAConfig(
-        noise=NoiseConfig(size=64),
-        fit=FitConfig(1, 32, lr=3e-3, nesterov=False, weight_decay=0.0, schedule="constant", pad=0, flip=False),
-    ),
+    "laptop": MaGAConfig(noise=NoiseConfig(size=64), fit=plain_fit(1, 32, "sgd", 3e-3)),
     # ours, for 8 × 8 digits and a small residual network: fewer images, so larger steps
-    "digits": MaGAConfig(
-        noise=NoiseConfig(size=16),
-        retain_images=500,
-        fit=FitConfig(4, 32, lr=1e-2, nesterov=False, weight_decay=0.0, schedule="constant", pad=0, flip=False),
-    ),
+    "digits": MaGAConfig(noise=NoiseConfig(size=16), retain_images=500, fit=plain_fit(4, 32, "sgd", 1e-2)),
 }
 
 def table_5(size: int, epochs: int, lr: float) -> Source:
@@ -111,13 +102,9 @@ class FeatureNoise:
         return x + noise * strength[:, None, None, None]
 
 # %% ../../nbs/304_maga.ipynb #daa6ce57
-def original_probabilities(
-    model: nn.Module,
-    split: ForgetSplit,
-    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
-) -> Tensor:
-    "p_θ(x_i) of the original model on the forget set: float32 [n_f, K]."
-    return predict(model, split.train, split.forget_train, amp=amp).softmax(1)
+def original_probabilities(model: nn.Module, split: ForgetSplit) -> Tensor:
+    "p_θ(x_i) of the original model on the forget set, in single precision: float32 [n_f, K]."
+    return predict(model, split.train, split.forget_train, amp=False).softmax(1)
 
 
 def overlap_of(
@@ -125,7 +112,6 @@ def overlap_of(
     split: ForgetSplit,
     transition: TransitionMatrix | None,  # T
     reading: Reading = "R",
-    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
 ) -> Tensor:
     "What T says of each forget image, in either reading: float32 [n_f, K]; `MagaError` where T is missing or belongs to other classes."
     if transition is None:
@@ -141,12 +127,12 @@ def overlap_of(
     own = split.train.labels[split.forget_train]
     if reading == "column":
         return column_of(transition.T.to(split.device), own)
-    return class_overlap(transition.T, original_probabilities(model, split, amp), own)
+    return class_overlap(transition.T, original_probabilities(model, split), own)
 
 
 def ranked_labels(model: nn.Module, split: ForgetSplit, config: MaGAConfig) -> Tensor:
     "The τ-ranked perturbing labels of the forget set (eq. 5, 6): int64 [n_f]."
-    said = overlap_of(model, split, config.transition, config.reading, config.fit.amp)
+    said = overlap_of(model, split, config.transition, config.reading)
     return perturbing_labels(said, split.forbidden_labels(), config.tau)
 
 # %% ../../nbs/304_maga.ipynb #4c6e2394

@@ -124,10 +124,9 @@ def judge_probabilities(
     split: ForgetSplit,
     transition: TransitionMatrix | None,  # T; `MagaError` where it is missing or belongs to other classes
     reading: Reading = "R",
-    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
 ) -> Tensor:
     "R of eq. 5 (or the own class's column of T), normalised: float32 [n_f, K], rows sum to 1."
-    R = overlap_of(model, split, transition, reading, amp)
+    R = overlap_of(model, split, transition, reading)
     return soft_targets(R, torch.zeros_like(R, dtype=torch.bool))
 
 # %% ../../nbs/310_maga_soft.ipynb #81515b94
@@ -175,7 +174,7 @@ def soft_labels(
         votes = neighbour_votes(model, split, generator, e.k, e.bank, amp)
         opinions.append((e.neighbours, smoothed(votes, e.smoothing)))
     if e.judge:
-        opinions.append((e.judge, judge_probabilities(model, split, transition, e.reading, amp)))
+        opinions.append((e.judge, judge_probabilities(model, split, transition, e.reading)))
     weights, probabilities = zip(*opinions, strict=True)
     q = product_of_experts(probabilities, weights, split.forbidden_labels(), e.power)
     return keep_own_label(q, own, b * votes.gather(1, own[:, None])[:, 0])
