@@ -21,7 +21,7 @@ from maga.methods.contract import METHODS, Method, forget_then_retain, get_metho
 from maga.methods.dampening import mean_gradients
 from maga.methods.distillation import kl_divergence, removed_targets, scrub_batches
 from maga.methods.maga import MaGAConfig
-from maga.methods.maga_soft import Experts
+from maga.methods.maga_soft import Experts, show_opinions
 from maga.methods.noise import NoiseConfig
 from maga.methods.published import lines_of, unexplained
 from maga.methods.relabelling import saliency_mask
@@ -702,6 +702,13 @@ def test_frozen_parameters_stay(average):
 def test_a_restart_has_no_judge():
     with pytest.raises(MagaError, match="no transition matrix"):
         replace(short("restart"), experts=Experts(judge=1.0))
+
+
+def test_every_row_of_opinions_has_a_scale_of_its_own():
+    flat, sure = torch.full((2, 100), 0.01), torch.eye(100)[:2]
+    figure = show_opinions({"judge": flat, "views": sure}, torch.zeros(2, 3, 8, 8, dtype=torch.uint8), tuple(map(str, range(100))))
+    tops = {axis.get_ylabel(): axis.get_ylim()[1] for axis in figure.axes if axis.get_ylabel()}
+    assert tops == pytest.approx({"judge\nup to 0.01": 0.0105, "views\nup to 1.00": 1.05})
 
 
 def test_restart_needs_no_factory_without_noise():

@@ -186,7 +186,7 @@ def show_opinions(
     classes: tuple[str, ...],
     most: int = 8,  # classes drawn: those with the largest share over all experts
 ):
-    "A column for each image, a row of bars for each expert: its probabilities of the likeliest classes. Returns the figure."
+    "A column for each image, a row of bars for each expert: its probabilities of the likeliest classes, on the row's own scale. Returns the figure."
     import matplotlib.pyplot as plt
 
     shares = torch.stack([p.float().cpu().mean(0) for p in said.values()]).mean(0)
@@ -198,9 +198,10 @@ def show_opinions(
         axes[0, column].imshow(images[column].permute(1, 2, 0).cpu().numpy())
         axes[0, column].axis("off")
         for axis, (expert, p) in zip(axes[1:, column], said.items(), strict=True):
-            axis.bar(range(len(names)), p[column, chosen].float().cpu().numpy(), color="tab:orange" if "retrain" in expert else "tab:blue")
-            axis.set(ylim=(0, 1), xticks=[], yticks=[])
-            axis.set_ylabel(expert if column == 0 else "", fontsize=7, rotation=0, ha="right", va="center")
+            bars, top = p[column, chosen].float().cpu().numpy(), p[:, chosen].max().item()
+            axis.bar(range(len(names)), bars, color="tab:orange" if "retrain" in expert else "tab:blue")
+            axis.set(ylim=(0, 1.05 * top), xticks=[], yticks=[])
+            axis.set_ylabel(f"{expert}\nup to {top:.2f}" if column == 0 else "", fontsize=7, rotation=0, ha="right", va="center")
         axes[-1, column].set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     return figure
 
