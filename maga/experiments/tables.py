@@ -120,7 +120,7 @@ def _dots(axis, result: Result, lines: pd.DataFrame, metric: str) -> None:
 
 
 def show_table(result: Result):
-    "A row of panels for each backbone and target: A_r, A_f, MIA, TV; dashed: our retrain; dotted, of TV: a retrain of another seed. Returns the figure."
+    "A row of panels for each backbone and target: A_r, A_f, MIA, TV; dashed: our retrain; dotted: one of another seed. Returns the figure."
     import matplotlib.pyplot as plt
 
     done = result.table[result.table.seeds > 0]
