@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .catalogue import PUBLISHED, TUNED, ULIRA
 from ..measures.contract import interval
 
 # %% auto #0
-__all__ = ['CASE', 'PANELS', 'BUDGETED', 'SIZE', 'GOALS', 'RECORD_COSTS', 'with_gaps', 'frontier_points', 'by_case', 'Panel',
-           'at_least', 'on_frontier', 'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned',
+__all__ = ['CASE', 'PANELS', 'BUDGETED', 'APART', 'SIZE', 'GOALS', 'RECORD_COSTS', 'with_gaps', 'frontier_points', 'by_case',
+           'Panel', 'at_least', 'on_frontier', 'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned',
            'point_name', 'said_frontier', 'Bound', 'goals_met', 'records']
 
 # %% ../../nbs/507_frontier.ipynb #928cef9f
@@ -124,7 +125,7 @@ def styles_of(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     colours = [c for i, c in enumerate(sns.color_palette("deep")) if i != 7]  # the eighth is grey
     coloured = dict(zip(BUDGETED, colours, strict=False)) | {"maga": "black"}
     points = {m: {"color": "0.55", "markersize": 3.5, "linestyle": "none"} for m in methods if m not in coloured}
-    return points | {m: {"color": c, "markersize": 4.5, "linewidth": 1.6} for m, c in coloured.items() if m in methods}
+    return points | {m: {"color": c, "markersize": 4.5, "linewidth": 1.6, "linestyle": "-"} for m, c in coloured.items() if m in methods}
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -133,7 +134,14 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return low - 0.07 * (high - low or 1), high + 0.07 * (high - low or 1)
 
 
-def _draw_panel(axis, points: pd.DataFrame, band: tuple[float, float] | None, panel: Panel, styles: dict[str, dict[str, Any]]) -> None:
+def _draw_panel(
+    axis,
+    points: pd.DataFrame,
+    band: tuple[float, float] | None,
+    panel: Panel,
+    styles: dict[str, dict[str, Any]],
+    small: bool = False,  # without labels: methods that have no colour are dots alone
+) -> None:
     "One metric against cost: band, ideal, and a line or points a method."
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -144,10 +152,13 @@ def _draw_panel(axis, points: pd.DataFrame, band: tuple[float, float] | None, pa
     for method, style in styles.items():
         some = drawn[drawn.method == method].sort_values("cost")
         both = some[some.budget.isin((PUBLISHED, TUNED))]
-        axis.plot(100 * both.cost, both[panel.metric], color=style["color"], linewidth=0.5, zorder=1)
+        plain = small and style["linestyle"] == "none"
+        if not plain:
+            axis.plot(100 * both.cost, both[panel.metric], color=style["color"], linewidth=0.5, zorder=1)
         for marker, part in (("o", some[some.budget != TUNED]), ("s", some[some.budget == TUNED])):
-            half = part[f"{panel.metric}_ci95"].fillna(0)
-            axis.errorbar(100 * part.cost, part[panel.metric], half, marker=marker, elinewidth=0.7, capsize=0, **style)
+            half = part[f"{panel.metric}_ci95"].fillna(0) * (not plain)
+            look = style | {"markersize": 2.5, "color": "0.7", "zorder": 1} if plain else style
+            axis.errorbar(100 * part.cost, part[panel.metric], half, marker=marker, elinewidth=0.7, capsize=0, **look)
         above = some[at_least(some, panel.metric)]
         axis.plot(100 * above.cost, above[panel.metric], "^", color=style["color"], markerfacecolor="white", markersize=7, zorder=3)
     axis.set_ylim(_limits([*drawn[panel.metric], panel.ideal, *(band or ())]))
@@ -160,35 +171,65 @@ def _draw_panel(axis, points: pd.DataFrame, band: tuple[float, float] | None, pa
     axis.spines[["top", "right"]].set_visible(False)
 
 # %% ../../nbs/507_frontier.ipynb #f01ab77c
-def _placed(label, way: tuple[float, float, str, str]):
-    "The label's box, in pixels, after it was moved by (points to the right, points up) and aligned."
-    label.xyann = way[:2]
-    label.set(ha=way[2], va=way[3])
-    return label.get_window_extent()
+APART = 8  # points between a point and its label, from which on a line joins them
 
 
-def _covered(box, taken: Sequence[Any], panel) -> int:
-    "How many boxes a box overlaps, each with its weight; leaving the panel counts as one."
-    return sum(weight * box.overlaps(other) for other, weight in taken) + (not panel.contains(box.x0, box.y0))
+def _inked(axis) -> np.ndarray:
+    "Where the axis is drawn on, in pixels: markers, and lines and error bars every three pixels: [N, 2]."
+    places: list[np.ndarray] = [np.zeros((0, 2))]
+    strokes: list[Any] = []
+    for line in axis.get_lines():
+        way = line.get_transform().transform(line.get_xydata())
+        places += [way] if line.get_marker() != "None" else []
+        strokes += pairwise(way) if line.get_linestyle() != "None" else []
+    for bars in axis.collections:
+        strokes += [bars.get_transform().transform(ends) for ends in bars.get_segments()]
+    steps = [max(2, int(np.hypot(*(b - a)) / 3)) for a, b in strokes]
+    return np.concatenate([*places, *(a + (b - a) * np.linspace(0, 1, n)[:, None] for (a, b), n in zip(strokes, steps, strict=True))])
 
 
-def _label_points(axis, points: pd.DataFrame, metric: str, styles: dict[str, dict[str, Any]]) -> None:
-    "Each method's name beside its cheapest point, in its colour."
-    from matplotlib.transforms import Bbox
+def _ways() -> np.ndarray:
+    "Where a label may stand, the nearest first: points to the right and up, and which share of it lies left of and below that place: [ways, 4]."
+    ends = [(r, math.cos(t), math.sin(t)) for r in (6, 9, 13, 18, 24, 31, 39, 48) for t in np.arange(24) * math.pi / 12]
+    return np.array([(r * x, r * y, *(0.0 if v > 1 / 3 else 1.0 if v < -1 / 3 else 0.5 for v in (x, y))) for r, x, y in ends])
 
+
+def _away(places: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    "How far each place is from each box (left, bottom, right, top): [boxes, places]."
+    beside = np.maximum(boxes[:, None, :2] - places[None], places[None] - boxes[:, None, 2:]).clip(min=0)
+    return np.hypot(beside[..., 0], beside[..., 1])
+
+# %% ../../nbs/507_frontier.ipynb #f01ab77d
+def _label_points(axis, points: pd.DataFrame, metric: str, styles: dict[str, dict[str, Any]], taken: Sequence[np.ndarray] = ()) -> None:
+    "Each method's name near its cheapest point, in its colour. `taken`: boxes of other words, in pixels."
     known = points[points.method.isin(styles) & points[metric].notna() & points.cost.notna()].sort_values("cost")
-    covered = []  # places of points and of the lines between them, in pixels
-    for _, some in known.groupby("method"):
-        places = axis.transData.transform([*zip(100 * some.cost, some[metric], strict=True)])
-        covered += [*places, *(a + (b - a) * t / 8 for a, b in pairwise(places) for t in range(1, 8))]
-    taken = [(Bbox.from_extents(x - 4, y - 3, x + 4, y + 3), 1) for x, y in covered]
-    ways = [(-5, 0, "right", "center"), (5, 0, "left", "center"), (0, 5, "center", "bottom"), (0, -5, "center", "top")]
-    ways += [(6 * right, 7 * up * far, side, "center") for far in (1, 2, 3, 4) for up in (1, -1) for right, side in ((-1, "right"), (1, "left"))]
-    for _, first in known.groupby("method").head(1).iterrows():
-        colour = styles[first.method]["color"] if first.method in (*BUDGETED, "maga") else "0.3"
-        label = axis.annotate(first.method, (100 * first.cost, first[metric]), (0, 0), textcoords="offset points", fontsize=7.5, color=colour)
-        place = _placed(label, min(ways, key=lambda way: _covered(_placed(label, way), taken, axis.bbox)))
-        taken.append((place, 9))  # a name over a name cannot be read
+    first, spots = known.groupby("method", sort=False).head(1), axis.transData.transform(np.stack([100 * known.cost, known[metric]], 1))
+    at, methods = spots[known.index.get_indexer(first.index)], known.method.to_numpy()
+    colours = [styles[m]["color"] if m in (*BUDGETED, "maga") else "0.3" for m in first.method]
+    ink, panel, ways, scale = _inked(axis), axis.bbox.extents, _ways(), axis.figure.dpi / 72
+    reach, labels, boxes, alone = np.hypot(*ways.T[:2]), [], [], []
+    for place, method, value, colour in zip(at, first.method, zip(100 * first.cost, first[metric], strict=True), colours, strict=True):
+        labels.append(axis.annotate(method, value, (0, 0), textcoords="offset points", fontsize=7.5, color=colour, in_layout=False))
+        size = np.array(labels[-1].get_window_extent().size)
+        low = place + scale * ways[:, :2] - size * ways[:, 2:]
+        boxes.append(box := np.concatenate([low, low + size], 1))
+        outside = ((box[:, :2] < panel[:2]) | (box[:, 2:] > panel[2:] + 4)).any(1)
+        astray = (_away(spots[methods != method], box) < _away(place[None], box) + 1).any(1)  # nearer to another's point
+        alone.append(0.1 * reach + 2.0 * (_away(ink, box) < 1.5).sum(1) + 40.0 * outside + 8.0 * astray)
+    chosen: dict[int, int] = {}
+    for i in [*range(len(labels))] * 3:  # later labels may make room for earlier ones
+        others = np.array([*taken, *(boxes[j][w] for j, w in chosen.items() if j != i)]).reshape(-1, 4)
+        mine = boxes[i][:, None]
+        cost = alone[i] + 40.0 * ((mine[..., :2] < others[:, 2:] + 7) & (mine[..., 2:] > others[:, :2] - 7)).all(-1).sum(1)
+        for w in (reach > APART).nonzero()[0]:  # a leading line crosses no name
+            cost[w] += 4.0 * (_away(at[i] + scale * np.linspace(0, 1, 12)[:, None] * ways[w, :2], others) == 0).sum()
+        chosen[i] = int(cost.argmin())
+    for i, w in chosen.items():
+        x, y, left, below = ways[w]
+        labels[i].set(position=(x, y), ha=("left", "center", "right")[int(2 * left)], va=("bottom", "center", "top")[int(2 * below)])
+        if reach[w] > APART:
+            line = {"arrowstyle": "-", "linewidth": 0.5, "color": colours[i], "shrinkA": 0, "shrinkB": 3}
+            axis.annotate("", labels[i].xy, (x, y), textcoords="offset points", arrowprops=line, in_layout=False)
 
 # %% ../../nbs/507_frontier.ipynb #8a2b3c4d
 SIZE = (8.5, 5.4)  # inches, of a case
@@ -209,14 +250,15 @@ def draw_frontier(
     layout: list[Any] = [[first.metric] * len(others), [p.metric for p in others]] if others else [[first.metric]]
     axes = figure.subplot_mosaic(layout, height_ratios=(2.2, 1)[: len(layout)])
     for panel in panels:
-        _draw_panel(axes[panel.metric], points, bands.get(panel.metric), panel, styles)
-    axes[first.metric].set_xlabel("cost: image passes, % of a retrain", fontsize=8)
-    axes[first.metric].margins(x=0.08)
+        _draw_panel(axes[panel.metric], points, bands.get(panel.metric), panel, styles, small=panel is not first)
+        axes[panel.metric].set_xlabel("cost: image passes, % of a retrain" if panel is first else "cost, %", fontsize=8 if panel is first else 7)
+    axis, words = axes[first.metric], []
+    axis.margins(x=0.08)
     if (band := bands.get(first.metric)) is not None:
-        axes[first.metric].text(0.995, sum(band) / 2, "one retrain against the others", fontsize=7.5, color="0.4", ha="right", va="center",
-                                transform=axes[first.metric].get_yaxis_transform())  # fmt: skip
+        words = [axis.annotate("one retrain against the others", (0.995, max(band)), (0, 2), xycoords=axis.get_yaxis_transform(),
+                               textcoords="offset points", fontsize=7.5, color="0.4", ha="right", va="bottom")]  # fmt: skip
     figure.canvas.figure.draw_without_rendering()  # places are known from here on
-    _label_points(axes[first.metric], points, first.metric, styles)
+    _label_points(axis, points, first.metric, styles, [w.get_window_extent().extents for w in words])
     return figure
 
 # %% ../../nbs/507_frontier.ipynb #9b3c4d5e

@@ -35,7 +35,7 @@ from ..methods.maga_soft import judge_probabilities, neighbour_votes, product_of
 # %% auto #0
 __all__ = ['BASES', 'WEIGHTS', 'POWERS', 'NOBODY', 'JUDGED', 'CONTROLS', 'HARD', 'SOFT', 'Opinions', 'line_against',
            'opinions_table', 'matrices_of', 'opinions_of', 'judges_of', 'forms_of', 'judged_cell', 'judge_cells',
-           'said_by', 'judge_lines', 'judge_table', 'against', 'show_judges']
+           'said_by', 'judge_lines', 'judge_table', 'paired', 'against', 'show_judges']
 
 # %% ../../nbs/511_opinions.ipynb #65923093
 BASES = {"nobody else": (), "views": ("views",), "neighbours": ("neighbours",), "views × neighbours": ("views", "neighbours")}
@@ -186,6 +186,12 @@ def judge_table(found: Found) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=None if lines else ["target", "seed", "method", "judge", "reading"])
 
 # %% ../../nbs/511_opinions.ipynb #8f9126a9
+def paired(own: pd.DataFrame, same: pd.DataFrame, value: str) -> pd.Series:
+    "Differences of a value between runs of equal class and seed, averaged over the seeds of a class: a number a class."
+    pairs = own.set_index(["target", "seed"])[value] - same.set_index(["target", "seed"])[value]
+    return pairs.dropna().groupby("target").mean()
+
+
 def against(
     table: pd.DataFrame,  # of `judge_table`
     control: str,  # a judge; "": soft targets without one
@@ -197,9 +203,7 @@ def against(
     lines = []
     for (method, reading, judge), own in runs[runs.judge != ""].groupby(["method", "reading", "judge"], sort=False):
         same = runs[(runs.method == method) & (runs.judge == control) & (runs.reading == (reading if control else ""))]
-        pairs = own.set_index(["target", "seed"])[value] - same.set_index(["target", "seed"])[value]
-        by_class = pairs.dropna().groupby("target").mean()
-        mean, half = interval(by_class.tolist())
+        mean, half = interval(paired(own, same, value).tolist())
         lines.append({"method": method, "reading": reading, "judge": judge, "mean": own[value].mean(), "difference": mean, "ci95": half})
     return pd.DataFrame(lines)
 
@@ -208,28 +212,33 @@ def show_judges(
     table: pd.DataFrame,  # of `judge_table`
     value: str = "tv_ratio_train",
 ):
-    "Means over classes with 95 % intervals, a panel for each form and reading; dashed: no judge. Returns the figure."
+    "Differences to a random T in pairs of class and seed, with 95 % intervals over classes, a panel for each form and reading. Returns the figure."
     import matplotlib.pyplot as plt
 
     table = table.fillna({"judge": "", "reading": ""})
     panels = [(m, r) for m, r in itertools.product((HARD, SOFT), ("R", "column")) if ((table.method == m) & (table.reading == r)).any()]
-    judges = [j for j in dict.fromkeys(table.judge) if j]
-    size = (2.4 * len(panels) + 1.5, 0.3 * len(judges) + 1.2)
+    judges = [j for j in dict.fromkeys(table.judge) if j not in ("", "random")]
+    names = [*judges, *(["no judge"] if any(m == SOFT for m, _ in panels) else [])]
+    size = (2.4 * len(panels) + 1.5, 0.3 * len(names) + 1.4)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, dpi=110, layout="constrained")
     for axis, (method, reading) in zip(axes[0], panels, strict=True):
-        own = table[(table.method == method) & (table.reading == reading)]
-        for i, judge in enumerate(judges):
-            by_class = own[own.judge == judge].groupby("target")[value].mean()
-            mean, half = interval(by_class.tolist())
-            axis.plot(by_class, [i] * len(by_class), ".", color="0.6", markersize=4)
-            axis.errorbar(mean, i, xerr=half, fmt="o", markersize=4, capsize=2, color="tab:orange" if judge in CONTROLS else "tab:blue")
-        nobody = table[(table.method == method) & (table.judge == "")][value].mean()
-        if nobody == nobody:
-            axis.axvline(nobody, linestyle="--", linewidth=0.8, color="black")
-        axis.set_yticks(range(len(judges)), judges, fontsize=7)
-        axis.set(title=f"{'hard label' if method == HARD else 'soft targets'}, {reading}", xlabel="TV ratio to retrains")
-        axis.title.set_fontsize(9)
+        read = table[(table.method == method) & (table.reading == reading)]
+        nobody = table[(table.method == SOFT) & (table.judge == "")] if method == SOFT else table[:0]
+        for i, name in enumerate(names):
+            by_class = paired(nobody if name == "no judge" else read[read.judge == name], read[read.judge == "random"], value)
+            if len(by_class):
+                mean, half = interval(by_class.tolist())
+                kind, colour = ("control", "tab:orange") if name in (*CONTROLS, "no judge") else ("judge", "tab:blue")
+                axis.plot(by_class, [i + 0.22] * len(by_class), ".", color="0.6", markersize=4, label="a class")
+                axis.errorbar(mean, i, xerr=half, fmt="o", markersize=4, capsize=2, color=colour, label=f"{kind}: mean, 95 % interval")
+        axis.axvline(0, linestyle="--", linewidth=0.8, color="black", label="random T")
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+        axis.tick_params(axis="x", labelsize=7)
+        axis.set_title(f"{'hard label' if method == HARD else 'soft targets'}, {reading}", fontsize=9)
     axes[0, 0].invert_yaxis()
+    figure.supxlabel("TV ratio to retrains, minus that of a random T; left: nearer", fontsize=8)
+    both = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(both.values(), both.keys(), loc="outside upper center", ncols=4, fontsize=7, frameon=False)
     return figure
 
 # %% ../../nbs/511_opinions.ipynb #a18fbb15

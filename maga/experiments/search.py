@@ -294,6 +294,8 @@ def show_trials(
             side.set_minor_formatter("{x:g}" if side is axis.yaxis else "")
         axis.set_title(method, fontsize=8, loc="left")
         axis.tick_params(labelsize=6, which="both")
+    for axis in axes.flat[max(0, len(best) - columns) : len(best)]:  # the lowest of each column
+        axis.tick_params(labelbottom=True)
     axes.flat[0].legend(fontsize=6)
     figure.supxlabel("cost: image passes, % of a retrain", fontsize=8)
     figure.supylabel("J", fontsize=8)

@@ -22,7 +22,7 @@ from .store import ORIGINAL, RETRAIN, TRAINED, Row
 from ..measures.distances import show_tsne
 
 # %% auto #0
-__all__ = ['FEW', 'HEADLINE', 'NO_POPULATION', 'with_interval', 'number', 'side_by_side', 'made_with', 'like_for_like',
+__all__ = ['FEW', 'SAID', 'HEADLINE', 'NO_POPULATION', 'with_interval', 'number', 'side_by_side', 'made_with', 'like_for_like',
            'rows_of_one_seed', 'show_table', 'show_times', 'swept', 'show_sweep', 'show_embeddings', 'beyond_table',
            'headline_table', 'population_table', 'show_metrics', 'said_flow']
 
@@ -110,6 +110,12 @@ def rows_of_one_seed(result: Result) -> list[Row | None]:
 FEW = 3  # from so many seeds on a picture shows an interval
 
 
+def _legend_below(figure, axes, **more) -> None:
+    "One legend for all axes, below them, each label once."
+    both = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(both.values(), both.keys(), loc="outside lower center", ncols=6, fontsize=7, frameon=False, **more)
+
+
 def _dots(axis, result: Result, lines: pd.DataFrame, metric: str) -> None:
     "A line a row: mean and interval, or every seed where there are few."
     many = lines[lines.seeds >= FEW]
@@ -120,31 +126,30 @@ def _dots(axis, result: Result, lines: pd.DataFrame, metric: str) -> None:
 
 
 def show_table(result: Result):
-    "A row of panels for each backbone and target: A_r, A_f, MIA, and TV, whose dashed line is a retrain of another seed. Returns the figure."
+    "A row of panels for each backbone and target: A_r, A_f, MIA, TV; dashed: our retrain; dotted: one of another seed. Returns the figure."
     import matplotlib.pyplot as plt
 
     done = result.table[result.table.seeds > 0]
     cases = list(done.groupby(["backbone", "target"], sort=False))
     if not cases:
         cases = [(("no run", ""), done)]
-    figure, axes = plt.subplots(len(cases), 4, figsize=(9, 0.6 + 1.5 * len(cases)), squeeze=False, dpi=110)
+    figure, axes = plt.subplots(len(cases), 4, figsize=(9, 0.9 + 1.5 * len(cases)), squeeze=False, dpi=110, layout="constrained")
     for row, ((backbone, target), case) in zip(axes, cases, strict=True):
         at = range(len(case))
         for axis, metric in zip(row, ("A_r", "A_f", "MIA", "TV"), strict=True):
             _dots(axis, result, case, metric)
             if result.settings.size.comparable and f"{metric}_paper" in case and case[f"{metric}_paper"].notna().any():
                 axis.plot(case[f"{metric}_paper"], at, "x", color="tab:red", markersize=5, label="paper")
-            gold = case[case.method == "retrain"][metric]
+            gold = (case.TV_floor if metric == "TV" else case[case.method == RETRAIN][metric]).dropna()
             if len(gold):
-                place = case.TV_floor.iloc[0] if metric == "TV" else gold.iloc[0]
-                axis.axvline(place, linestyle="--", linewidth=0.8, color="grey", label="our retrain")
+                line, label = (":", "floor of TV: a retrain of another seed") if metric == "TV" else ("--", "our retrain")
+                axis.axvline(gold.iloc[0], linestyle=line, linewidth=0.9, color="grey", label=label)
             axis.set_title(f"{target}: {metric}, %" if metric == "A_r" else f"{metric}, %", fontsize=8)
             axis.set_yticks(list(at), case.method if metric == "A_r" else [""] * len(case), fontsize=7)
             axis.tick_params(axis="x", labelsize=7)
             axis.invert_yaxis()
         row[0].set_ylabel(backbone, fontsize=8)
-    axes[0][1].legend(fontsize=6)
-    figure.tight_layout()
+    _legend_below(figure, axes.flat)
     return figure
 
 # %% ../../nbs/506_tables.ipynb #520c454b
@@ -181,23 +186,28 @@ def swept(result: Result) -> pd.DataFrame:
     return frame[frame.seeds > 0]
 
 
+SAID = {"tau": "τ", "alpha": "α", "fit.optimizer=sgd": "SGD", "fit.optimizer=adam": "Adam"}  # what a picture calls a field, or a change
+
+
 def show_sweep(result: Result):
-    "A_r and A_f against what was varied: a column of panels per field, a line per series. Returns the figure."
+    "A_r and A_f against what was varied: a column of panels per field, a line per series, named by what tells it from others. Returns the figure."
     import matplotlib.pyplot as plt
 
     frame = swept(result)
     fields = list(dict.fromkeys(frame.field)) or ["no run"]
-    figure, axes = plt.subplots(2, len(fields), figsize=(0.8 + 2.8 * len(fields), 3.6), squeeze=False, dpi=110)
+    changes = [s.split() for s in dict.fromkeys(frame.series)]
+    common = [c for c in (changes or [[]])[0] if all(c in some for some in changes)]
+    figure, axes = plt.subplots(2, len(fields), figsize=(0.8 + 2.8 * len(fields), 3.8), squeeze=False, dpi=110, layout="constrained")
     for column, name in enumerate(fields):
         for axis, metric in zip(axes[:, column], ("A_r", "A_f"), strict=True):
             for series, line in frame[frame.field == name].groupby("series", sort=False):
-                axis.errorbar(line.value, line[metric], line[f"{metric}_ci95"].fillna(0), marker="o", markersize=3, linewidth=1, label=series or None)
+                label = ", ".join(SAID.get(c, c) for c in series.split() if c not in common) or None
+                axis.errorbar(line.value, line[metric], line[f"{metric}_ci95"].fillna(0), marker="o", markersize=3, linewidth=1, label=label)
             axis.set_ylabel(f"{metric}, %", fontsize=8)
             axis.tick_params(labelsize=7)
-        axes[1, column].set_xlabel(name, fontsize=8)
-        if frame[frame.field == name].series.any():
-            axes[0, column].legend(fontsize=6)
-    figure.tight_layout()
+        axes[1, column].set_xlabel(SAID.get(name, name), fontsize=8)
+    if len(changes) > 1:
+        _legend_below(figure, axes.flat, title=" ".join(common) or None, title_fontsize=7)
     return figure
 
 # %% ../../nbs/506_tables.ipynb #01c93c1c
@@ -207,7 +217,7 @@ def show_embeddings(
     session: Session,
     most: int = 2000,  # images per panel
 ):
-    "A panel per method: t-SNE of test images by their softmax outputs, the forgotten class in black. Returns the figure."
+    "A panel per method: t-SNE of test images by their softmax outputs, a colour a class, the forgotten one in black. Returns the figure."
     import matplotlib.pyplot as plt
 
     split = session.split(cifar10_spec(settings))
@@ -218,7 +228,14 @@ def show_embeddings(
         figure.text(0.5, 0.5, "No run has kept its outputs on all test images.", ha="center", fontsize=8)
         return figure
     forgotten = torch.isin(torch.arange(len(split.test)), split.forget_test.cpu())
-    return show_tsne(kept, split.test.labels, forgotten, most)
+    figure = show_tsne(kept, split.test.labels, forgotten, most)
+    others, crosses = figure.axes[0].collections
+    names = [split.test.classes[int(k)] for k in np.unique(others.get_array())]
+    figure.set_layout_engine("constrained")
+    figure.set_figheight(figure.get_figheight() + 0.4)
+    handles, labels = [*others.legend_elements()[0], crosses], [*names, " + ".join(split.test.classes[k] for k in split.forgotten)]
+    figure.legend(handles, labels, loc="outside lower center", ncols=11, fontsize=7, frameon=False, columnspacing=1, handletextpad=0.2)
+    return figure
 
 # %% ../../nbs/506_tables.ipynb #f9a3df62
 def beyond_table(result: Result) -> pd.DataFrame:
@@ -257,8 +274,9 @@ def show_metrics(result: Result, metrics: Sequence[tuple[str, float]]):  # (metr
     "A panel per metric, a bar per method; the dashed line is the ideal, the dotted one a retrain against the others. Returns the figure."
     import matplotlib.pyplot as plt
 
-    table = headline_table(result)
-    figure, axes = plt.subplots(1, len(metrics), figsize=(1.5 + 2 * len(metrics), 0.8 + 0.2 * len(table)), sharey=True, squeeze=False, dpi=110)
+    table = beyond_table(result).loc[headline_table(result).index]  # every metric, in that order
+    size = (1.5 + 2 * len(metrics), 0.8 + 0.2 * len(table))
+    figure, axes = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False, dpi=110, layout="constrained")
     for axis, (metric, ideal) in zip(axes[0], metrics, strict=True):
         values = table[metric] if metric in table else pd.Series(float("nan"), table.index)
         axis.barh(list(table.index), values.fillna(0))
@@ -269,7 +287,6 @@ def show_metrics(result: Result, metrics: Sequence[tuple[str, float]]):  # (metr
         axis.tick_params(labelsize=7)
     axes[0][0].invert_yaxis()
     figure.supxlabel("dashed: the ideal; dotted: one retrain", fontsize=7)
-    figure.tight_layout()
     return figure
 
 

@@ -222,14 +222,14 @@ KINDS: dict[str, JudgeKind] = {
     kind.name: kind
     for kind in (
         JudgeKind("features", "none", _features),
-        JudgeKind("names", "optional", _names),
+        JudgeKind("names", "optional", _names, example="minilm"),
         JudgeKind("clip", "required", _clip, example="openai/clip-vit-base-patch32"),
         JudgeKind("vlm", "required", _vlm, _chat_cost, True, LOADING),
         JudgeKind("vllm", "required", _vllm, _vllm_cost, True, ("dtype", "size")),
-        JudgeKind("mmicl", "optional", _mmicl, _mmicl_cost, True, ("dtype",)),
+        JudgeKind("mmicl", "optional", _mmicl, _mmicl_cost, True, ("dtype",), "BleachNick/MMICL-Instructblip-T5-xxl"),
         JudgeKind("vision", "required", _vision, example="efficientnet_lite0", of="weights"),
         JudgeKind("llm", "required", _llm, _language_cost, True, ("dtype",), "smollm2"),
-        JudgeKind("random", "optional", _random, of="seed"),
+        JudgeKind("random", "optional", _random, example="0", of="seed"),
         JudgeKind("superclasses", "none", _superclasses),
         JudgeKind("identity", "none", _identity),
         JudgeKind("toy-vlm", "none", _toy, _toy_cost),

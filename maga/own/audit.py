@@ -304,6 +304,14 @@ def audit(
     return judged(first, look(unlearned, role="audited model"), gold, level)
 
 # %% ../../nbs/705_audit.ipynb #971f63a2
+def _log_ticks(axis: Any, zero: float) -> None:
+    "Plain numbers on a logarithmic axis. `zero`: the place where a value of 0 is drawn; 0.0 where there is no such value."
+    low, high = axis.get_xlim()
+    ticks = [s * 10.0**e for e in range(-9, 10) for s in (1, 2, 5) if max(low, 1.5 * zero) <= s * 10.0**e <= high]
+    axis.set_xticks([zero, *ticks] if zero else ticks, ["0"] * bool(zero) + [f"{t:g}" for t in ticks])
+    axis.minorticks_off()
+
+
 def show_audits(
     audits: Mapping[str, Audit],  # name of the model -> its audit, all with the same retrains
 ) -> Any:
@@ -331,7 +339,9 @@ def show_audits(
             look = {"color": f"C{i % 10}", "mfc": "none" if i > 9 else None, "markersize": 4, "transform": place, "clip_on": False}
             axis.plot([x], [y], ">" if never else "o", label=model, **look)
         axis.set(ylim=(-1, 1), yticks=[], **({"xscale": "log"} if m.scale != "plain" else {}))
-        axis.tick_params(labelsize=7, which="both")
+        if m.scale != "plain":
+            _log_ticks(axis, m.step / 2 if m.step and min(seen) < m.step / 2 else 0.0)
+        axis.tick_params(labelsize=7)
         axis.spines[["left", "right", "top"]].set_visible(False)
         axis.set_ylabel(f"{name}, {m.unit}", rotation=0, ha="right", va="center", fontsize=7)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=7, frameon=False)

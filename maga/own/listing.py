@@ -41,7 +41,7 @@ def methods_there_are() -> list[dict[str, str]]:
     def cost(m: Any) -> str:
         p = next(m.presets[n] for n in ("paper_resnet18", *m.presets) if n in m.presets)
         epochs = getattr(getattr(p, "fit", None), "epochs", None)
-        return "passes over the images, no training" if epochs is None else f"published settings: {epochs} epochs"
+        return "passes over the images, no training" if epochs is None else f"published settings: {epochs} epoch{'s' * (epochs != 1)}"
 
     return [
         {"name": n, "says": _first_sentence(m.run), "cost": cost(m), "tasks": ", ".join(m.tasks), "source": m.source}
