@@ -747,3 +747,18 @@ def test_an_image_processor_that_does_more_is_refused(kind, options, message, tm
     (tmp_path / "preprocessor_config.json").write_text("no JSON")
     with pytest.raises(MagaError, match="is damaged"):
         _processor(tmp_path)
+
+
+def test_twins_and_another_scale_are_said_by_the_command(at, desk, capsys):
+    "Threes in the folder of eights as well; and test images of thrice the side, which are refused before any work."
+    shutil.copytree(desk / "photos", desk / "twins")
+    for file in sorted((desk / "twins/train/three").iterdir())[:4]:
+        shutil.copy(file, desk / "twins/train/eight" / f"copy{file.name}")
+    with pytest.warns(UserWarning, match=r"4 retained training images \(train/eight/copy.* lists them \(forget_files, --files\)"):
+        code, _, err = at("maga forget --model model.safetensors --data twins --forget three --out told --set fit.lr=0.05 --set fit.epochs=1", capsys)
+    assert code == 0, err
+    for file in (desk / "twins/test").rglob("*.png"):
+        Image.open(file).resize((24, 24)).save(file)
+    line = "maga forget --model net.py:Net --weights net.pth --mean 0.5 --std 0.5 --data twins --forget three --out refused"
+    code, _, err = at(line, capsys)
+    assert code == 1 and "shown at 8×8 pixels, the test images at 24×24" in err and "--size" in err, err
