@@ -25,7 +25,12 @@ __all__ = ['floats', 'check_network', 'check_weights', 'check_pad', 'check_model
 # %% ../nbs/011_adapter.ipynb #26475ce8
 def floats(model: nn.Module) -> dict[str, Tensor]:
     "The parameters and buffers that are floating-point numbers, by name."
-    return {k: v for k, v in model.state_dict(keep_vars=True).items() if v.is_floating_point()}
+    return {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor) and v.is_floating_point()}
+
+
+def _lies_elsewhere(model: nn.Module, device: torch.device) -> bool:
+    "Whether a number of the model is on another device."
+    return any(v.device != device for v in model.state_dict().values() if isinstance(v, Tensor))
 
 
 def check_network(model: Any) -> None:
@@ -70,7 +75,7 @@ def _one_channel(model: nn.Module, x: Tensor) -> str:
 def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor]]:
     "What the model returns for two images, on their device, and what each of its linear layers gave, by name."
     x, given = images.batch(torch.arange(min(2, len(images)), device=images.device)), dict[str, Tensor]()
-    if any(v.device != x.device for v in model.state_dict().values()):
+    if _lies_elsewhere(model, x.device):
         model = to_device(copy.deepcopy(model), x.device)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     handles = [m.register_forward_hook(lambda _m, _i, out, name=name: given.__setitem__(name, out)) for name, m in layers.items()]
@@ -248,7 +253,7 @@ def prepared(
     model = unwrapped(model)
     if any(v.dtype != torch.float32 for v in floats(model).values()):
         model = copy.deepcopy(model).float()
-    if any(v.device != images.device for v in model.state_dict().values()):
+    if _lies_elsewhere(model, images.device):
         model = to_device(copy.deepcopy(model), images.device)
     output, given = _asked(model, images)
     logits = _checked_answer(output, min(2, len(images)), classes)
