@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -763,6 +764,52 @@ def test_twins_and_another_scale_are_said_by_the_command(at, desk, capsys):
     line = "maga forget --model net.py:Net --weights net.pth --mean 0.5 --std 0.5 --data twins --forget three --out refused"
     code, _, err = at(line, capsys)
     assert code == 1 and "shown at 8×8 pixels, the test images at 24×24" in err and "--size" in err, err
+
+
+@pytest.mark.parametrize(
+    "kind, options, cuts",
+    [
+        ("ViTImageProcessor", {}, False),
+        ("ViTImageProcessor", {"size": {"height": 8, "width": 8}, "resample": 0}, False),
+        ("ViTImageProcessor", {"do_resize": False}, False),
+        ("BitImageProcessor", {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, True),
+        ("BitImageProcessor", {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}, True),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}, "crop_pct": 0.875}, True),
+    ],
+)
+def test_an_image_processor_that_cuts_is_told(kind, options, cuts, tmp_path):
+    "A square is resized as a whole by many that cut an oblong image: here no image is cut, and a warning says what to do."
+    import transformers
+
+    getattr(transformers, kind)(**options).save_pretrained(tmp_path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        _processor(tmp_path)
+    said = [str(w.message) for w in told if "cut your images beforehand" in str(w.message)]
+    assert len(said) == cuts and all("Only side, mean and std are taken from it" in s for s in said), said
+
+
+def test_what_timm_cuts_is_told(tmp_path):
+    import timm
+
+    for name, cuts in (("resnet10t", True), ("vit_tiny_patch16_384", False)):
+        net = timm.create_model(name, num_classes=2)
+        torch.save(net.state_dict(), tmp_path / "net.pth")
+        kept = net.pretrained_cfg["crop_pct"]
+        assert (kept < 1) == cuts
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            open_network(f"timm:{name}", str(tmp_path / "net.pth"), ["a", "b"])
+        said = [str(w.message) for w in told if "cut your images beforehand" in str(w.message)]
+        assert len(said) == cuts and all(f"{kept:.3g} of its shorter side (bicubic)" in s for s in said), said
+
+
+def test_a_file_without_a_description_is_told_how_to_name_its_network(at, desk, capsys):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(2)}, desk / "bare.safetensors")
+    code, _, err = at("maga forget --model bare.safetensors --data photos --forget three --out x", capsys)
+    assert code == 1 and "name its network, and this file as weights (timm:NAME or file.py:NAME with --weights)" in err, err
 
 
 CHECKPOINTS = {

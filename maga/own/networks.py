@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import shutil
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -157,6 +159,10 @@ def _of_timm(source: str, weights: str, classes: int, size: int | None) -> Netwo
     model, file = _filled(make(), weights, f"a {name} with {classes} classes")
     about = getattr(model, "pretrained_cfg", None) or {}
     fixed = about.get("input_size", (3, None))[-1] if about.get("fixed_input_size") else None
+    if (kept := about.get("crop_pct") or 1) < 1:
+        what = f"timm evaluates {name} on the middle of an image, {kept:.3g} of its shorter side ({about.get('interpolation')})"
+        done = "Here all of an image is resized to a square (bicubic): if your training cut, cut your images beforehand"
+        warnings.warn(f"{what}. {done}. Mean and std are those of timm's own weights where you give none.", stacklevel=3)
     return Network(source, model, file, _like_file(file), _seeded(make), None, size or fixed, about.get("mean"), about.get("std"))
 
 # %% ../../nbs/700_networks.ipynb #871bb123
@@ -251,7 +257,25 @@ def _processor(folder: Path) -> dict[str, Any]:
         check_normalisation(*found)
     except MagaError as e:
         raise MagaError(f"The image processor of {file} scales pixels in a way that is not known here: {e}") from e
+    if h != _SIDE and _cuts(asked, h, *found):
+        what = f"The image processor of {file} shows the network a part of an image: it cuts, or pads"
+        here = f"Here all of an image is resized to {h}×{h} pixels: cut your images beforehand as it does"
+        warnings.warn(f"{what}. {here}. Only side, mean and std are taken from it.", stacklevel=3)
     return {"size": None if h == _SIDE else h, "mean": found[0], "std": found[1]}
+
+
+def _cuts(processor: Any, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    "Whether an oblong image that grows redder to the right and greener to the bottom comes out otherwise than resized as a whole."
+    h, w = _SIDE, 2 * _SIDE
+    red, green = torch.linspace(0, 255, w).expand(h, w), torch.linspace(0, 255, h)[:, None].expand(h, w)
+    image = Image.fromarray(torch.stack([red, green, torch.full((h, w), 90.0)], 2).round().to(torch.uint8).numpy())
+    try:
+        seen = processor(image, return_tensors="pt")["pixel_values"][0].double()
+    except Exception:  # one that takes no oblong images cannot be compared
+        return False
+    whole = torch.from_numpy(np.array(image.resize((side, side), Image.Resampling.BICUBIC))).permute(2, 0, 1).double() / 255
+    m, s = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (mean, std))
+    return seen.shape != whole.shape or bool(((seen * s + m - whole).abs() > 0.03).any())
 
 # %% ../../nbs/700_networks.ipynb #3751c4a5
 def _of_hub(source: str) -> Network:
