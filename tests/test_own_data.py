@@ -26,7 +26,7 @@ from maga.experiments.report import paper_folder, paper_numbers
 from maga.measures.attacks import quantised
 from maga.own.ledger import read_from
 from maga.requests import forget_files, twins_of
-from maga.sources import from_folder, from_parquet, load, put_aside
+from maga.sources import from_folder, from_parquet, load, put_aside, unread_files
 
 
 @pytest.fixture(autouse=True)
@@ -282,6 +282,22 @@ def test_train_and_test_at_different_scales_are_refused(folder, digit_sets):
     with pytest.raises(MagaError, match=rf"training images are shown at {h}×{w} pixels, the test images at {3 * h}×{3 * w}.*--size"):
         forget_class(train, large, "cat")
     assert len(forget_class(train.resized(w), large.resized(w), "cat").forget_train)
+
+
+def test_files_that_are_not_read_are_counted(folder):
+    "A picture with another ending, and a part beside train and test: a forgotten image may be among them."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train, test = from_folder(folder)
+    Image.open(folder / "train/cat/0001.png").save(folder / "train/cat/0001.gif")
+    shutil.copytree(folder / "test", folder / "val")
+    (folder / "train/cat/.hidden.gif").write_bytes(b"")
+    said = r"Files in class folders of .* are not read: 6 in val/, 1 .gif \(train/cat/0001.gif, val/cat/0000.png, val/cat/0001.png …\)"
+    with pytest.warns(UserWarning, match=said):
+        again, _ = from_folder(folder)
+    assert again.digest == train.digest
+    assert unread_files(folder, ["cat"], [*train.files, *test.files]) == ["train/cat/0001.gif", "val/cat/0000.png", "val/cat/0001.png"]
+    assert unread_files(folder, ["rocket"], [*train.files, *test.files]) == ["val/rocket/0000.png", "val/rocket/0001.png"]
 
 
 # Larger than memory
