@@ -177,7 +177,9 @@ def _check_training(model: nn.Module, images: ImageSet, classes: int) -> None:
     if logits.shape != (2, classes):
         raise MagaError(f"In training mode the model gives {list(logits.shape)} for 2 images, and not the logits [2, {classes}] of eval mode.")
     if asked and trained and not asked.keys() & trained.keys():
-        what = f"In training mode the answer comes from the layer {', '.join(trained)}, in eval mode from {', '.join(asked)}"
+        inner = "model." if isinstance(model, Classifier) else ""
+        then, now = (", ".join(name.removeprefix(inner) for name in found) for found in (trained, asked))
+        what = f"In training mode the answer comes from the layer {then}, in eval mode from {now}"
         raise MagaError(f"{what}: another one would be trained than is asked. Return the same logits first in both modes, such as (main, aux).")
 
 
