@@ -25,7 +25,12 @@ __all__ = ['floats', 'check_network', 'check_weights', 'check_pad', 'check_model
 # %% ../nbs/011_adapter.ipynb #26475ce8
 def floats(model: nn.Module) -> dict[str, Tensor]:
     "The parameters and buffers that are floating-point numbers, by name."
-    return {k: v for k, v in model.state_dict(keep_vars=True).items() if v.is_floating_point()}
+    return {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor) and v.is_floating_point()}
+
+
+def _lies_elsewhere(model: nn.Module, device: torch.device) -> bool:
+    "Whether a number of the model is on another device."
+    return any(v.device != device for v in model.state_dict().values() if isinstance(v, Tensor))
 
 
 def check_network(model: Any) -> None:
@@ -57,10 +62,20 @@ class _Uncounted(nn.Module):
         return self.model(images())
 
 
+def _one_channel(model: nn.Module, x: Tensor) -> str:
+    "What to do about a network of grey images; nothing where its first layer does not look like one."
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
+    grey = first.in_channels == 1 if isinstance(first, nn.Conv2d) else first is not None and 3 * first.in_features == x[0].numel()
+    if not grey:
+        return ""
+    how = "class Grey(Net): def forward(self, x): return super().forward(x.mean(1, keepdim=True))"
+    return f"images here have three channels, also grey ones, and it takes one: give a class of it that averages them ({how})"
+
+
 def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor]]:
     "What the model returns for two images, on their device, and what each of its linear layers gave, by name."
     x, given = images.batch(torch.arange(min(2, len(images)), device=images.device)), dict[str, Tensor]()
-    if any(v.device != x.device for v in model.state_dict().values()):
+    if _lies_elsewhere(model, x.device):
         model = to_device(copy.deepcopy(model), x.device)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     handles = [m.register_forward_hook(lambda _m, _i, out, name=name: given.__setitem__(name, out)) for name, m in layers.items()]
@@ -73,7 +88,7 @@ def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor]]:
         said = str(e).strip().split("\n")[0]
         raise MagaError(
             f"The model cannot take a batch {list(x.shape)} of {str(x.dtype).removeprefix('torch.')} images ({type(e).__name__}: {said}); "
-            "is it a classifier of images of this size?"
+            f"{_one_channel(model, x) or 'is it a classifier of images of this size?'}"
         ) from e
     finally:
         for handle in handles:
@@ -90,9 +105,83 @@ def _checked_answer(
     if logits.ndim != 2 or len(logits) != n or (classes is not None and logits.shape[1] != classes):
         wanted = f"[{n}, {'K' if classes is None else classes}]"
         raise MagaError(f"For {n} images the model gives {list(logits.shape)}; expected logits {wanted}: use the data that it was made for.")
+    if logits.shape[1] > 1 and bool((logits >= 0).all() & ((logits.double().sum(1) - 1).abs() < 1e-3).all()):
+        what = "The model returns probabilities: in every row numbers from 0 on that sum to 1"
+        raise MagaError(f"{what}; expected logits, on which losses compute the softmax: give the network without the softmax at its end.")
     if not bool(logits.isfinite().all()):
         raise MagaError("The model's answers are not finite although its weights are: are the images normalised as in its training (mean, std)?")
     return logits
+
+# %% ../nbs/011_adapter.ipynb #a29e0b4f
+def _is_layer(m: nn.Module) -> bool:
+    "Whether a module has weights of its own to multiply by: linear, a convolution, or somebody else's kind of these."
+    own = next(m.children(), None) is None and any(p.ndim > 1 for p in m.parameters(recurse=False))
+    return own or isinstance(m, nn.Linear | nn.modules.conv._ConvNd)
+
+
+def _last_layers(model: nn.Module, x: Tensor, named: str | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    "(logits in the model's mode, name -> output of the layers that lead to them with no layer in between, the named module counted as one)."
+    given: list[tuple[str, Tensor]] = []
+
+    def cut(name: str, output: Any) -> Tensor | None:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return None
+        given.append((name, output.detach().requires_grad_()))
+        return given[-1][1].clone()  # which may be changed in place
+
+    layers = {name: m for name, m in model.named_modules() if _is_layer(m) or name == named}
+    handles = [m.register_forward_hook(lambda _m, _i, out, name=name: cut(name, out)) for name, m in layers.items()]
+    try:
+        with torch.enable_grad():
+            logits = logits_of(_Uncounted(model)(lambda: x))
+            leaves = [z for _, z in given]
+            reached = torch.autograd.grad(logits.sum(), leaves, allow_unused=True) if leaves and logits.requires_grad else [None] * len(leaves)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits, {name: z for (name, z), g in zip(given, reached, strict=True) if g is not None}
+
+
+# %% ../nbs/011_adapter.ipynb #37eba4f6
+def _check_head(
+    model: Classifier,
+    images: ImageSet,
+    classes: int,  # K
+) -> None:
+    "`MagaError` where the named layer does not make the logits; it may be scaled or capped, but no other layer comes after it."
+    if not model.head:
+        return
+    try:
+        with evaluating(model):
+            last = _last_layers(model, images.batch(torch.arange(min(2, len(images)), device=images.device)), f"model.{model.head}")[1]
+    except Exception:  # a network of somebody else's that takes no hooks: nothing is known
+        return
+    makers = [name.removeprefix("model.") for name, z in last.items() if classes in (*z.shape[1:2], *z.shape[-1:])]
+    if model.head not in makers:
+        known = f"name {' or '.join(makers)}" if makers else "name the last one"
+        raise MagaError(f"The layer {model.head!r} does not make the {classes} logits: {known}, or leave head out.")
+
+
+def _check_training(model: nn.Module, images: ImageSet, classes: int) -> None:
+    "`MagaError` where the answer in training mode is another one than in eval mode: of another shape, or made by another layer."
+    copied = to_device(copy.deepcopy(model), images.device)
+    x = images.batch(torch.arange(2, device=images.device) % len(images))
+    try:
+        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+            asked = _last_layers(copied.eval(), x)[1]
+            logits, trained = _last_layers(copied.train(), x)
+    except MagaError as e:
+        raise MagaError(f"In training mode: {e}") from e
+    except Exception:  # a network of somebody else's; what stops its training is said there
+        return
+    if logits.shape != (2, classes):
+        raise MagaError(f"In training mode the model gives {list(logits.shape)} for 2 images, and not the logits [2, {classes}] of eval mode.")
+    if asked and trained and not asked.keys() & trained.keys():
+        inner = "model." if isinstance(model, Classifier) else ""
+        then, now = (", ".join(name.removeprefix(inner) for name in found) for found in (trained, asked))
+        what = f"In training mode the answer comes from the layer {then}, in eval mode from {now}"
+        raise MagaError(f"{what}: another one would be trained than is asked. Return the same logits first in both modes, such as (main, aux).")
+
 
 # %% ../nbs/011_adapter.ipynb #602a1a35
 def check_pad(
@@ -119,6 +208,7 @@ def check_model(
     if not any(p.requires_grad for p in model.parameters()):
         raise MagaError("No parameter of the model can move (requires_grad is False for all): call model.requires_grad_(True), or for some of them.")
     _checked_answer(_asked(model, images)[0], min(2, len(images)), classes)
+    _check_training(model, images, classes)
     check_pad(pad, images, "crops")
     if averaged and 0 < (still := len(frozen_batch_norms(model))) < len(batch_norms(model)):
         frozen = number_of(still, "batch norm is", "batch norms are")
@@ -166,11 +256,12 @@ def prepared(
     model = unwrapped(model)
     if any(v.dtype != torch.float32 for v in floats(model).values()):
         model = copy.deepcopy(model).float()
-    if any(v.device != images.device for v in model.state_dict().values()):
+    if _lies_elsewhere(model, images.device):
         model = to_device(copy.deepcopy(model), images.device)
     output, given = _asked(model, images)
     logits = _checked_answer(output, min(2, len(images)), classes)
     if isinstance(model, Classifier) and model.head is not None:
+        _check_head(model, images, logits.shape[1])
         return model
     makers = [name for name, z in given.items() if isinstance(z, Tensor) and z.shape == logits.shape and torch.equal(z, logits)]
     if isinstance(model, Classifier):

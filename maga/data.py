@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from .checks import Amount, Checked, Count, MagaError, Part, Seed, Share, check_
 from .checks import did_you_mean as did_you_mean
 from .checks import no_such as no_such
 from .checks import write_whole as write_whole
-from .mapped import gathered, pieces, placed
+from .mapped import gathered, pieces, placed, twin_rows
 from .views import Views as Views
 from .views import crop_and_flip
 from .views import random_views as random_views
@@ -217,10 +218,12 @@ class ForgetSplit(Checked):
         if self.task not in TASKS:
             raise no_such("task", self.task, TASKS)
         if self.train.classes != self.test.classes:
-            raise MagaError(
-                f"Train and test must have the same classes in the same order, not {', '.join(self.train.classes[:3])} … ({len(self.train.classes)}) "
-                f"and {', '.join(self.test.classes[:3])} … ({len(self.test.classes)})."
-            )
+            a, b = (f"{', '.join(s.classes[:3])} … ({len(s.classes)})" for s in (self.train, self.test))
+            raise MagaError(f"Train and test must have the same classes in the same order, not {a} and {b}.")
+        if self.train.sides != self.test.sides:
+            a, b = ("×".join(map(str, s.sides)) for s in (self.train, self.test))
+            what = f"The training images are shown at {a} pixels, the test images at {b}, and a network sees one of them at a wrong scale"
+            raise MagaError(f"{what}: say the side that both are resized to (size=…, --size).")
         for part, images, now, before in (
             ("train", self.train, self.forget_train, self.earlier_train),
             ("test", self.test, self.forget_test, self.earlier_test),
@@ -338,6 +341,16 @@ def _members(labels: Tensor, wanted: Sequence[int]) -> Tensor:
     return torch.isin(labels, torch.tensor(wanted, device=labels.device)).nonzero().flatten()
 
 
+def _twins_told(split: ForgetSplit) -> ForgetSplit:
+    "The split; a warning names retained training images that have the pixels of forgotten ones."
+    train, pixels = split.train, split.train.images
+    if twins := twin_rows(pixels, split.forget_train.to(pixels.device)).tolist():
+        names = ", ".join(train.files[k] if train.files else str(k) for k in twins[:5]) + " …" * (len(twins) > 5)
+        what = f"{len(twins):,} retained training images ({names}) have the same pixels as forgotten ones: what a model learns from them stays"
+        warnings.warn(f"{what}. Forget them too, by a further request that lists them (forget_files, --files).", stacklevel=3)
+    return split
+
+
 def forget_class(
     train: ImageSet,
     test: ImageSet,
@@ -348,7 +361,7 @@ def forget_class(
     targets: list[Any] = list(target) if isinstance(target, list | tuple | set | range) else [target]
     ids = tuple(sorted({class_id(train.classes, t) for t in targets}))
     names = " + ".join(train.classes[k] for k in ids) or "no class"
-    return ForgetSplit(train, test, _members(train.labels, ids), _members(test.labels, ids), "class", names, ids)
+    return _twins_told(ForgetSplit(train, test, _members(train.labels, ids), _members(test.labels, ids), "class", names, ids))
 
 # %% ../nbs/000_data.ipynb #e9e6ef87
 def forget_subclass(
@@ -362,7 +375,7 @@ def forget_subclass(
         raise MagaError("A sub-class is one of the fine classes: load cifar100, not cifar20.")
     k = class_id(train.classes, target)
     parts = _members(train.labels, [k]), _members(test.labels, [k])
-    return ForgetSplit(train.coarse(), test.coarse(), *parts, "subclass", train.classes[k])
+    return _twins_told(ForgetSplit(train.coarse(), test.coarse(), *parts, "subclass", train.classes[k]))
 
 # %% ../nbs/000_data.ipynb #7833d708
 def forget_random(
@@ -381,4 +394,4 @@ def forget_random(
         raise MagaError(f"{n} images cannot be forgotten out of {len(rows)}.")
     chosen = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]].sort().values
     nothing = torch.empty(0, dtype=torch.int64, device=test.device)
-    return ForgetSplit(train, test, chosen.to(train.device), nothing, "random", f"{n} random images (seed {seed})")
+    return _twins_told(ForgetSplit(train, test, chosen.to(train.device), nothing, "random", f"{n} random images (seed {seed})"))

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import io
+import os
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -20,7 +23,7 @@ from .checks import Count, MagaError, check_value, shown
 from .progress import ProgressBar, preparing
 
 # %% auto #0
-__all__ = ['AT_ONCE', 'QUIET', 'eight_bits', 'decode', 'decoded', 'decode_all']
+__all__ = ['AT_ONCE', 'QUIET', 'eight_bits', 'decode', 'decoded', 'decode_all', 'unread_files', 'tell_unread']
 
 # %% ../nbs/016_decoding.ipynb #085168a1
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -84,3 +87,35 @@ def decode_all(
     if not sources:
         raise MagaError("There are no images: the folder or file is empty.")
     return torch.cat(list(decoded(sources, len(sources), size)))
+
+# %% ../nbs/016_decoding.ipynb #7845b7e2
+_OF_SYSTEMS = ("thumbs.db", "desktop.ini")
+
+
+def unread_files(
+    root: str | Path,
+    classes: Sequence[str],
+    read: Iterable[str],  # names relative to the folder, as in `ImageSet.files`
+) -> list[str]:
+    "Files in folders of these classes, in the folder or in one of its parts, that are not among those that were read; without hidden ones."
+    root, known = Path(root), set(read)
+    parts = [root, *sorted(p for p in root.glob("[!.]*") if p.is_dir())]
+    found = set[str]()
+    for place in {p / c for p in parts for c in classes}:
+        for folder, inner, files in os.walk(place, followlinks=True):
+            inner[:] = [f for f in inner if not f.startswith(".")]
+            found.update(Path(folder, f).relative_to(root).as_posix() for f in files if not f.startswith(".") and f.lower() not in _OF_SYSTEMS)
+    return sorted(found - known)
+
+
+def tell_unread(root: Path, classes: Sequence[str], read: Iterable[str]) -> None:
+    "A warning that counts the files which are passed over, by their ending or their part."
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    if unread := unread_files(root, classes, read):
+        ends = [(f, Path(f).suffix.lower()) for f in unread]
+        kinds = Counter(f"in {f.partition('/')[0]}/" if end in IMG_EXTENSIONS else end or "without ending" for f, end in ends)
+        counts = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common(4))
+        what = f"Files in class folders of {root} are not read: {counts} ({', '.join(unread[:3])}{' …' * (len(unread) > 3)})"
+        warnings.warn(f"{what}. What must be forgotten may be among them: look there, too.", stacklevel=3)
+

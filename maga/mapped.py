@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from .checks import MagaError
 
 # %% auto #0
 __all__ = ['SHARE', 'PIECE', 'room', 'has_room', 'placed', 'write_in_parts', 'metadata', 'read_tensors', 'pieces', 'gathered',
-           'joined']
+           'joined', 'twin_rows']
 
 # %% ../nbs/017_mapped.ipynb #cc287f12
 SHARE = 0.5  # of the memory that is left: what a set of images may take
@@ -195,3 +196,32 @@ def joined(
     if images.device.type != "cpu" or has_room(images.nbytes + more.nbytes):
         return torch.cat([images, more])
     return _in_a_file(chain(pieces(images), pieces(more)), len(images) + len(more), images[0])
+
+# %% ../nbs/017_mapped.ipynb #8e2b96d6
+def _marks(images: Tensor) -> Tensor:
+    "int64 [N]: a hash of each row; other processes and devices have the same."
+    n = images[:1].numel()
+    words = -(-n // 8)
+    odd = (torch.randint(-(2**62), 2**62, (words,), generator=torch.Generator().manual_seed(0)) | 1).to(images.device)
+    padded = (F.pad(part.reshape(len(part), n), (0, 8 * words - n)).contiguous() for part in pieces(images))
+    return torch.cat([(part.view(torch.int64) * odd).sum(1) for part in padded])
+
+
+def twin_rows(
+    images: Tensor,  # uint8 [N, …]
+    rows: Tensor,  # int64 [n] on the same device
+) -> Tensor:
+    "int64, sorted: the other rows that are the same as one of these."
+    if not len(rows):
+        return rows
+    marks = _marks(images)
+    wanted, order = marks[rows].sort()
+    place = torch.searchsorted(wanted, marks).clamp_max_(len(rows) - 1)
+    alike = wanted[place] == marks
+    alike[rows] = False
+    found = alike.nonzero().flatten()
+    first, step = rows[order[place[found]]], max(1, PIECE // max(1, images[:1].nbytes))
+    pairs = zip(found.split(step), first.split(step), strict=True)
+    same = [(images[a] == images[b]).flatten(1).all(1) for a, b in pairs]
+    return found[torch.cat(same)] if same else found
+

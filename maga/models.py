@@ -383,7 +383,8 @@ def load_checkpoint(
 def _described(path: Path, header: Mapping[str, str]) -> ModelSpec:
     "The description in a file's header."
     if "maga" not in header:
-        raise MagaError(f"{path} does not say which architecture it holds; pass a ModelSpec (arch, classes, size).")
+        what = f"{path} does not say which architecture it holds"
+        raise MagaError(f"{what}: name its network, and this file as weights (timm:NAME or file.py:NAME with --weights), or pass a ModelSpec.")
     try:
         return ModelSpec(**dict(json.loads(header["maga"])))
     except (ValueError, TypeError) as e:

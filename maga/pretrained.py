@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from .checks import MagaError, number_of
 from .packaged import PACKAGED, weights_at
 
 # %% auto #0
-__all__ = ['PRETRAINED', 'INNER', 'Pretrained', 'timm_name', 'unpickled', 'read_weights', 'timm_efficientnet', 'check_parameters',
-           'fill']
+__all__ = ['PRETRAINED', 'INNER', 'EXTRA', 'Pretrained', 'timm_name', 'unpickled', 'stored_weights', 'read_weights',
+           'model_names', 'timm_efficientnet', 'check_parameters', 'fill']
 
 # %% ../nbs/009_pretrained.ipynb #43a1c1c5
 @dataclass(frozen=True)
@@ -52,6 +53,18 @@ def timm_name(arch: str) -> str:
 
 # %% ../nbs/009_pretrained.ipynb #34439154
 INNER = ("state_dict", "model", "model_state_dict")  # where training scripts keep the weights
+EXTRA = "_extra_state"  # the end of the names under which modules keep what is no tensor
+
+
+def _program(path: Path) -> str:
+    "What kind of program a file is; nothing where it is none."
+    try:
+        with zipfile.ZipFile(path) as z:
+            parts = {n.partition("/")[2] for n in z.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return ""
+    exported = parts & {"archive_format", "models/model.json", "serialized_exported_program.json"}
+    return "a TorchScript archive (torch.jit.save)" if "constants.pkl" in parts else "an exported program (torch.export.save)" if exported else ""
 
 
 def unpickled(path: Path) -> Any:
@@ -66,14 +79,17 @@ def unpickled(path: Path) -> Any:
             raise MagaError(
                 f"{path} holds code ({code[1]}), not only weights, and is not opened: save its state_dict() as safetensors, or with torch.save."
             ) from e
+        if kind := _program(path):
+            raise MagaError(f"{path} is {kind}, a program and not weights: save the state_dict() of its network with torch.save.") from e
         raise MagaError(
             f"{path} cannot be read ({type(e).__name__}): it is damaged, cut off or no file of weights; expected safetensors, "
             "or a state dict saved by torch."
         ) from e
 
 
-def read_weights(where: str | Path) -> dict[str, Tensor]:  # a name in PACKAGED, or a file
-    "The named tensors in a file (safetensors, or a torch pickle without code), without wrappers; `MagaError` says what is wrong."
+# %% ../nbs/009_pretrained.ipynb #4ce317bb
+def stored_weights(where: str | Path) -> dict[str, Any]:  # a name in PACKAGED, or a file
+    "The named tensors in a file (safetensors, or a torch pickle without code), with extra states of modules; `MagaError` says what is wrong."
     path = weights_at(str(where))
     if path.is_dir():
         raise MagaError(f"{path} is a folder; expected one file of weights, safetensors or a state dict saved by torch.")
@@ -87,10 +103,29 @@ def read_weights(where: str | Path) -> dict[str, Tensor]:  # a name in PACKAGED,
     for key in INNER:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+    tensors = [v for k, v in found.items() if not str(k).endswith(EXTRA)] if isinstance(found, Mapping) else []
+    if not tensors or not all(isinstance(v, Tensor) for v in tensors):
         kind = f"a dictionary with {', '.join(map(str, list(found)[:4]))}" if isinstance(found, Mapping) and found else type(found).__name__
         raise MagaError(f"{path} holds no state dict but {kind}; expected named tensors, by themselves or under {' or '.join(INNER[:2])}.")
-    return {str(k).removeprefix("module."): v for k, v in found.items()}
+    return {str(k): v for k, v in found.items()}
+
+
+def read_weights(where: str | Path) -> dict[str, Tensor]:  # a name in PACKAGED, or a file
+    "The same without extra states, and without the prefix of parallel training."
+    return {k.removeprefix("module."): v for k, v in stored_weights(where).items() if isinstance(v, Tensor)}
+
+
+def model_names(
+    stored: Iterable[str],  # the names in a file
+    expected: Iterable[str],  # the names of the model's parameters
+) -> dict[str, str]:
+    "What each name in a file is called in the model: without `_orig_mod.` of torch.compile, and without a prefix such as `module.` or `model.`."
+    names, known = list(stored), set(expected)
+    plain = {k: k if k in known else k.replace("_orig_mod.", "") for k in names}
+    longest = max(known, key=len, default="")
+    prefixes = ["", *sorted({p[: -len(longest)] for p in plain.values() if p.endswith(f".{longest}")}, key=len)]
+    best = max(prefixes, key=lambda x: sum(p.startswith(x) and p.removeprefix(x) in known for p in plain.values()))
+    return {k: p.removeprefix(best) if p.removeprefix(best) in known else p for k, p in plain.items()}
 
 # %% ../nbs/009_pretrained.ipynb #c8b70da0
 _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}

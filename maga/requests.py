@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .checks import Amount, MagaError, check_value, did_you_mean, number_of, shown
 from .data import ForgetSplit, ImageSet, class_id
-from .mapped import joined, placed
+from .mapped import joined, placed, twin_rows
 
 # %% auto #0
 __all__ = ['same_images', 'twins_of', 'forget_files', 'remembering', 'after']
@@ -104,9 +104,7 @@ def twins_of(
     rows: Tensor,  # int64 [n]
 ) -> Tensor:
     "int64, sorted: the other rows that have the pixels of one of these."
-    found = _alike(images, images.pixels(rows))
-    found[rows] = False
-    return found.nonzero().flatten()
+    return twin_rows(images.images, rows.to(images.images.device)).to(images.device)
 
 # %% ../nbs/013_requests.ipynb #7faa56ea
 def _listed(images: ImageSet, rows: Sequence[int]) -> str:

@@ -26,10 +26,11 @@ from .cache import cache_folder as cache_folder
 from .cache import Undecoded, cached
 from .checks import Count, MagaError, check_value, did_you_mean
 from .data import ImageSet
-from .decoding import AT_ONCE, decoded
+from .decoding import AT_ONCE, decoded, tell_unread
 from .decoding import decode as decode
 from .decoding import decode_all as decode_all
 from .decoding import eight_bits as eight_bits
+from .decoding import unread_files as unread_files
 from .device import pick_device
 from .packaged import no_waiting
 
@@ -262,6 +263,7 @@ def from_folder(
     check_value("size", size, Count | None)
     root = Path(root).expanduser()
     found = _parts(root)
+    tell_unread(root, found["train"][0], (Path(p).relative_to(root).as_posix() for _, samples in found.values() for p, _ in samples))
 
     def read(part: str) -> Undecoded:
         classes, samples = found[part]

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import maga
+from maga.adapter import check_model, prepared
 from maga.data import MagaError
 from maga.measures.metrics import accuracy, predict
 from maga.methods.contract import get_method
-from maga.models import ModelSpec, load_checkpoint, save_checkpoint
+from maga.models import Classifier, ModelSpec, load_checkpoint, save_checkpoint
 from maga.sources import digits, load
 from maga.training import PRETRAINING, Examples, FitConfig, fit
 
@@ -134,3 +135,65 @@ def test_the_first_names_are_loaded_when_used():
         maga.forget_clas  # noqa: B018
     with pytest.raises(ImportError, match="forget_clas"):
         from maga import forget_clas  # noqa: F401
+
+
+class Moody(nn.Module):
+    "A network whose answer in training mode is chosen: two heads on one body."
+
+    def __init__(self, training=lambda main, aux: main, answer=lambda main: main):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Flatten())
+        self.main, self.aux, self.trained, self.answer = nn.Linear(128, 10), nn.Linear(128, 10), training, answer
+
+    def forward(self, x):
+        phi = self.body(x)
+        return self.trained(self.main(phi), self.aux(phi)) if self.training else self.answer(self.main(phi))
+
+
+def test_a_network_that_trains_another_head_is_refused(digit_sets):
+    "The first of what it returns in training mode must be what it answers with in eval mode."
+    train, few = digit_sets[0], FitConfig(1, 64, lr=0.01, pad=0, flip=False)
+    with pytest.raises(MagaError, match="In training mode the answer comes from the layer aux, in eval mode from main"):
+        fit(Moody(lambda main, aux: [aux, main]), Examples.of(train), few, generator())
+    with pytest.raises(MagaError, match=r"In training mode the model gives \[2, 20\]"):
+        check_model(Moody(lambda main, aux: torch.cat([main, aux], 1)), train, 10)
+    with pytest.raises(MagaError, match="In training mode: The model returns a dict without logits"):
+        check_model(Moody(lambda main, aux: {"loss": main.mean()}), train, 10)
+    legitimate = [Moody(), Moody(lambda main, aux: (main, aux)), Moody(lambda main, aux: {"logits": main, "aux": aux}), Moody(lambda main, aux: main + aux)]
+    for model in (*legitimate, Moody(answer=lambda z: 30 * torch.tanh(z / 30)), Own()):
+        before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+        check_model(model, train, 10)
+        check_model(model, train.subset(torch.tensor([0])), 10)
+        assert torch.equal(torch.get_rng_state(), state) and model.training
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_probabilities_are_no_logits(digit_sets):
+    "Log-probabilities are logits of the same network; probabilities are not."
+    with pytest.raises(MagaError, match=r"returns probabilities: .* without the softmax at its end"):
+        prepared(nn.Sequential(Own(), nn.Softmax(1)), digit_sets[0], 10)
+    prepared(nn.Sequential(Own(), nn.LogSoftmax(1)), digit_sets[0], 10)
+
+
+@pytest.mark.parametrize("head", ["body.1", "aux", "body"])
+def test_a_named_layer_that_does_not_make_the_logits_is_refused(head, digit_sets):
+    "A cap or a scale may come after it, another layer may not."
+    train = digit_sets[0]
+    for model in (Own(), Moody(answer=lambda z: torch.tanh(z) / 2)):
+        if head in dict(model.named_modules()):
+            with pytest.raises(MagaError, match=f"The layer '{head}' does not make the 10 logits: name (classify|main), or leave head out"):
+                prepared(Classifier(model, head), train, 10)
+    assert prepared(Classifier(model, "main"), train, 10).head == "main"
+
+
+def test_a_network_of_grey_images_is_told_how_to_wrap_it(digit_sets):
+    grey = nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten(), nn.Linear(4, 10))
+    for model in (grey, nn.Sequential(nn.Flatten(), nn.Linear(64, 10))):
+        with pytest.raises(MagaError, match=r"images here have three channels, also grey ones, and it takes one: .*x\.mean"):
+            prepared(model, digit_sets[0], 10)
+
+    class Grey(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.mean(1, keepdim=True))
+
+    prepared(Grey(*grey), digit_sets[0], 10)

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from torch import nn
 from typer.main import get_command
 
+from maga.adapter import prepared
 from maga.checks import MagaError
 from maga.data import ImageSet, forget_class
 from maga.judges.transition import TransitionMatrix
@@ -747,3 +749,155 @@ def test_an_image_processor_that_does_more_is_refused(kind, options, message, tm
     (tmp_path / "preprocessor_config.json").write_text("no JSON")
     with pytest.raises(MagaError, match="is damaged"):
         _processor(tmp_path)
+
+
+def test_twins_and_another_scale_are_said_by_the_command(at, desk, capsys):
+    "Threes in the folder of eights as well; and test images of thrice the side, which are refused before any work."
+    shutil.copytree(desk / "photos", desk / "twins")
+    for file in sorted((desk / "twins/train/three").iterdir())[:4]:
+        shutil.copy(file, desk / "twins/train/eight" / f"copy{file.name}")
+    with pytest.warns(UserWarning, match=r"4 retained training images \(train/eight/copy.* lists them \(forget_files, --files\)"):
+        code, _, err = at("maga forget --model model.safetensors --data twins --forget three --out told --set fit.lr=0.05 --set fit.epochs=1", capsys)
+    assert code == 0, err
+    for file in (desk / "twins/test").rglob("*.png"):
+        Image.open(file).resize((24, 24)).save(file)
+    line = "maga forget --model net.py:Net --weights net.pth --mean 0.5 --std 0.5 --data twins --forget three --out refused"
+    code, _, err = at(line, capsys)
+    assert code == 1 and "shown at 8×8 pixels, the test images at 24×24" in err and "--size" in err, err
+
+
+@pytest.mark.parametrize(
+    "kind, options, cuts",
+    [
+        ("ViTImageProcessor", {}, False),
+        ("ViTImageProcessor", {"size": {"height": 8, "width": 8}, "resample": 0}, False),
+        ("ViTImageProcessor", {"do_resize": False}, False),
+        ("BitImageProcessor", {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, True),
+        ("BitImageProcessor", {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}, True),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}, "crop_pct": 0.875}, True),
+    ],
+)
+def test_an_image_processor_that_cuts_is_told(kind, options, cuts, tmp_path):
+    "A square is resized as a whole by many that cut an oblong image: here no image is cut, and a warning says what to do."
+    import transformers
+
+    getattr(transformers, kind)(**options).save_pretrained(tmp_path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        _processor(tmp_path)
+    said = [str(w.message) for w in told if "cut your images beforehand" in str(w.message)]
+    assert len(said) == cuts and all("Only side, mean and std are taken from it" in s for s in said), said
+
+
+def test_what_timm_cuts_is_told(tmp_path):
+    import timm
+
+    for name, cuts in (("resnet10t", True), ("vit_tiny_patch16_384", False)):
+        net = timm.create_model(name, num_classes=2)
+        torch.save(net.state_dict(), tmp_path / "net.pth")
+        kept = net.pretrained_cfg["crop_pct"]
+        assert (kept < 1) == cuts
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            open_network(f"timm:{name}", str(tmp_path / "net.pth"), ["a", "b"])
+        said = [str(w.message) for w in told if "cut your images beforehand" in str(w.message)]
+        assert len(said) == cuts and all(f"{kept:.3g} of its shorter side (bicubic)" in s for s in said), said
+
+
+def test_a_file_without_a_description_is_told_how_to_name_its_network(at, desk, capsys):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(2)}, desk / "bare.safetensors")
+    code, _, err = at("maga forget --model bare.safetensors --data photos --forget three --out x", capsys)
+    assert code == 1 and "name its network, and this file as weights (timm:NAME or file.py:NAME with --weights)" in err, err
+
+
+CHECKPOINTS = {
+    "compiled": lambda net: {f"_orig_mod.{k}": v for k, v in net.state_dict().items()},
+    "compiled in parts": lambda net: {k.replace("body.", "body._orig_mod."): v for k, v in net.state_dict().items()},
+    "lightning": lambda net: {"state_dict": {f"model.{k}": v for k, v in net.state_dict().items()}, "epoch": 3},
+    "parallel and compiled": lambda net: {f"module._orig_mod.{k}": v for k, v in net.state_dict().items()},
+    "averaged": lambda net: torch.optim.swa_utils.AveragedModel(net).state_dict(),
+    "extra state": lambda net: net.state_dict() | {"_extra_state": {"version": 3}},
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_wrapped_checkpoints_are_opened_and_written_back(kind, tmp_path):
+    "Prefixes and counters of torch.compile, Lightning and AveragedModel are left out of the network, and are in the result again."
+    more = "\n    def get_extra_state(self):\n        return {'version': 3}\n    def set_extra_state(self, state):\n        self.told = state\n"
+    (tmp_path / "own.py").write_text(NET.replace("    def forward", f"{more if kind == 'extra state' else ''}\n    def forward"))
+    exec(NET, found := {})
+    net, file = found["Net"](), tmp_path / "weights.pth"
+    torch.save(CHECKPOINTS[kind](net), file)
+    opened = open_network(f"{tmp_path}/own.py:Net", str(file))
+    for name, v in net.state_dict().items():
+        assert torch.equal(opened.model.state_dict()[name], v), name
+    with torch.no_grad():
+        opened.model.out.bias += 1
+    before, after_ = (torch.load(p) for p in (file, opened.write(opened.model, tmp_path / "out")))
+    assert list(before) == list(after_)
+    before, after_ = (d.get("state_dict", d) for d in (before, after_))
+    assert list(before) == list(after_)
+    for name, v in before.items():
+        wanted = v + 1 if name.endswith("out.bias") else v
+        assert torch.equal(after_[name], wanted) if isinstance(v, torch.Tensor) else after_[name] == wanted, name
+    if kind == "extra state":
+        assert opened.model.told == {"version": 3} and prepared(opened.model, digits()[0], 10)
+
+
+TIED = """
+import neighbour
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Linear(192, num_classes)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.c(neighbour.together(self.b(self.a(x))))
+"""
+
+
+def test_tied_weights_and_a_neighbour(tmp_path):
+    "safetensors' save_model writes tied weights once; a script's import of the file beside it works as when the script runs."
+    from safetensors.torch import load_model, save_model
+
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/neighbour.py").write_text("def together(x):\n    return x.flatten(1)\n")
+    (tmp_path / "work/tied.py").write_text(TIED)
+    searched = list(sys.path)
+    with pytest.raises(MagaError, match="needs a file of weights"):
+        open_network(f"{tmp_path}/work/tied.py:Net", "", ["a", "b"])
+    assert sys.path == searched
+    make = sys.modules["tied"].Net
+    net = make(2)
+    save_model(net, str(tmp_path / "tied.safetensors"))
+    opened = open_network(f"{tmp_path}/work/tied.py:Net", str(tmp_path / "tied.safetensors"), ["a", "b"])
+    assert torch.equal(opened.model.b.weight, net.a.weight) and torch.equal(opened.model.a.weight, net.a.weight)
+    load_model(make(2), str(opened.write(opened.model, tmp_path / "out")))
+
+
+def test_weights_that_cannot_be_taken_say_why(tmp_path):
+    "Programs, two sets of weights, a retrain without the forgotten class's logit."
+    (tmp_path / "own.py").write_text(NET)
+    exec(NET, found := {})
+    net = found["Net"]()
+    (plain := nn.Sequential(nn.Flatten(), nn.Linear(192, 10))).eval()
+    torch.jit.script(plain).save(tmp_path / "script.pt")
+    torch.export.save(torch.export.export(plain, (torch.zeros(2, 3, 8, 8),)), tmp_path / "exported.pt2")
+    state = net.state_dict()
+    torch.save({**state, **{f"model.{k}": v for k, v in state.items()}}, tmp_path / "twice.pth")
+    torch.save({f"{p}.{k}": v for k, v in state.items() for p in ("model", "ema")}, tmp_path / "both.pth")
+    torch.save({k: v[:9] if k.startswith("out.") else v for k, v in state.items()}, tmp_path / "nine.pth")
+    for file, said in {
+        "script.pt": r"is a TorchScript archive \(torch.jit.save\), a program and not weights",
+        "exported.pt2": r"is an exported program \(torch.export.save\)",
+        "twice.pth": "parameters differ, first model|holds .* twice",
+        "both.pth": "parameters differ",
+        "nine.pth": "has 9 outputs, not 10: .* a retrain too. Train it with 10 outputs",
+    }.items():
+        with pytest.raises(MagaError, match=said):
+            open_network(f"{tmp_path}/own.py:Net", str(tmp_path / file))

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,12 +21,12 @@ import torch
 from PIL import Image
 
 from maga.cache import caches_of, purge_cache
-from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class
+from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class, forget_random, forget_subclass
 from maga.experiments.report import paper_folder, paper_numbers
 from maga.measures.attacks import quantised
 from maga.own.ledger import read_from
 from maga.requests import forget_files, twins_of
-from maga.sources import from_folder, from_parquet, load, put_aside
+from maga.sources import from_folder, from_parquet, load, put_aside, unread_files
 
 
 @pytest.fixture(autouse=True)
@@ -249,6 +250,54 @@ def test_twins_are_named_and_forgotten_on_demand(folder):
     ]
     slow = [j for j in range(len(train)) if any(j != k and torch.equal(train.images[j], train.images[k]) for k in (1,))]
     assert twins_of(train, torch.tensor([1])).tolist() == slow
+
+
+def test_every_kind_of_request_names_twins(folder, digit_sets):
+    "Forgotten cats that lie in the folder of dogs as well: they go on teaching, whatever the request is."
+    for k in (1, 2):
+        Image.open(folder / f"train/cat/000{k}.png").save(folder / f"train/dog/twin{k}.png", compress_level=0)
+    train, test = from_folder(folder)
+    said = r"2 retained training images \(train/dog/twin1.png, train/dog/twin2.png\) have the same pixels as forgotten ones.* lists them"
+    with pytest.warns(UserWarning, match=said) as told:
+        forget_class(train, test, "cat")
+    assert told[0].filename == __file__
+    parts = [replace(s, coarse_labels=s.labels // 2, coarse_classes=("pet", "machine")) for s in (train, test)]
+    with pytest.warns(UserWarning, match=said):
+        forget_subclass(*parts, "cat")
+    cats = (train.labels == train.classes.index("cat")).nonzero().flatten()
+    with pytest.warns(UserWarning, match=said):
+        forget_random(train, test, len(cats), among=cats)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        forget_class(train, test, ["cat", "dog"])
+        forget_class(*digit_sets, 3)
+        forget_random(*digit_sets, 700)
+
+
+def test_train_and_test_at_different_scales_are_refused(folder, digit_sets):
+    "Test images of thrice the side: the network would be measured on what it never saw."
+    train, test = from_folder(folder)
+    large = replace(test, images=test.images.repeat_interleave(3, 2).repeat_interleave(3, 3))
+    h, w = train.images.shape[-2:]
+    with pytest.raises(MagaError, match=rf"training images are shown at {h}×{w} pixels, the test images at {3 * h}×{3 * w}.*--size"):
+        forget_class(train, large, "cat")
+    assert len(forget_class(train.resized(w), large.resized(w), "cat").forget_train)
+
+
+def test_files_that_are_not_read_are_counted(folder):
+    "A picture with another ending, and a part beside train and test: a forgotten image may be among them."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train, test = from_folder(folder)
+    Image.open(folder / "train/cat/0001.png").save(folder / "train/cat/0001.gif")
+    shutil.copytree(folder / "test", folder / "val")
+    (folder / "train/cat/.hidden.gif").write_bytes(b"")
+    said = r"Files in class folders of .* are not read: 6 in val/, 1 .gif \(train/cat/0001.gif, val/cat/0000.png, val/cat/0001.png …\)"
+    with pytest.warns(UserWarning, match=said):
+        again, _ = from_folder(folder)
+    assert again.digest == train.digest
+    assert unread_files(folder, ["cat"], [*train.files, *test.files]) == ["train/cat/0001.gif", "val/cat/0000.png", "val/cat/0001.png"]
+    assert unread_files(folder, ["rocket"], [*train.files, *test.files]) == ["val/rocket/0000.png", "val/rocket/0001.png"]
 
 
 # Larger than memory

@@ -10,13 +10,16 @@ import importlib.util
 import inspect
 import shutil
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -28,16 +31,26 @@ from ..data import ImageSet, check_normalisation
 from ..device import seeded
 from ..models import from_timm, load_checkpoint
 from ..packaged import no_waiting
-from ..pretrained import INNER, check_parameters, read_weights, unpickled
+from ..pretrained import INNER, check_parameters, model_names, stored_weights, unpickled
 
 # %% auto #0
-__all__ = ['write_weights', 'Network', 'open_network', 'order_of', 'in_model_order', 'seen_by']
+__all__ = ['UNUSED', 'write_weights', 'Network', 'open_network', 'order_of', 'in_model_order', 'seen_by']
 
 # %% ../../nbs/700_networks.ipynb #869c4fad
-def _as_stored(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    "The model's tensors under a file's names, in the file's precision."
+UNUSED = "n_averaged"  # a counter of torch's AveragedModel
+
+
+def _as_stored(found: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    "The model's tensors under a file's names, in the file's precision; a counter of averages and extra states stay as they are."
     state = model.state_dict()
-    return {k: state[k.removeprefix("module.")].detach().to("cpu", v.dtype).clone(memory_format=torch.contiguous_format) for k, v in found.items()}
+    names = model_names(found, state)
+
+    def stored(name: str, there: Any) -> Any:
+        if not isinstance(there, Tensor) or (name == UNUSED and name not in state):
+            return there
+        return state[names[name]].detach().to("cpu", there.dtype).clone(memory_format=torch.contiguous_format)
+
+    return {k: stored(k, v) for k, v in found.items()}
 
 
 def _holds_tensors(entry: Any) -> bool:
@@ -85,13 +98,40 @@ class Network:
     std: tuple[float, ...] | None = None
 
 
+# %% ../../nbs/700_networks.ipynb #6597e416
+def _tied(model: nn.Module, found: Mapping[str, Any]) -> list[str]:
+    "Parameters that a file lacks because it holds them under the name of another one: one tensor, saved once."
+    places: dict[Any, list[str]] = {}
+    for name, v in model.state_dict(keep_vars=True).items():
+        if isinstance(v, Tensor) and v.numel():
+            places.setdefault((v.data_ptr(), v.shape, v.stride()), []).append(name)
+    return [n for names in places.values() if any(n in found for n in names) for n in names if n not in found]
+
+
+def _check_logits(weights: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    "`MagaError` where a file differs by a last layer with fewer rows alone."
+    odd = [(found[k].shape, v.shape) for k, v in expected.items() if k in found and found[k].shape != v.shape]
+    rows = {(a[0], b[0]) for a, b in odd if len(a) and a[1:] == b[1:] and a[0] < b[0]}
+    if len(rows) == 1 and len(odd) <= 2 and all(a[1:] == b[1:] for a, b in odd):
+        (there, wanted) = rows.pop()
+        what = f"The last layer in {weights} has {there} outputs, not {wanted}: every network here keeps the logits of all its classes"
+        raise MagaError(f"{what}, a retrain too. Train it with {wanted} outputs on the images that stay.")
+
+
 def _filled(model: nn.Module, weights: str, what: str) -> tuple[nn.Module, Path]:
     "The model with the weights of a file, and the file; `MagaError` names what is absent, superfluous or of another shape."
     if not weights:
         raise MagaError(f"{what[0].upper()}{what[1:]} needs a file of weights (weights=…, --weights): a state dict, as safetensors or by torch.save.")
-    found, expected = read_weights(weights), model.state_dict()
-    check_parameters(weights, what, found, expected, [k for k in expected if k.endswith("num_batches_tracked")])
-    model.load_state_dict(found, strict=False)
+    stored, state = stored_weights(weights), model.state_dict()
+    names = model_names(stored, state)
+    if len(set(names.values())) < len(names):
+        twice = next(n for n, k in Counter(names.values()).items() if k > 1)
+        raise MagaError(f"{weights} holds {twice} twice, as {' and '.join(k for k, n in names.items() if n == twice)}: save one set of weights.")
+    given = {names[k]: v for k, v in stored.items() if k != UNUSED or k in state}
+    found, expected = ({k: v for k, v in t.items() if isinstance(v, Tensor)} for t in (given, state))
+    _check_logits(weights, found, expected)
+    check_parameters(weights, what, found, expected, [*(k for k in expected if k.endswith("num_batches_tracked")), *_tied(model, found)])
+    model.load_state_dict(given, strict=False)
     return model.eval(), Path(weights).expanduser()
 
 
@@ -119,10 +159,24 @@ def _of_timm(source: str, weights: str, classes: int, size: int | None) -> Netwo
     model, file = _filled(make(), weights, f"a {name} with {classes} classes")
     about = getattr(model, "pretrained_cfg", None) or {}
     fixed = about.get("input_size", (3, None))[-1] if about.get("fixed_input_size") else None
+    if (kept := about.get("crop_pct") or 1) < 1:
+        what = f"timm evaluates {name} on the middle of an image, {kept:.3g} of its shorter side ({about.get('interpolation')})"
+        done = "Here all of an image is resized to a square (bicubic): if your training cut, cut your images beforehand"
+        warnings.warn(f"{what}. {done}. Mean and std are those of timm's own weights where you give none.", stacklevel=3)
     return Network(source, model, file, _like_file(file), _seeded(make), None, size or fixed, about.get("mean"), about.get("std"))
 
 # %% ../../nbs/700_networks.ipynb #871bb123
 _COUNTS = ("num_classes", "n_classes", "classes", "num_labels", "k", "K")  # what a factory may call the number of classes
+
+
+@contextmanager
+def _searched(folder: Path) -> Iterator[None]:
+    "A context in which the modules of a folder can be imported by their names, as in a script that lies there."
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def _imported(source: str) -> Callable[..., Any]:
@@ -136,7 +190,8 @@ def _imported(source: str) -> Callable[..., Any]:
                 raise MagaError(f"There is no file {where}; expected a Python file that defines {name}.")
             module = importlib.util.module_from_spec(spec)
             sys.modules.setdefault(path.stem, module)
-            spec.loader.exec_module(module)
+            with _searched(path.resolve().parent):
+                spec.loader.exec_module(module)
         else:
             if "" not in sys.path:
                 sys.path.insert(0, "")
@@ -202,7 +257,25 @@ def _processor(folder: Path) -> dict[str, Any]:
         check_normalisation(*found)
     except MagaError as e:
         raise MagaError(f"The image processor of {file} scales pixels in a way that is not known here: {e}") from e
+    if h != _SIDE and _cuts(asked, h, *found):
+        what = f"The image processor of {file} shows the network a part of an image: it cuts, or pads"
+        here = f"Here all of an image is resized to {h}×{h} pixels: cut your images beforehand as it does"
+        warnings.warn(f"{what}. {here}. Only side, mean and std are taken from it.", stacklevel=3)
     return {"size": None if h == _SIDE else h, "mean": found[0], "std": found[1]}
+
+
+def _cuts(processor: Any, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    "Whether an oblong image that grows redder to the right and greener to the bottom comes out otherwise than resized as a whole."
+    h, w = _SIDE, 2 * _SIDE
+    red, green = torch.linspace(0, 255, w).expand(h, w), torch.linspace(0, 255, h)[:, None].expand(h, w)
+    image = Image.fromarray(torch.stack([red, green, torch.full((h, w), 90.0)], 2).round().to(torch.uint8).numpy())
+    try:
+        seen = processor(image, return_tensors="pt")["pixel_values"][0].double()
+    except Exception:  # one that takes no oblong images cannot be compared
+        return False
+    whole = torch.from_numpy(np.array(image.resize((side, side), Image.Resampling.BICUBIC))).permute(2, 0, 1).double() / 255
+    m, s = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (mean, std))
+    return seen.shape != whole.shape or bool(((seen * s + m - whole).abs() > 0.03).any())
 
 # %% ../../nbs/700_networks.ipynb #3751c4a5
 def _of_hub(source: str) -> Network:
