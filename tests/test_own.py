@@ -747,3 +747,15 @@ def test_an_image_processor_that_does_more_is_refused(kind, options, message, tm
     (tmp_path / "preprocessor_config.json").write_text("no JSON")
     with pytest.raises(MagaError, match="is damaged"):
         _processor(tmp_path)
+
+
+def test_a_number_where_classes_are_named_by_numbers():
+    "Folders 001 … 010: the label 3 is the folder 004, so a number that is no name is refused, and the near names are said."
+    named = tuple(f"{k:03d}" for k in range(1, 11))
+    train, test = (replace(s, classes=named) for s in digits())
+    with pytest.raises(MagaError, match=r"no class named '3', and the classes are named by numbers: did you mean 003\?"):
+        forgetting.Wanted(("3",)).split(train, test)
+    assert forgetting.Wanted(("003",)).split(train, test).forgotten == (2,)
+    assert forgetting.Wanted(("3",)).split(*digits()).forgotten == (3,)
+    with pytest.raises(MagaError, match="did you mean 01[0-9] or"):
+        forgetting.Wanted(("11",)).split(train, test)

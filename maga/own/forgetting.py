@@ -5,10 +5,11 @@
 # %% ../../nbs/701_forgetting.ipynb #868d227a
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,16 +39,30 @@ from ..views import Views, random_views
 from ..training import Examples, FitConfig, fit
 
 # %% auto #0
-__all__ = ['RATES', 'SHARE_OF_STEPS', 'Wanted', 'evenly', 'known_views', 'trial_split', 'usual_training', 'linear_head',
-           'usual_restart', 'Plan', 'tried_rates', 'transition_of', 'planned', 'Forgotten', 'forget',
+__all__ = ['RATES', 'SHARE_OF_STEPS', 'class_of', 'Wanted', 'evenly', 'known_views', 'trial_split', 'usual_training',
+           'linear_head', 'usual_restart', 'Plan', 'tried_rates', 'transition_of', 'planned', 'Forgotten', 'forget',
            'trained_retrains']
 
 # %% ../../nbs/701_forgetting.ipynb #3249c2c4
+def class_of(
+    wanted: str,  # as somebody typed it
+    classes: Sequence[str],  # the names, in the order of the labels
+) -> str | int:
+    "A name, or the number of a label where no class is named by a number; `MagaError` where a number could mean two classes."
+    numbered = [c for c in classes if c.isdecimal()]
+    if wanted in classes or not wanted.isdecimal():
+        return wanted
+    if not numbered:
+        return int(wanted)
+    near = [c for c in numbered if int(c) == int(wanted)] or difflib.get_close_matches(wanted, numbered, n=3, cutoff=0)
+    raise MagaError(f"There is no class named {wanted!r}, and the classes are named by numbers: did you mean {' or '.join(near)}?")
+
+
 @dataclass(frozen=True)
 class Wanted(Checked):
     "What must be forgotten: exactly one of the four."
 
-    classes: tuple[str, ...] = ()  # by name, or by number where no class has it as its name
+    classes: tuple[str, ...] = ()  # by name, or by number where no class is named by a number
     subclass: str = ""  # a fine class; the model predicts the coarse ones
     files: tuple[str, ...] = ()  # training images, by name as in `ImageSet.files`, or by row number
     random: Amount = 0  # so many training images
@@ -65,12 +80,8 @@ class Wanted(Checked):
         gone: Tensor | None = None,  # bool [N]: training images that earlier requests forgot; random ones are among the others
     ) -> ForgetSplit:
         "The request on these images; `MagaError` where they do not hold what is wanted."
-
-        def named(wanted: str) -> str | int:
-            return int(wanted) if wanted.isdecimal() and wanted not in train.classes else wanted
-
         if self.classes:
-            return forget_class(train, test, [named(c) for c in self.classes])
+            return forget_class(train, test, [class_of(c, train.classes) for c in self.classes])
         if self.subclass:
             return forget_subclass(train, test, self.subclass)
         if self.files:
