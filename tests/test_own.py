@@ -759,3 +759,23 @@ def test_a_number_where_classes_are_named_by_numbers():
     assert forgetting.Wanted(("3",)).split(*digits()).forgotten == (3,)
     with pytest.raises(MagaError, match="did you mean 01[0-9] or"):
         forgetting.Wanted(("11",)).split(train, test)
+
+
+def test_class_names_that_hold_commas():
+    "What is typed is first read as one name, then as several; of them, too, the longest that there is."
+    own = ("three, digit", "zero", "one,two", *digits()[0].classes[3:])
+    train, test = (replace(s, classes=own) for s in digits())
+    for text, labels in (("three, digit", (0,)), ("one,two", (2,)), ("zero, three, digit,one,two ,nine", (0, 1, 2, 9)), ("three,8", (3, 8))):
+        assert forgetting.Wanted((text,)).split(train, test).forgotten == labels, text
+    assert forgetting.Wanted(("one,two", "zero")).split(train, test).forgotten == (1, 2)
+    with pytest.raises(MagaError, match="no class named 'digit'"):
+        forgetting.Wanted(("zero, digit",)).split(train, test)
+
+
+def test_a_class_with_a_comma_is_named_on_the_command_line(at, desk, capsys):
+    shutil.copytree(desk / "photos", desk / "commas")
+    for part in ("train", "test"):
+        (desk / "commas" / part / "three").rename(desk / "commas" / part / "three, digit")
+    line = "maga audit --model net.py:Net --original net.pth --unlearned net.pth --mean 0.5 --std 0.5 --data commas --forget 'three, digit'"
+    code, _, err = at(line, capsys)
+    assert code == 0 and "forget three, digit:" in err, err

@@ -183,7 +183,7 @@ def forget_command(
     from maga.progress import ProgressBar
 
     given = {k: v for k, v in locals().items() if isinstance(v, str | int | float | list | None) and k not in ("out", "as_json", "device")}
-    wanted = Wanted(names_of(forget), subclass, lines_of(files) if files else (), random, seed)
+    wanted = Wanted((forget,) if names_of(forget) else (), subclass, lines_of(files) if files else (), random, seed)
     request, unseen = _request(given, wanted)
     if check_free(out, request):
         print(f"This very request is done: {out}/report.html" + f" (not known: whether {', '.join(unseen)} changed since)" * bool(unseen))
@@ -276,7 +276,7 @@ def audit_command(
 
     if train_retrains and (trained_epochs is None or not out):
         raise MagaError("--train-retrains needs --trained-epochs, as many as the original was trained for, and --out, where they are kept.")
-    wanted = Wanted(names_of(forget), subclass, lines_of(files) if files else (), random, seed)
+    wanted = Wanted((forget,) if names_of(forget) else (), subclass, lines_of(files) if files else (), random, seed)
     folder = writable_folder(out) if out else Path()
     given = (data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head)
 

@@ -39,9 +39,9 @@ from ..views import Views, random_views
 from ..training import Examples, FitConfig, fit
 
 # %% auto #0
-__all__ = ['RATES', 'SHARE_OF_STEPS', 'class_of', 'Wanted', 'evenly', 'known_views', 'trial_split', 'usual_training',
-           'linear_head', 'usual_restart', 'Plan', 'tried_rates', 'transition_of', 'planned', 'Forgotten', 'forget',
-           'trained_retrains']
+__all__ = ['RATES', 'SHARE_OF_STEPS', 'class_of', 'names_among', 'Wanted', 'evenly', 'known_views', 'trial_split',
+           'usual_training', 'linear_head', 'usual_restart', 'Plan', 'tried_rates', 'transition_of', 'planned',
+           'Forgotten', 'forget', 'trained_retrains']
 
 # %% ../../nbs/701_forgetting.ipynb #3249c2c4
 def class_of(
@@ -58,11 +58,24 @@ def class_of(
     raise MagaError(f"There is no class named {wanted!r}, and the classes are named by numbers: did you mean {' or '.join(near)}?")
 
 
+def names_among(
+    text: str,  # of class names, separated by commas
+    classes: Sequence[str],  # the names that there are
+) -> list[str]:
+    "The names in a text. One that holds commas itself is found where it is among the classes."
+    parts, found = text.split(","), list[str]()
+    while parts:
+        n = next((n for n in range(len(parts), 1, -1) if ",".join(parts[:n]).strip() in classes), 1)
+        found.append(",".join(parts[:n]).strip())
+        parts = parts[n:]
+    return [name for name in found if name]
+
+
 @dataclass(frozen=True)
 class Wanted(Checked):
     "What must be forgotten: exactly one of the four."
 
-    classes: tuple[str, ...] = ()  # by name, or by number where no class is named by a number
+    classes: tuple[str, ...] = ()  # by name, or by number where no class is named by a number; a text may hold several, separated by commas
     subclass: str = ""  # a fine class; the model predicts the coarse ones
     files: tuple[str, ...] = ()  # training images, by name as in `ImageSet.files`, or by row number
     random: Amount = 0  # so many training images
@@ -81,7 +94,8 @@ class Wanted(Checked):
     ) -> ForgetSplit:
         "The request on these images; `MagaError` where they do not hold what is wanted."
         if self.classes:
-            return forget_class(train, test, [class_of(c, train.classes) for c in self.classes])
+            names = [n for text in self.classes for n in ([text] if text in train.classes else names_among(text, train.classes))]
+            return forget_class(train, test, [class_of(n, train.classes) for n in names])
         if self.subclass:
             return forget_subclass(train, test, self.subclass)
         if self.files:
