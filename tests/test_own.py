@@ -5,6 +5,7 @@ import contextlib
 import csv
 import errno
 import importlib
+import itertools
 import json
 import os
 import re
@@ -779,3 +780,33 @@ def test_a_class_with_a_comma_is_named_on_the_command_line(at, desk, capsys):
     line = "maga audit --model net.py:Net --original net.pth --unlearned net.pth --mean 0.5 --std 0.5 --data commas --forget 'three, digit'"
     code, _, err = at(line, capsys)
     assert code == 0 and "forget three, digit:" in err, err
+
+
+def test_classes_that_the_data_lack_are_named(at, desk, capsys):
+    "Five of ten folders: what the network knows of the others is lost, which no number shows. Those of an earlier request are no loss."
+    kept = ("three", "five", "one", "two", "four")
+    for part, name in itertools.product(("train", "test"), kept):
+        shutil.copytree(desk / "photos" / part / name, desk / "half" / part / name)
+    brief = "--data half --set fit.lr=0.05 --set fit.epochs=1"
+    code, _, err = at(f"maga forget --model model.safetensors {brief} --forget three --out halved_away", capsys)
+    said = "No training image of zero, six, seven, eight, nine stays, and no request forgets them: what the network knows of these classes is lost"
+    assert code == 0 and err.count(said) == 1 and err.index(said) < err.index("restart: "), err
+    assert any(said in w for w in json.loads((desk / "halved_away/report.json").read_text())["warnings"])
+    assert said in (desk / "halved_away/report.html").read_text() and said in (desk / "halved_away/model_card.md").read_text()
+    for part in ("train", "test"):
+        shutil.rmtree(desk / "half" / part / "three")
+    code, _, err = at(f"maga forget --model halved_away {brief} --forget five --out halved_again", capsys)
+    assert code == 0 and "No training image of zero, six," in err and "three" not in err.split("No training image of")[1].split(" stays")[0], err
+
+
+def test_test_images_that_were_put_aside_are_said_to_be_perhaps_training_images(at, desk, capsys):
+    "A folder without train and test: the original was trained on all of it, so its accuracy is not that of unseen images."
+    for name in ("three", "five", "one"):
+        shutil.copytree(desk / "photos/train" / name, desk / "flat" / name)
+    brief = "--data flat --forget three --set fit.lr=0.05 --set fit.epochs=1 --out of_flat"
+    with pytest.warns(UserWarning, match="put aside as the test set"):
+        assert at(f"maga forget --model model.safetensors {brief}", capsys)[0] == 0
+    record, card = json.loads((desk / "of_flat/report.json").read_text()), (desk / "of_flat/model_card.md").read_text()
+    assert any("were put aside from flat itself" in w for w in record["warnings"]) and "were put aside from flat itself" in card
+    assert [n["meaning"].endswith("possibly on images that it was trained on") for n in record["numbers"]] == [True, True, False]
+    assert "were put aside from flat itself" in (desk / "of_flat/report.html").read_text()

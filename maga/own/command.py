@@ -176,6 +176,7 @@ def forget_command(
 ) -> None:
     "Make a network forget, and write a folder with the weights, a report, the list of what still remembers, and a ledger."
     from maga.experiments.settings import names_of
+    from maga.own.doubts import cautions
     from maga.own.forgetting import Wanted, planned
     from maga.own.forgetting import forget as run
     from maga.own.ledger import gone_before, in_force
@@ -194,20 +195,16 @@ def forget_command(
     )
     entries = ledger.entries if ledger else ()
     split = in_force(wanted.split(train, test, gone_before(train, entries) if random else None), entries)
-    _tell(f"{split}")
+    known = cautions(split)
+    _tell(f"{split}", *(f"Note: {w}" for w in known))
     plan = planned(network.model, split, method, preset, part, trained_epochs, changes, judge, network.make, seed, ProgressBar("learning rates"))
     _tell(plan.why)
     result = run(network.model, split, plan, seed, ProgressBar(plan.method.name))
     head = head or (ledger.head if ledger else "")
     record = write_result(out, network, split, result, data, request, entries, head, data_root=data_root)
-    for w in record["warnings"]:
-        _tell(f"Note: {w}")
-    if as_json:
-        print(json.dumps(record, indent=1))
-        return
-    for n in record["numbers"]:
-        print(f"{n['name']:10s} {percent(n['before']):>6s} → {percent(n['after']):>6s} %   {n['meaning']}")
-    print(f"Weights, report and the list of what still remembers: {out}")
+    _tell(*(f"Note: {w}" for w in record["warnings"] if w not in known))
+    rows = [f"{n['name']:10s} {percent(n['before']):>6s} → {percent(n['after']):>6s} %   {n['meaning']}" for n in record["numbers"]]
+    print(json.dumps(record, indent=1) if as_json else "\n".join([*rows, f"Weights, report and the list of what still remembers: {out}"]))
 
 # %% ../../nbs/707_command.ipynb #de3b50ff
 def _request(given: Mapping[str, Any], wanted: Any) -> tuple[str, list[str]]:
@@ -219,9 +216,10 @@ def _request(given: Mapping[str, Any], wanted: Any) -> tuple[str, list[str]]:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16], unseen
 
 
-def _tell(text: str) -> None:
-    "A line for the reader, on standard error; standard output holds the result."
-    print(text, file=sys.stderr)
+def _tell(*lines: str) -> None:
+    "Lines for the reader, on standard error; standard output holds the result."
+    for line in lines:
+        print(line, file=sys.stderr)
 
 # %% ../../nbs/707_command.ipynb #237342d9
 @app.command("purge", epilog="Example:\n\n\b\n  maga purge forgotten")

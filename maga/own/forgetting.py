@@ -43,7 +43,7 @@ __all__ = ['RATES', 'SHARE_OF_STEPS', 'class_of', 'names_among', 'Wanted', 'even
            'usual_training', 'linear_head', 'usual_restart', 'Plan', 'tried_rates', 'transition_of', 'planned',
            'Forgotten', 'forget', 'trained_retrains']
 
-# %% ../../nbs/701_forgetting.ipynb #3249c2c4
+# %% ../../nbs/701_forgetting.ipynb #3249c2c3
 def class_of(
     wanted: str,  # as somebody typed it
     classes: Sequence[str],  # the names, in the order of the labels
@@ -70,7 +70,7 @@ def names_among(
         parts = parts[n:]
     return [name for name in found if name]
 
-
+# %% ../../nbs/701_forgetting.ipynb #3249c2c4
 @dataclass(frozen=True)
 class Wanted(Checked):
     "What must be forgotten: exactly one of the four."

@@ -30,6 +30,7 @@ from ..judges.named import is_matrix, local_weights
 from ..measures.metrics import Measurement
 from ..methods.contract import show_flow
 from ..models import Classifier
+from .doubts import cautions, near_chance, put_aside
 from .forgetting import Forgotten
 from .ledger import Artefact, Entry, Ledger, artefacts, read_from, write_artefacts
 from .networks import Network
@@ -49,12 +50,18 @@ MEANINGS = {
 }
 
 
-def numbers(before: Measurement, after: Measurement) -> list[dict[str, Any]]:
+def numbers(
+    before: Measurement,
+    after: Measurement,
+    aside: bool = False,  # whether the original may have been trained on the test images
+) -> list[dict[str, Any]]:
     "Rows of name, before, after and meaning, in percent; None where no image is left to measure on."
+    rows = [(k, m + "; before: possibly on images that it was trained on" * (aside and k in ("A_r", "A_f"))) for k, m in MEANINGS.items()]
+
     def known(m: Measurement, name: str) -> float | None:
         return None if math.isnan(x := getattr(m, name)) else x
 
-    return [{"name": k, "before": known(before, k), "after": known(after, k), "meaning": m} for k, m in MEANINGS.items() if hasattr(after, k)]
+    return [{"name": k, "before": known(before, k), "after": known(after, k), "meaning": m} for k, m in rows if hasattr(after, k)]
 
 
 def percent(x: float | None) -> str:
@@ -64,11 +71,10 @@ def percent(x: float | None) -> str:
 
 def warnings_of(result: Forgotten, split: ForgetSplit) -> list[str]:
     "What a reader should know before accepting the result, a sentence each."
-    before, after, found = result.before, result.after, []
-    chance = 100 / split.num_classes
-    if before.A_r < chance + 0.1 * (100 - chance):
+    before, after, found = result.before, result.after, cautions(split)
+    if near_chance(before.A_r, split.num_classes):
         found.append(
-            f"The original is right on {before.A_r:.1f} % of the test images, near chance ({chance:.1f} %): "
+            f"The original is right on {before.A_r:.1f} % of the test images, near chance ({100 / split.num_classes:.1f} %): "
             "check normalisation, size and order of the classes before anything else."
         )
     if after.A_r < before.A_r - 2:
@@ -117,7 +123,8 @@ def record(
         "images": {"forgotten": len(split.forget_train), "retained": len(split.retain_train), "forgotten test": len(split.forget_test)},
         "method": plan.method.name, "source": plan.method.source, "why": plan.why, "settings": settings_of(plan.config), "seed": result.seed,
         "rates tried": {f"{k:g}": round(v, 2) for k, v in plan.trials.items()},
-        "numbers": numbers(result.before, result.after), "warnings": warnings_of(result, split), "answers": shares, "classes": list(classes),
+        "numbers": numbers(result.before, result.after, put_aside(split)), "warnings": warnings_of(result, split), "answers": shares,
+        "classes": list(classes),
         "cost": {"image passes": round(result.passes), "passes of the trials": round(plan.passes),
                  "epochs over what stays": round((result.passes + plan.passes) / len(split.retain_train), 2), "seconds": round(result.seconds, 1)},
         "model": {"source": network.source, "file": str(network.weights), "sha256": _revision(network.weights), "result sha256": _revision(written),
@@ -189,7 +196,9 @@ tags: [machine-unlearning, maga]
 
 A classifier of {{ r.classes|length }} classes from which {{ r.images.forgotten }} training images of {{ r.data.name }}
 ({{ r.task }} task: {{ r.forgotten }}) were unlearned with {{ r.method }} on {{ r.date[:10] }}.
-
+{% for w in r.warnings %}
+> {{ w }}
+{% endfor %}
 | in percent | before | after |
 |---|---|---|
 {% for n in r.numbers %}| {{ n.name }}: {{ n.meaning }} | {{ n.before|percent }} | {{ n.after|percent }} |
