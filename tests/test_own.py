@@ -30,6 +30,7 @@ from maga.data import ImageSet, forget_class
 from maga.judges.transition import TransitionMatrix
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command, forgetting
+from maga.own.audit import audit
 from maga.own.ledger import Entry, in_force, open_result
 from maga.own.networks import _processor, in_model_order, open_network, write_weights
 from maga.own.report import inputs_of
@@ -377,10 +378,12 @@ def test_retrains_of_a_folder_in_bfloat16(at, desk, capsys):
         id2label=names, label2id={c: k for k, c in names.items()},
     )  # fmt: skip
     ViTForImageClassification(config).to(torch.bfloat16).save_pretrained(desk / "halved")
-    line = "maga audit --original halved --unlearned halved --mean 0.5 --std 0.5 --data photos --forget three"
-    code, out, err = at(f"{line} --train-retrains 1 --trained-epochs 1 --out audited_halved", capsys)
-    assert code == 0 and "UNDECIDED" in out, err
-    assert open_network(str(desk / "halved")).model.dtype == torch.bfloat16
+    network, train, test, _ = command.opened("halved", "", "photos", "data", "cpu", mean=(0.5,) * 3, std=(0.5,) * 3)
+    split = forget_class(train, test, "three")
+    (one,) = forgetting.trained_retrains(network.model, network.make, split, 1, forgetting.usual_training(network.model, split, 1), desk / "of_halved")
+    assert next(one.parameters()).dtype == torch.float32 and network.model.dtype == torch.bfloat16
+    code, _, err = at("maga audit --original halved --unlearned halved --mean 0.5 --std 0.5 --data photos --forget three", capsys)
+    assert code == 1 and "The original is right on" in err and "near chance" in err, err
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
@@ -810,3 +813,51 @@ def test_test_images_that_were_put_aside_are_said_to_be_perhaps_training_images(
     assert any("were put aside from flat itself" in w for w in record["warnings"]) and "were put aside from flat itself" in card
     assert [n["meaning"].endswith("possibly on images that it was trained on") for n in record["numbers"]] == [True, True, False]
     assert "were put aside from flat itself" in (desk / "of_flat/report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def retrained(desk):
+    "Three retrains without *three*, the files of the user's own script."
+    exec(NET, found := {})
+    train = in_model_order(digits()[0], sorted(digits()[0].classes))
+    data = train.__class__(train.images, train.labels, train.classes, mean=(0.5,) * 3, std=(0.5,) * 3)
+    rows = (data.labels != data.classes.index("three")).nonzero().flatten()
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net = found["Net"]()
+        net = fit(net, Examples.of(data, rows), FitConfig(4, 32, lr=0.1, pad=0, flip=False), g)
+        torch.save(net.state_dict(), desk / f"again_{seed}.pth")
+    torch.save(found["Net"]().state_dict(), desk / "untrained.pth")
+    state = torch.load(desk / "again_1.pth")
+    turned = state | {k: state[k].roll(1, 0) for k in ("out.weight", "out.bias")}
+    torch.save(turned, desk / "turned.pth")
+    return [f"again_{seed}.pth" for seed in range(3)]
+
+
+AUDITED = "maga audit --model net.py:Net --original net.pth --data photos --forget three"
+
+
+def test_an_audit_refuses_networks_that_do_not_work(at, retrained, capsys):
+    "A wrong normalisation, an untrained retrain, one whose classes are in another order: each would give a confident verdict."
+    own, check = "--mean 0.5 --std 0.5", "check the normalisation (--mean, --std), the order of the classes, and the weights"
+    given = " ".join(f"--retrain {r}" for r in retrained)
+    code, out, err = at(f"{AUDITED} {own} --unlearned net.pth {given}", capsys)
+    assert code == 0 and out.startswith("DISTINGUISHABLE"), err
+    turned = "nine,eight,seven,six,five,four,three,two,one,zero"
+    code, out, err = at(f"{AUDITED} --mean 0 --std 0.004 --classes {turned} --unlearned net.pth {given}", capsys)
+    assert code == 1 and not out and f"near chance (10.0 %): {check}" in err, err
+    for wrong in ("untrained.pth", "turned.pth"):
+        code, out, err = at(f"{AUDITED} {own} --unlearned net.pth {given} --retrain {wrong}", capsys)
+        assert code == 1 and not out and "Retrain 4 is right on" in err and check in err, err
+    code, out, err = at(f"{AUDITED} {own} --unlearned net.pth --retrain turned.pth", capsys)
+    assert code == 1 and "Retrain 1 is right on" in err, err
+
+
+def test_accuracy_on_images_that_were_put_aside_decides_nothing(split, original):
+    "Of a folder without train and test a network may have seen the test images: A_r is not measured there, and the others count."
+    for folders, counts in ((("a", "a"), False), (("train", "test"), True)):
+        train, test = (replace(s, files=tuple(f"{f}/{n}.png" for n in range(len(s)))) for f, s in zip(folders, (split.train, split.test), strict=True))
+        found = audit(original, original, replace(split, train=train, test=test))
+        assert ("were put aside" in found["A_r"].says) != counts and "were put aside" not in found["A_f"].says
