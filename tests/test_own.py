@@ -861,3 +861,29 @@ def test_accuracy_on_images_that_were_put_aside_decides_nothing(split, original)
         train, test = (replace(s, files=tuple(f"{f}/{n}.png" for n in range(len(s)))) for f, s in zip(folders, (split.train, split.test), strict=True))
         found = audit(original, original, replace(split, train=train, test=test))
         assert ("were put aside" in found["A_r"].says) != counts and "were put aside" not in found["A_f"].says
+
+
+def test_weights_beside_an_earlier_result_are_refused(at, desk, capsys):
+    "The result has its own; others would be ignored without a word."
+    assert at(f"{GOOD} --forget three --out has_weights --set fit.lr=0.05 --set fit.epochs=1", capsys)[0] == 0
+    for weights in ("net.pth", "nowhere.pth"):
+        code, _, err = at(f"maga forget --model has_weights --weights {weights} --data photos --forget eight --out x", capsys)
+        assert code == 1 and "has_weights is an earlier result and holds its own weights" in err and not (desk / "x").exists(), err
+
+
+def test_a_folder_named_as_a_data_set_is_not_replaced_by_it(at, desk, capsys, tmp_path, monkeypatch):
+    "`digits` is scikit-learn's, ./digits and folder:digits are the folder; which is meant is asked."
+    few = [s.subset(torch.arange(100)) for s in digits()]
+    as_folder(tmp_path / "digits", dict(zip(("train", "test"), few, strict=True)))
+    monkeypatch.chdir(tmp_path)
+    line = f"maga audit --original {desk}/model.safetensors --unlearned {desk}/model.safetensors --forget three --data"
+    code, _, err = at(f"{line} digits", capsys)
+    assert code == 1 and "write ./digits for the folder" in err, err
+    for named in ("./digits", "folder:digits", str(tmp_path / "digits")):
+        code, _, err = at(f"{line} {named}", capsys)
+        assert code == 0 and "forget three: train 11 forget + 89 retain" in err, err
+    code, _, err = at(f"{line} folder:nowhere", capsys)
+    assert code == 1 and "There is no folder" in err, err
+    with pytest.raises(MagaError, match="cifar10 was not found"):  # the folder of the data set itself is no doubt
+        (tmp_path / "cifar10").mkdir()
+        command.opened(f"{desk}/model.safetensors", "", "cifar10", ".", "cpu")

@@ -93,8 +93,10 @@ def opened(
     from maga.sources import NAMES, from_parquet, load
 
     place, ledger = pick_device(device), None
-    folder = Path(data).expanduser()
-    if data not in NAMES and ":" not in data and not folder.is_dir():
+    folder, root = (Path(p).expanduser() for p in (data.removeprefix("folder:"), data_root))
+    if data in NAMES and folder.is_dir() and folder.resolve() not in (root.resolve(), (root / data).resolve()):
+        raise MagaError(f"{data} is the name of a data set and of a folder here: write ./{data} for the folder; for the data set work elsewhere.")
+    if data not in NAMES and not folder.is_dir() and (":" not in data or data.startswith("folder:")):
         raise MagaError(f"There is no folder {data}, and no data set of that name ({', '.join(NAMES)}); for the hub: hub:NAME.")
 
     def images(side: int | None) -> tuple[Any, Any]:
@@ -105,6 +107,8 @@ def opened(
 
     network, wanted = None, size  # the side to decode at
     if (Path(model).expanduser() / "ledger.json").is_file():
+        if weights:
+            raise MagaError(f"{model} is an earlier result and holds its own weights; leave --weights out, or name the network's factory as --model.")
         network, ledger = open_result(model)
         head, wanted = head or ledger.head, ledger.decoded_at(size)
     elif not (model.startswith("timm:") or weights):
