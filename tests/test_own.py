@@ -4,6 +4,7 @@ import ast
 import contextlib
 import csv
 import errno
+import hashlib
 import importlib
 import itertools
 import json
@@ -482,7 +483,7 @@ def test_weights_stay_where_the_report_fails(at, desk, capsys, monkeypatch):
 
     monkeypatch.setattr("maga.own.report.card_of", broken)
     code, _, err = at(f"{GOOD} --forget three --out kept --set fit.lr=0.05 --set fit.epochs=1", capsys)
-    assert code == 1 and "The weights are in kept" in err and "no such thing" in err and not list(desk.glob(".kept.*")), err
+    assert code == 1 and "The weights are in kept (model.safetensors)" in err and "no such thing" in err and not list(desk.glob(".kept.*")), err
     assert load_file(desk / "kept/model.safetensors").keys() == load_file(desk / "model.safetensors").keys()
     assert [e.what for e in open_result(desk / "kept")[1].entries] == ["three"]
 
@@ -761,7 +762,7 @@ def test_a_number_where_classes_are_named_by_numbers():
         forgetting.Wanted(("3",)).split(train, test)
     assert forgetting.Wanted(("003",)).split(train, test).forgotten == (2,)
     assert forgetting.Wanted(("3",)).split(*digits()).forgotten == (3,)
-    with pytest.raises(MagaError, match="did you mean 01[0-9] or"):
+    with pytest.raises(MagaError, match=r"did you mean 01[0-9] or"):
         forgetting.Wanted(("11",)).split(train, test)
 
 
@@ -887,3 +888,60 @@ def test_a_folder_named_as_a_data_set_is_not_replaced_by_it(at, desk, capsys, tm
     with pytest.raises(MagaError, match="cifar10 was not found"):  # the folder of the data set itself is no doubt
         (tmp_path / "cifar10").mkdir()
         command.opened(f"{desk}/model.safetensors", "", "cifar10", ".", "cpu")
+
+
+def test_the_checkpoint_may_vanish_or_change_while_the_method_runs(at, desk, capsys, monkeypatch):
+    "Names, container and hash are those of the file that was opened: the result is not lost with it."
+    own, line = forgetting.forget, "maga forget --model net.py:Net --weights going.pth --mean 0.5 --std 0.5 --data photos --forget three --set fit.epochs=1"
+    digest = hashlib.sha256((desk / "net.pth").read_bytes()).hexdigest()[:16]
+    for n, change in enumerate((Path.unlink, lambda p: p.write_bytes(b"another"))):
+        shutil.copy(desk / "net.pth", desk / "going.pth")
+
+        def run(*a, change=change, **k):
+            change(desk / "going.pth")
+            return own(*a, **k)
+
+        monkeypatch.setattr(forgetting, "forget", run)
+        code, _, err = at(f"{line} --set fit.lr=0.05 --out went_{n}", capsys)
+        assert code == 0, err
+        before, found = (torch.load(desk / p) for p in ("net.pth", f"went_{n}/going.pth"))
+        assert list(found) == ["model", "epoch"] and list(found["model"]) == list(before["model"])
+        assert json.loads((desk / f"went_{n}/report.json").read_text())["model"]["sha256"] == digest
+
+
+def test_weights_that_cannot_be_written_in_their_form_are_kept_plain(at, desk, capsys, monkeypatch):
+    "Whatever fails while the result is written as the original was: a state dict is left."
+
+    def refused(*a):
+        raise KeyError("no such form")
+
+    monkeypatch.setattr("maga.own.networks.write_weights", refused)
+    code, _, err = at(f"{GOOD} --forget three --out plainly --set fit.lr=0.05 --set fit.epochs=1", capsys)
+    assert code == 1 and "The weights are in plainly (state_dict.pth)" in err and "no such form" in err, err
+    assert torch.load(desk / "plainly/state_dict.pth").keys() == load_checkpoint(desk / "model.safetensors")[0].state_dict().keys()
+
+
+def test_a_result_works_from_every_folder(at, desk, capsys, tmp_path, monkeypatch):
+    "With its code where it was, or moved along with it; code that has changed or is gone is said."
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "parts.py").write_text(NET)
+    (project / "mine.py").write_text("import parts\n\ndef Net():\n    return parts.Net()\n")
+    shutil.copy(desk / "net.pth", project)
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(project)
+    brief = f"--data {desk}/photos --set fit.lr=0.05 --set fit.epochs=1"
+    line = f"maga forget --model mine.py:Net --weights net.pth --mean 0.5 --std 0.5 {brief} --forget three --out done"
+    assert at(line, capsys)[0] == 0
+    monkeypatch.chdir(desk)
+    for n, place in enumerate((project, tmp_path / "moved")):
+        code, _, err = at(f"maga forget --model {place}/done {brief} --forget eight --out {tmp_path}/eight_{n}", capsys)
+        assert code == 0 and "has changed" not in err, err
+        project.rename(tmp_path / "moved") if n == 0 else None
+    assert open_result(tmp_path / "eight_1")[0].source == "mine.py:Net"  # also of a result of a result
+    (tmp_path / "moved/mine.py").write_text("import parts\n\nclass Net(parts.Net):\n    pass\n")
+    with pytest.warns(UserWarning, match="mine.py has changed since .*done was made"):
+        open_result(tmp_path / "moved/done")
+    (tmp_path / "moved/mine.py").unlink()
+    code, _, err = at(f"maga forget --model {tmp_path}/moved/done {brief} --forget eight --out x", capsys)
+    assert code == 1 and "The code of the network" in err and "put mine.py back" in err, err

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,7 +24,7 @@ from ..cache import caches_of, sources_of, unfinished
 from ..checks import Checked, MagaError, write_whole
 from ..data import ForgetSplit, ImageSet, class_id
 from ..judges.contract import image_hashes
-from .networks import Network, open_network
+from .networks import Network, open_network, revision_of
 from ..requests import remembering
 from ..sources import NAMES, without_tuning
 
@@ -67,6 +69,9 @@ class Ledger(Checked):
     entries: tuple[Any, ...] = field(default_factory=tuple)  # of the first request to the last
     data_folder: str = ""  # that the images were read from; "": none, or not said
     data_name: str = ""  # of the data set, where its caches are known by that
+    code: str = ""  # the file of the network's factory, absolute; "": there is none, or not said
+    code_beside: str = ""  # the same, from the folder of the result
+    code_sha256: str = ""  # of that file when the network was opened
 
     def decoded_at(self, size: int | None) -> int | None:
         "The side to decode images at, so that hashes find those of earlier requests; None: as they are. Where no entry says it, `size`."
@@ -89,6 +94,26 @@ class Ledger(Checked):
             raise MagaError(f"{path} is damaged ({type(e).__name__}: {e}); expected the ledger of a result of maga forget.") from e
 
 # %% ../../nbs/702_ledger.ipynb #afdb0850
+def _with_code(ledger: Ledger, folder: Path) -> str:
+    "The network's source with its code where it lies now, seen from any working folder. A warning says where the code has changed."
+    where, _, name = ledger.source.rpartition(":")
+    places = [p for p in (folder / ledger.code_beside, Path(ledger.code)) if ledger.code and p.is_file()]
+    file = next((p for p in places if revision_of(p) == ledger.code_sha256), places[0] if places else None)
+    if file is None:
+        if ledger.code and where.endswith(".py"):
+            what = f"The code of the network of {folder} is gone: neither {folder / ledger.code_beside} nor {ledger.code} is there"
+            raise MagaError(f"{what}; put {Path(ledger.code).name} back, its weights alone are no network.")
+        return ledger.source
+    if revision_of(file) != ledger.code_sha256:
+        warnings.warn(f"{file} has changed since {folder} was made: the network may not be the one that forgot.", stacklevel=3)
+    if not where.endswith(".py"):
+        return ledger.source
+    file = Path(os.path.abspath(file))
+    if (beside := str(file.parent)) not in sys.path:
+        sys.path.append(beside)  # it may import its neighbours
+    return f"{file}:{name}"
+
+
 def open_result(
     folder: str | Path,  # of a result
 ) -> tuple[Network, Ledger]:
@@ -96,7 +121,7 @@ def open_result(
     ledger, folder = Ledger.load(folder), Path(folder).expanduser()
     file = folder / ledger.weights
     alone = file.is_dir() or ledger.source.endswith(".safetensors")  # describes itself
-    network = open_network(str(file) if alone else ledger.source, "" if alone else str(file), ledger.classes, ledger.size)
+    network = open_network(str(file) if alone else _with_code(ledger, folder), "" if alone else str(file), ledger.classes, ledger.size)
     return replace(network, source=ledger.source, classes=ledger.classes, size=ledger.size, mean=ledger.mean, std=ledger.std), ledger
 
 # %% ../../nbs/702_ledger.ipynb #1247cbf1

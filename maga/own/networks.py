@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +26,11 @@ from ..checks import MagaError, check_value, shown, write_whole
 from ..data import ImageSet, check_normalisation
 from ..device import seeded
 from ..models import from_timm, load_checkpoint
-from ..packaged import no_waiting
+from ..packaged import file_revision, no_waiting
 from ..pretrained import INNER, check_parameters, read_weights, unpickled
 
 # %% auto #0
-__all__ = ['write_weights', 'Network', 'open_network', 'order_of', 'in_model_order', 'seen_by']
+__all__ = ['Form', 'write_weights', 'revision_of', 'Network', 'open_network', 'order_of', 'in_model_order', 'seen_by']
 
 # %% ../../nbs/700_networks.ipynb #869c4fad
 def _as_stored(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -46,30 +45,56 @@ def _holds_tensors(entry: Any) -> bool:
     return isinstance(entry, Tensor) or (isinstance(entry, list | tuple) and any(map(_holds_tensors, entry)))
 
 
-def _container(found: Any, model: nn.Module) -> Any:
-    "What torch had saved, with the model's weights in it and without other tensors."
+def _container(found: Any, fill: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> Any:
+    "What torch had saved, with the weights that `fill` makes of those in it, and without other tensors."
     inner = next((k for k in INNER if isinstance(found.get(k), Mapping)), None)
     if inner is None:
-        return type(found)(_as_stored(found, model))
-    return {k: _container(v, model) if k == inner else v for k, v in found.items() if k == inner or not _holds_tensors(v)}
+        return type(found)(fill(found))
+    return {k: _container(v, fill) if k == inner else v for k, v in found.items() if k == inner or not _holds_tensors(v)}
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    "How a file keeps weights: names, precision and container, without the weights. The file may be gone when a result is written."
+
+    held: Any  # what the file held, of tensors the precision alone
+    header: dict[str, str] | None = None  # of a safetensors file; None: torch saved it
+
+    @classmethod
+    def of(cls, file: str | Path) -> Form:
+        "The form of a file. A safetensors header keeps the description and loses what was measured."
+        file = Path(file).expanduser()
+
+        def hollow(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {k: torch.empty(0, dtype=v.dtype) for k, v in found.items()}
+
+        if file.suffix != ".safetensors":
+            return cls(_container(unpickled(file), hollow))
+        with safe_open(file, "pt") as f:
+            header = {k: v for k, v in (f.metadata() or {}).items() if k in ("format", "maga")}
+        return cls(hollow(load_file(file)), header)
 
 
 def write_weights(
     model: nn.Module,
-    like: str | Path,  # the file whose names, precision and container are taken
+    like: str | Path | Form,  # the file whose names, precision and container are taken, or its form
     path: str | Path,  # is written, whole or not at all
 ) -> Path:
-    "The model's weights in a file like another one. A safetensors header keeps the description and loses what was measured."
-    like = Path(like).expanduser()
-    if like.suffix == ".safetensors":
-        with safe_open(like, "pt") as f:
-            header = {k: v for k, v in (f.metadata() or {}).items() if k in ("format", "maga")}
-        tensors = _as_stored(load_file(like), model)
-        return write_whole(path, lambda p: save_file(tensors, p, header))
-    made = _container(unpickled(like), model)
+    "The model's weights in a file like another one."
+    form = like if isinstance(like, Form) else Form.of(like)
+    if form.header is not None:
+        tensors = _as_stored(form.held, model)
+        return write_whole(path, lambda p: save_file(tensors, p, form.header))
+    made = _container(form.held, lambda found: _as_stored(found, model))
     return write_whole(path, lambda p: torch.save(made, p))
 
 # %% ../../nbs/700_networks.ipynb #72490981
+def revision_of(path: Path) -> str:
+    "A hash of the weights in a file or a folder: 16 hexadecimal digits each; empty where there is none."
+    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin")) if path.is_dir() else [path]
+    return "+".join(file_revision(f) for f in files if f.is_file())
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     "A user's network, and how another one is written in its form."
@@ -83,6 +108,17 @@ class Network:
     size: int | None = None  # side of its images, in pixels; None: any
     mean: tuple[float, ...] | None = None  # of its normalisation; None: not said
     std: tuple[float, ...] | None = None
+    sha256: str = ""  # of the weights as they were opened; "": there is no such file
+    code: str = ""  # the file of its factory, absolute; "": there is none
+    code_sha256: str = ""  # of that file as it was opened
+
+    def __post_init__(self) -> None:
+        where = self.source.rpartition(":")[0]
+        module = where if where.endswith(".py") else getattr(sys.modules.get(where), "__file__", None) or ""
+        code = self.code or (str(Path(module).expanduser().absolute()) if module and not self.source.startswith(("timm:", "hf:")) else "")
+        object.__setattr__(self, "code", code)
+        object.__setattr__(self, "sha256", self.sha256 or revision_of(self.weights))
+        object.__setattr__(self, "code_sha256", self.code_sha256 or (revision_of(Path(code)) if code else ""))
 
 
 def _filled(model: nn.Module, weights: str, what: str) -> tuple[nn.Module, Path]:
@@ -104,7 +140,8 @@ def _seeded(make: Callable[[], Any]) -> Callable[[torch.Generator], nn.Module]:
 
 
 def _like_file(file: Path) -> Callable[[nn.Module, Path], Path]:
-    return lambda model, folder: write_weights(model, file, folder / file.name)
+    form = Form.of(file)
+    return lambda model, folder: write_weights(model, form, folder / file.name)
 
 # %% ../../nbs/700_networks.ipynb #8817cedf
 def _self_described(source: str) -> Network:
@@ -227,13 +264,14 @@ def _of_hub(source: str) -> Network:
     names = tuple(model.config.id2label[k] for k in sorted(model.config.id2label))
     given = None if all(n == f"LABEL_{k}" for k, n in enumerate(names)) else names
     about, side = _processor(folder), getattr(model.config, "image_size", None)
+    said_of_images = (folder / "preprocessor_config.json").read_bytes() if about else b""
     size = about.get("size") or (side if isinstance(side, int) else None)
 
     def write(result: nn.Module, into: Path) -> Path:
         place = into / "model"
         result.save_pretrained(place)  # type: ignore[operator]
-        if (folder / "preprocessor_config.json").is_file():
-            shutil.copy(folder / "preprocessor_config.json", place)
+        if said_of_images:
+            (place / "preprocessor_config.json").write_bytes(said_of_images)
         return place
 
     make = _seeded(lambda: AutoModelForImageClassification.from_config(model.config))

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from jinja2 import Environment
+from torch import nn
 
 from .. import __version__
-from ..checks import MagaError, writable_folder
+from ..checks import MagaError, writable_folder, write_whole
 from ..data import ForgetSplit
 from ..experiments.store import code_digest
 from ..judges.named import is_matrix, local_weights
@@ -33,8 +34,7 @@ from ..models import Classifier
 from .doubts import cautions, near_chance, put_aside
 from .forgetting import Forgotten
 from .ledger import Artefact, Entry, Ledger, artefacts, read_from, write_artefacts
-from .networks import Network
-from ..packaged import file_revision
+from .networks import Network, revision_of
 from ..sources import NAMES
 
 # %% auto #0
@@ -99,12 +99,6 @@ def settings_of(config: Any, name: str = "") -> dict[str, Any]:
     return found
 
 
-def _revision(path: Path) -> str:
-    "A hash of the weights in a file or folder."
-    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin")) if path.is_dir() else [path]
-    return "+".join(map(file_revision, files))
-
-
 def record(
     network: Network,
     split: ForgetSplit,
@@ -127,7 +121,7 @@ def record(
         "classes": list(classes),
         "cost": {"image passes": round(result.passes), "passes of the trials": round(plan.passes),
                  "epochs over what stays": round((result.passes + plan.passes) / len(split.retain_train), 2), "seconds": round(result.seconds, 1)},
-        "model": {"source": network.source, "file": str(network.weights), "sha256": _revision(network.weights), "result sha256": _revision(written),
+        "model": {"source": network.source, "file": str(network.weights), "sha256": network.sha256, "result sha256": revision_of(written),
                   "size": split.train.size, "mean": list(split.train.mean), "std": list(split.train.std)},
         "data": {"name": split.train.name, "sha256": split.digest},
         "code": {"maga": __version__, "sha256": code_digest(), "torch": torch.__version__},
@@ -254,7 +248,8 @@ def inputs_of(
     where, mark, _ = model.rpartition(":")
     network, root = (Path(p).expanduser() for p in (where if where.endswith(".py") else model, data.removeprefix("folder:")))
     judges = Path(judge).expanduser() if is_matrix(judge) else local_weights(judge)
-    places = [network, *([Path(weights).expanduser()] if weights else []), *([judges] if judges else [])]
+    made_with = [Path(Ledger.load(network).code)] if (network / "ledger.json").is_file() else []
+    places = [network, *made_with, *([Path(weights).expanduser()] if weights else []), *([judges] if judges else [])]
     files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
     walked = [] if data in NAMES else sorted(Path(place, n) for place, _, names in os.walk(root, followlinks=True) for n in names)
     images = [f for f in walked if f.suffix.lower() in (*IMG_EXTENSIONS, ".parquet") and f.is_file()]
@@ -313,14 +308,14 @@ def write_result(
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.{os.getpid()}.", suffix=".part", dir=folder.parent))
     except OSError as e:
         raise MagaError(f"{folder} cannot be written ({e.strerror}); name another folder (--out).") from e
-    written = None
+    inner, written = result.model.model if isinstance(result.model, Classifier) else result.model, None  # the network itself
     try:
-        inner = result.model.model if isinstance(result.model, Classifier) else result.model  # the network itself
         written = network.write(inner, part)
         entry, train = Entry.of(split, result.plan.method.name, datetime.now(UTC).date().isoformat()), split.train
         side = train.size or (train.images.shape[-1] if train.images.shape[-1] == train.images.shape[-2] else None)
         known = (*entries, entry), *read_from(data, data_root)
-        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known)
+        code = network.code, os.path.relpath(network.code, folder.absolute()) if network.code else "", network.code_sha256
+        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known, *code)
         ledger.save(part)
         found = artefacts(network, split, data, folder, data_root)
         write_artefacts(found, part / "artefacts.csv")
@@ -332,14 +327,23 @@ def write_result(
         part.chmod(0o755)
         os.rename(part, folder)
     except Exception as e:  # whatever fails beside the weights, they are the work that was asked for
+        written = written or _plain_weights(inner, part)
         if written is not None:
-            what = f"The weights are in {_kept(part, folder)}, but what belongs beside them is not complete ({type(e).__name__}: {e})"
+            what = f"The weights are in {_kept(part, folder)} ({written.name}), but what belongs beside them is incomplete ({type(e).__name__}: {e})"
             raise MagaError(f"{what}; take them from there, and for a report run it again with another folder (--out).") from e
         shutil.rmtree(part, ignore_errors=True)
         if not isinstance(e, OSError):
             raise
         raise MagaError(f"{folder} cannot be written ({e.strerror or e}); free some space or name another folder (--out), then run it again.") from e
     return r
+
+# %% ../../nbs/703_report.ipynb #bb35b369
+def _plain_weights(network: nn.Module, part: Path) -> Path | None:
+    "A plain state dict, where the form of the original cannot be written; None where that cannot be, either."
+    with contextlib.suppress(Exception):
+        state = {k: v.detach().cpu() for k, v in network.state_dict().items()}
+        return write_whole(part / "state_dict.pth", lambda p: torch.save(state, p))
+    return None
 
 
 def _kept(part: Path, folder: Path) -> Path:
