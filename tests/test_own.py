@@ -29,6 +29,7 @@ from typer.main import get_command
 from maga.checks import MagaError
 from maga.data import ImageSet, forget_class
 from maga.judges.transition import TransitionMatrix
+from maga.measures.cost import counted_passes
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command, forgetting
 from maga.own.audit import audit
@@ -945,3 +946,34 @@ def test_a_result_works_from_every_folder(at, desk, capsys, tmp_path, monkeypatc
     (tmp_path / "moved/mine.py").unlink()
     code, _, err = at(f"maga forget --model {tmp_path}/moved/done {brief} --forget eight --out x", capsys)
     assert code == 1 and "The code of the network" in err and "put mine.py back" in err, err
+
+
+@pytest.mark.parametrize("share, trained", [(0.05, 12), (0.5, 60), (0.03, 60)])
+def test_a_budget_pays_for_all_that_is_done(share, trained, split, original):
+    "Trials of learning rates and looks at views are work, too: what is spent is within the budget, and what is said is what is spent."
+    with counted_passes() as spent:
+        plan = forgetting.planned(original, split, budget=share, trained=trained)
+        forgetting.forget(original, split, plan)
+        measured = 2 / 3 * (len(split.train) + len(split.test))  # what `forget` measures is no part of it
+    retrain = trained * len(split.retain_train)
+    cost = (float(spent) - measured) / retrain
+    assert 0.5 * share <= cost <= 1.02 * share, cost
+    said = float(re.search(r"It costs about ([0-9.]+) % of a retrain \(", plan.why)[1])
+    assert abs(said - 100 * cost) <= 0.1 + 2 * cost, (said, cost)
+    assert bool(plan.trials) == (share == 0.5) and ("pays for no trial" in plan.why) != bool(plan.trials)
+
+
+def test_settings_that_exceed_the_budget_are_said(at, desk, capsys):
+    "Before the work, and in the report: the true share beside the one that was asked for."
+    line = f"{GOOD} --forget three --budget 5% --trained-epochs 12 --set fit.lr=0.05"
+    code, _, err = at(f"{line} --out within", capsys)
+    assert code == 0 and "% of a retrain (5 % asked for)" in err, err
+    cost = json.loads((desk / "within/report.json").read_text())["cost"]
+    assert cost["percent asked for"] == 5 and 2 < cost["percent of a retrain"] <= 5.1, cost
+    assert f"{cost['percent of a retrain']} % of a retrain (5.0 % asked for)" in (desk / "within/report.html").read_text()
+    code, _, err = at(f"{line} --set fit.epochs=4 --out beyond", capsys)
+    record = json.loads((desk / "beyond/report.json").read_text())
+    share = record["cost"]["percent of a retrain"]
+    assert code == 0 and share > 6 and any(f"This cost {share:.1f} % of a retrain, and 5 % were asked for" in w for w in record["warnings"]), err
+    told = float(re.search(r"costs about ([0-9.]+) % of a retrain \(5 % asked for\)", err)[1])
+    assert abs(told - share) < 0.2, (told, share)

@@ -5,6 +5,7 @@
 # %% ../../nbs/708_doubts.ipynb #d0ab7002
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..checks import MagaError
 from ..data import ForgetSplit
 
 # %% auto #0
-__all__ = ['FAR', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'check_useful']
+__all__ = ['FAR', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'check_useful', 'class_of', 'names_among']
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7004
 def lost_classes(split: ForgetSplit) -> list[str]:
@@ -78,3 +79,30 @@ def check_useful(
                 f"Retrain {i + 1} is right on {right:.1f} % of the retained test images (the original on {original:.1f} %{beside}), "
                 f"so it is no retrain, or is read wrongly: {what}."
             )
+
+# %% ../../nbs/708_doubts.ipynb #d0ab7011
+def class_of(
+    wanted: str,  # as somebody typed it
+    classes: Sequence[str],  # the names, in the order of the labels
+) -> str | int:
+    "A name, or the number of a label where no class is named by a number; `MagaError` where a number could mean two classes."
+    numbered = [c for c in classes if c.isdecimal()]
+    if wanted in classes or not wanted.isdecimal():
+        return wanted
+    if not numbered:
+        return int(wanted)
+    near = [c for c in numbered if int(c) == int(wanted)] or difflib.get_close_matches(wanted, numbered, n=3, cutoff=0)
+    raise MagaError(f"There is no class named {wanted!r}, and the classes are named by numbers: did you mean {' or '.join(near)}?")
+
+
+def names_among(
+    text: str,  # of class names, separated by commas
+    classes: Sequence[str],  # the names that there are
+) -> list[str]:
+    "The names in a text. One that holds commas itself is found where it is among the classes."
+    parts, found = text.split(","), list[str]()
+    while parts:
+        n = next((n for n in range(len(parts), 1, -1) if ",".join(parts[:n]).strip() in classes), 1)
+        found.append(",".join(parts[:n]).strip())
+        parts = parts[n:]
+    return [name for name in found if name]

@@ -38,8 +38,8 @@ from .networks import Network, revision_of
 from ..sources import NAMES
 
 # %% auto #0
-__all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'percent', 'warnings_of', 'settings_of', 'record', 'page_of', 'card_of',
-           'inputs_of', 'check_free', 'write_result']
+__all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'percent', 'share_of_retrain', 'warnings_of', 'settings_of', 'record',
+           'page_of', 'card_of', 'inputs_of', 'check_free', 'write_result']
 
 # %% ../../nbs/703_report.ipynb #8c133a78
 MEANINGS = {
@@ -69,6 +69,12 @@ def percent(x: float | None) -> str:
     return "–" if x is None else f"{x:.1f}"
 
 
+def share_of_retrain(result: Forgotten, split: ForgetSplit) -> float | None:
+    "What the method and what came before it cost, as a share of a retrain; None where it is not known how long the model was trained."
+    trained = result.plan.trained
+    return None if trained is None else (result.passes + result.plan.passes) / (trained * len(split.retain_train))
+
+
 def warnings_of(result: Forgotten, split: ForgetSplit) -> list[str]:
     "What a reader should know before accepting the result, a sentence each."
     before, after, found = result.before, result.after, cautions(split)
@@ -81,8 +87,11 @@ def warnings_of(result: Forgotten, split: ForgetSplit) -> list[str]:
         found.append(f"Accuracy on what stays fell by {before.A_r - after.A_r:.1f} points: give more epochs (--set fit.epochs=…), or another rate.")
     if split.task == "class" and after.A_f > 5:
         found.append(f"{after.A_f:.1f} % of the forgotten test images still get their old label; a retrain would have 0: take another method.")
-    if result.plan.trained and (share := (result.passes + result.plan.passes) / (result.plan.trained * len(split.retain_train))) >= 0.5:
+    share, asked = share_of_retrain(result, split), result.plan.budget
+    if share is not None and share >= 0.5:
         found.append(f"This cost {100 * share:.0f} % of a retrain: retrain instead, or give a budget (--budget 10%).")
+    elif share is not None and asked is not None and share > 1.05 * asked:
+        found.append(f"This cost {100 * share:.1f} % of a retrain, and {100 * asked:g} % were asked for: single settings (--set) come after it.")
     if split.task != "class":
         found.append("For single images and sub-classes accuracy says little: compare with retrains (maga audit).")
     return found
@@ -108,7 +117,7 @@ def record(
     audit: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     "All that the report says, as plain values."
-    plan = result.plan
+    plan, share = result.plan, share_of_retrain(result, split)
     where = torch.cuda.get_device_name(split.device) if split.device.type == "cuda" else platform.processor() or platform.machine()
     classes = split.train.classes
     shares = {n: torch.bincount(k, minlength=len(classes)).tolist() for n, k in result.answers.items()}
@@ -120,7 +129,9 @@ def record(
         "numbers": numbers(result.before, result.after, put_aside(split)), "warnings": warnings_of(result, split), "answers": shares,
         "classes": list(classes),
         "cost": {"image passes": round(result.passes), "passes of the trials": round(plan.passes),
-                 "epochs over what stays": round((result.passes + plan.passes) / len(split.retain_train), 2), "seconds": round(result.seconds, 1)},
+                 "epochs over what stays": round((result.passes + plan.passes) / len(split.retain_train), 2), "seconds": round(result.seconds, 1),
+                 "percent of a retrain": None if share is None else round(100 * share, 2),
+                 "percent asked for": None if plan.budget is None else round(100 * plan.budget, 2)},
         "model": {"source": network.source, "file": str(network.weights), "sha256": network.sha256, "result sha256": revision_of(written),
                   "size": split.train.size, "mean": list(split.train.mean), "std": list(split.train.std)},
         "data": {"name": split.train.name, "sha256": split.digest},
@@ -169,7 +180,10 @@ HOW = """<h2>How</h2>
 <td>{% for k, v in r["rates tried"].items() %}{{ k }}: {{ v }}{{ ", " if not loop.last }}{% endfor %}</td></tr>{% endif %}</table></div>
 <h2>Cost</h2>
 <p>{{ "{:,}".format(r.cost["image passes"]) }} image passes, and {{ "{:,}".format(r.cost["passes of the trials"]) }} of trials: as much as
-{{ r.cost["epochs over what stays"] }} epochs of training on what stays; {{ r.cost.seconds }} s for the method.
+{{ r.cost["epochs over what stays"] }} epochs of training on what stays
+{%- if r.cost["percent of a retrain"] is not none %}, {{ r.cost["percent of a retrain"] }} % of a retrain
+{%- if r.cost["percent asked for"] is not none %} ({{ r.cost["percent asked for"] }} % asked for){% endif %}{% endif %}.
+The method took {{ r.cost.seconds }} s.
 A retrain takes as many epochs as the original was trained for.</p>
 <h2>What still remembers</h2>
 <div class="scroll"><table><tr><th>file</th><th>what it is</th><th>holds</th><th>whose</th><th>what to do</th></tr>
