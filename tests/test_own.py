@@ -977,3 +977,13 @@ def test_settings_that_exceed_the_budget_are_said(at, desk, capsys):
     assert code == 0 and share > 6 and any(f"This cost {share:.1f} % of a retrain, and 5 % were asked for" in w for w in record["warnings"]), err
     told = float(re.search(r"costs about ([0-9.]+) % of a retrain \(5 % asked for\)", err)[1])
     assert abs(told - share) < 0.2, (told, share)
+
+
+def test_kept_retrains_are_those_of_this_code(at, desk, capsys, tmp_path):
+    "Code that computes something else under the same names of parameters: its retrains are trained anew. A comment is no other code."
+    file, line = tmp_path / "net.py", f"--data photos --forget three --train-retrains 1 --trained-epochs 3 --out {tmp_path}/kept_here"
+    line = f"maga audit --model {file}:Net --original net.pth --unlearned net.pth --mean 0.5 --std 0.5 {line}"
+    for code, kept in ((NET, 1), (f"# mine\n{NET}", 1), (NET.replace("nn.ReLU()", "nn.ELU()"), 2)):
+        file.write_text(code)
+        at(line, capsys)
+        assert len(list((tmp_path / "kept_here").glob("retrain_*"))) == kept

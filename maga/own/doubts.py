@@ -5,16 +5,25 @@
 # %% ../../nbs/708_doubts.ipynb #d0ab7002
 from __future__ import annotations
 
+import copy
 import difflib
+import hashlib
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from ..checks import MagaError
 from ..data import ForgetSplit
+from ..device import seeded, seeded_generator
+from ..models import logits_of
 
 # %% auto #0
-__all__ = ['FAR', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'check_useful', 'class_of', 'names_among']
+__all__ = ['FAR', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'check_useful', 'class_of', 'names_among',
+           'behaviour_of']
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7004
 def lost_classes(split: ForgetSplit) -> list[str]:
@@ -106,3 +115,17 @@ def names_among(
         found.append(",".join(parts[:n]).strip())
         parts = parts[n:]
     return [name for name in found if name]
+
+# %% ../../nbs/708_doubts.ipynb #d0ab7014
+def behaviour_of(
+    network: nn.Module,  # untrained, of a fixed seed, on the CPU; not changed
+    x: Tensor,  # some images, float32 [n, 3, S, S] on the CPU
+) -> str:
+    "A digest of what a network is and computes, in training and at test: 12 hexadecimal digits. Outputs count to two digits of the largest."
+    net, said = copy.deepcopy(network), list[Any]()
+    with torch.no_grad(), seeded(seeded_generator("behaviour")):
+        for training in (True, False):
+            z = logits_of(net.train(training)(x))[:2, :4].double()
+            said.append((100 * z / z.abs().max().clamp_min(1e-12)).round().nan_to_num().int().tolist())
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(net))
+    return hashlib.sha256(f"{said} {text}".encode()).hexdigest()[:12]

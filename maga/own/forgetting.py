@@ -28,7 +28,7 @@ from ..judges.named import JudgeOptions, is_matrix, make_judge
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.cost import FORWARD_ALONE, counted_passes
 from ..measures.metrics import Measurement, Outputs, accuracy, measure, predict
-from .doubts import class_of, names_among
+from .doubts import behaviour_of, class_of, names_among
 from ..methods.contract import Method, get_method, sample_retained, with_change
 from ..methods.retraining import MakeModel, fresh_model
 from ..methods.restart import Distil, RestartConfig, passes_of, within_budget
@@ -360,7 +360,9 @@ def trained_retrains(
     "True retrains, with seeds 0 to n − 1: new networks that were trained on the retain set alone."
     folder, made, seen = Path(folder).expanduser(), [], split.train
     shapes = {k: list(v.shape) for k, v in network.state_dict().items()}
-    depends = [split.digest, seen.mean, seen.std, seen.sides, source, shapes, str(config)]
+    untrained = fresh_model(network, split, make_model, seeded_generator("retrain", 0)).cpu()
+    behaviour = behaviour_of(untrained, seen.batch(split.retain_train[:8]).cpu())
+    depends = [split.digest, seen.mean, seen.std, seen.sides, source, shapes, str(config), behaviour]
     key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
     for seed in range(n):
         file = folder / f"retrain_{key}_{seed}.safetensors"
