@@ -987,3 +987,27 @@ def test_kept_retrains_are_those_of_this_code(at, desk, capsys, tmp_path):
         file.write_text(code)
         at(line, capsys)
         assert len(list((tmp_path / "kept_here").glob("retrain_*"))) == kept
+        (tmp_path / "kept_here/audit.json").unlink()  # an audit of other code would be refused
+
+
+def test_an_audit_says_what_was_audited_and_is_not_overwritten_by_another(at, desk, retrained, capsys):
+    "Networks with hashes, data and settings; the same audit may be run again, and retrains move to another folder with it."
+    line = f"{AUDITED} --mean 0.5 --std 0.5 --train-retrains 2 --trained-epochs 3"
+    code, _, err = at(f"{line} --unlearned net.pth --out says_what", capsys)
+    assert code == 0, err
+    record, page = json.loads((desk / "says_what/audit.json").read_text())["audited"], (desk / "says_what/audit.html").read_text()
+    held = {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in (desk / "net.pth", *(desk / "says_what").glob("retrain_*"))}
+    assert {Path(n["file"]).name: n["sha256"] for n in record["networks"].values()} == held and len(held) == 3
+    assert [*record["networks"]] == ["original", "unlearned", "retrain trained here, 1", "retrain trained here, 2"]
+    assert record["forgotten"] == "three" and record["mean"] == [0.5] * 3 and record["data"]["name"] == "photos" and record["date"] and record["maga"]
+    assert all(text in page for text in (*held.values(), "photos", record["data"]["sha256"], record["date"]))
+    before = (desk / "says_what/audit.json").read_bytes()
+    assert at(f"{line} --unlearned net.pth --out says_what", capsys)[0] == 0 and (desk / "says_what/audit.json").read_bytes() == before
+    for other in ("--unlearned again_0.pth", "--unlearned net.pth --retrain again_0.pth", "--unlearned net.pth --level 0.01"):
+        code, out, err = at(f"{line} {other} --out says_what", capsys)
+        assert code == 1 and not out and "is the audit of other networks, data or settings" in err and "copy retrain_*" in err, err
+    assert (desk / "says_what/audit.json").read_bytes() == before
+    shutil.copytree(desk / "says_what", desk / "says_more", ignore=shutil.ignore_patterns("audit.*"))
+    kept = {p: p.stat().st_mtime_ns for p in (desk / "says_more").iterdir()}
+    assert at(f"{line} --unlearned again_0.pth --out says_more", capsys)[0] == 0
+    assert {p: p.stat().st_mtime_ns for p in (desk / "says_more").glob("retrain_*")} == kept

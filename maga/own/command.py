@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..checks import MagaError, writable_folder, write_whole
+from ..checks import MagaError, writable_folder
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Weights', 'Data', 'DataRoot', 'Classes', 'Size', 'Mean', 'Std', 'Head', 'Forget', 'Subclass', 'Files',
@@ -272,54 +272,53 @@ def audit_command(
     "Say of every measure whether the network is consistent with one that never saw the images, distinguishable, or undecided."
     from maga.experiments.settings import names_of
     from maga.own.audit import audit
-    from maga.own.forgetting import Wanted, trained_retrains, usual_training
+    from maga.own.audited import audited, check_audit, keep_audit
+    from maga.own.doubts import check_same_view
+    from maga.own.forgetting import Wanted
     from maga.own.ledger import carried_out
-    from maga.progress import ProgressBar
 
     if train_retrains and (trained_epochs is None or not out):
         raise MagaError("--train-retrains needs --trained-epochs, as many as the original was trained for, and --out, where they are kept.")
     wanted = Wanted((forget,) if names_of(forget) else (), subclass, lines_of(files) if files else (), random, seed)
-    folder = writable_folder(out) if out else Path()
+    folder: Any = writable_folder(out) if out else None
     given = (data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head)
 
     def network(source: str, *held: Any) -> tuple[Any, Any, Any, Any]:
         alone = not model or (Path(source).expanduser() / "ledger.json").is_file()
         made = opened(source if alone else model, "" if alone else source, *given, held=held or None)
         if held:
-            _check_alike(source, made[1], held[0])
+            check_same_view(source, made[1], held[0])
         return made
 
     first, train, test, ledger = network(original)
     result, _, _, later = network(unlearned, train, test)
     split = carried_out(wanted, train, test, *(book.entries if book else () for book in (ledger, later)))
     _tell(f"{split}")
-    retrains = [network(r, train, test)[0].model for r in retrain or []]
-    if train_retrains and trained_epochs is not None:
-        recipe = usual_training(first.model, split, trained_epochs)
-        retrains += trained_retrains(first.model, first.make, split, train_retrains, recipe, folder, ProgressBar("retrain"), first.source)
-        _tell("The retrains were trained by our recipe, not by the one that made the original: differences may come from that.")
-    found = audit(first.model, result.model, split, retrains, attacks, level)
-    print(json.dumps(found.as_dict(), indent=1) if as_json else found)
+    given_ones = [network(r, train, test)[0] for r in retrain or []]
+    asked = audited(f"{wanted}", split, first, result, given_ones, level=level, attacks=attacks, trained_here=train_retrains, epochs=trained_epochs)
+    check_audit(folder, asked)
+    made, known = _trained_here(first, split, train_retrains, trained_epochs, folder) if train_retrains and trained_epochs else ([], {})
+    found = audit(first.model, result.model, split, [*(r.model for r in given_ones), *made], attacks, level)
+    record = found.as_dict() | {"audited": asked | {"networks": asked["networks"] | known}}
+    print(json.dumps(record, indent=1) if as_json else found)
     if out:
-        _keep(found, folder)
+        keep_audit(folder, record, found.html())
 
 # %% ../../nbs/707_command.ipynb #5a1de80c
-def _keep(found: Any, folder: Path) -> None:
-    "Write an audit as a page and as JSON."
-    page = f'<!doctype html><meta charset="utf-8"><title>Audit</title>{found.html()}'
-    for name, text in (("audit.html", page), ("audit.json", json.dumps(found.as_dict(), indent=1))):
-        write_whole(folder / name, lambda p, text=text: p.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+def _trained_here(first: Any, split: Any, n: int, epochs: int, folder: Path) -> tuple[list[Any], dict[str, Any]]:
+    "Retrains that are trained here, and what is known of each, once the original is seen to be of use."
+    from maga.own.doubts import check_useful
+    from maga.own.forgetting import retrain_files, trained_retrains, usual_training
+    from maga.own.networks import revision_of
+    from maga.own.yardstick import facts_of
+    from maga.progress import ProgressBar
 
-
-def _check_alike(source: str, seen: Any, first: Any) -> None:
-    "`MagaError` where a network sees the images in another way than the original does: its logits would be read in a wrong order."
-    from maga.own.networks import order_of
-
-    places = [order_of(a, b) == [*range(len(b))] for a, b in ((first.classes, seen.classes), (first.coarse_classes, seen.coarse_classes))]
-    same = {"order of the classes": all(places), "size": seen.sides == first.sides, "mean": seen.mean == first.mean, "std": seen.std == first.std}
-    if odd := [what for what, alike in same.items() if not alike]:
-        what = f"{source} says another {', another '.join(odd)} than the original, and an audit shows the same images to all"
-        raise MagaError(f"{what}; compare networks of one kind, or say what holds for all of them (--classes, --size, --mean, --std).")
+    check_useful(facts_of(first.model, split, role="original").values["A_r"], [], split.num_classes, len(split.retain_test))
+    recipe = usual_training(first.model, split, epochs)
+    made = trained_retrains(first.model, first.make, split, n, recipe, folder, ProgressBar("retrain"), first.source)
+    _tell("The retrains were trained by our recipe, not by the one that made the original: differences may come from that.")
+    files = retrain_files(first.model, first.make, split, n, recipe, folder, first.source)
+    return made, {f"retrain trained here, {i + 1}": {"source": first.source, "file": f.name, "sha256": revision_of(f)} for i, f in enumerate(files)}
 
 # %% ../../nbs/707_command.ipynb #627f2655
 @app.command("methods", epilog="Example:\n\n\b\n  maga methods")

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import MagaError
-from ..data import ForgetSplit
+from ..data import ForgetSplit, ImageSet
 from ..device import seeded, seeded_generator
 from ..models import logits_of
+from .networks import order_of
 
 # %% auto #0
-__all__ = ['FAR', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'check_useful', 'class_of', 'names_among',
-           'behaviour_of']
+__all__ = ['FAR', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'check_useful', 'check_same_view', 'class_of',
+           'names_among', 'behaviour_of']
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7004
 def lost_classes(split: ForgetSplit) -> list[str]:
@@ -88,6 +89,19 @@ def check_useful(
                 f"Retrain {i + 1} is right on {right:.1f} % of the retained test images (the original on {original:.1f} %{beside}), "
                 f"so it is no retrain, or is read wrongly: {what}."
             )
+
+# %% ../../nbs/708_doubts.ipynb #d0ab7016
+def check_same_view(
+    source: str,  # of a network
+    seen: ImageSet,  # the images as it sees them
+    first: ImageSet,  # as the original does
+) -> None:
+    "`MagaError` where a network sees the images in another way than the original does: its logits would be read in a wrong order."
+    places = [order_of(a, b) == [*range(len(b))] for a, b in ((first.classes, seen.classes), (first.coarse_classes, seen.coarse_classes))]
+    same = {"order of the classes": all(places), "size": seen.sides == first.sides, "mean": seen.mean == first.mean, "std": seen.std == first.std}
+    if odd := [what for what, alike in same.items() if not alike]:
+        what = f"{source} says another {', another '.join(odd)} than the original, and an audit shows the same images to all"
+        raise MagaError(f"{what}; compare networks of one kind, or say what holds for all of them (--classes, --size, --mean, --std).")
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7011
 def class_of(

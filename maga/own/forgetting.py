@@ -41,7 +41,7 @@ from ..training import Examples, FitConfig, fit
 # %% auto #0
 __all__ = ['RATES', 'SHARE_OF_STEPS', 'TRIALS_SHARE', 'LOOKS_SHARE', 'TRIAL_STEPS', 'Wanted', 'evenly', 'known_views',
            'trial_split', 'usual_training', 'linear_head', 'usual_restart', 'Plan', 'affordable_trial', 'tried_rates',
-           'transition_of', 'planned', 'Forgotten', 'forget', 'trained_retrains']
+           'transition_of', 'planned', 'Forgotten', 'forget', 'retrain_files', 'trained_retrains']
 
 # %% ../../nbs/701_forgetting.ipynb #3249c2c4
 @dataclass(frozen=True)
@@ -347,6 +347,24 @@ def _read_into(network: nn.Module, file: Path) -> bool:
         return False
 
 
+def retrain_files(
+    network: nn.Module,  # as `trained_retrains` takes them
+    make_model: MakeModel,
+    split: ForgetSplit,
+    n: int,
+    config: FitConfig,
+    folder: str | Path,
+    source: str = "",
+) -> list[Path]:
+    "Where the retrains are kept; a name is a hash of all that a retrain depends on."
+    seen, shapes = split.train, {k: list(v.shape) for k, v in network.state_dict().items()}
+    untrained = fresh_model(network, split, make_model, seeded_generator("retrain", 0)).cpu()
+    behaviour = behaviour_of(untrained, seen.batch(split.retain_train[:8]).cpu())
+    depends = [split.digest, seen.mean, seen.std, seen.sides, source, shapes, str(config), behaviour]
+    key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
+    return [Path(folder).expanduser() / f"retrain_{key}_{seed}.safetensors" for seed in range(n)]
+
+
 def trained_retrains(
     network: nn.Module,  # the original
     make_model: MakeModel,  # an untrained one
@@ -358,14 +376,8 @@ def trained_retrains(
     source: str = "",  # of the network: tells those apart whose parameters have the same names and shapes
 ) -> list[nn.Module]:
     "True retrains, with seeds 0 to n − 1: new networks that were trained on the retain set alone."
-    folder, made, seen = Path(folder).expanduser(), [], split.train
-    shapes = {k: list(v.shape) for k, v in network.state_dict().items()}
-    untrained = fresh_model(network, split, make_model, seeded_generator("retrain", 0)).cpu()
-    behaviour = behaviour_of(untrained, seen.batch(split.retain_train[:8]).cpu())
-    depends = [split.digest, seen.mean, seen.std, seen.sides, source, shapes, str(config), behaviour]
-    key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
-    for seed in range(n):
-        file = folder / f"retrain_{key}_{seed}.safetensors"
+    made = []
+    for seed, file in enumerate(retrain_files(network, make_model, split, n, config, folder, source)):
         there = fresh_model(network, split, make_model, seeded_generator("retrain", seed))
         if _read_into(there, file):
             made.append(to_device(there, split.device).eval())
@@ -374,7 +386,6 @@ def trained_retrains(
         fresh = fresh_model(network, split, make_model, g)
         one = fit(fresh, Examples.of(split.train, split.retain_train), config, g, progress=progress)
         state = {k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in one.state_dict().items()}
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, partial(save_file, state))
         made.append(one)
     return made
