@@ -14,6 +14,7 @@ import shlex
 import shutil
 import signal
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from maga.own import command, forgetting
 from maga.own.audit import audit
 from maga.own.ledger import Entry, in_force, open_result
 from maga.own.networks import _processor, in_model_order, open_network, write_weights
-from maga.own.report import inputs_of
+from maga.own.report import _picture, inputs_of
 from maga.requests import after, forget_files, same_images
 from maga.sources import digits, from_folder
 from maga.training import Examples, FitConfig, fit
@@ -425,7 +426,7 @@ MISTAKES = {
     f"{GOOD} --forget three --device cudaa --out x": "no device",
     f"{GOOD} --forget three --head fcc --out x": "no layer 'fcc'",
     f"{GOOD} --forget three --classes a,b --out x": "does not know the class",
-    f"{GOOD} --forget three --out photos": "another result",
+    f"{GOOD} --forget three --out photos": "is no result of maga forget",
     f"{GOOD} --files nowhere.txt --out x": "cannot be read",
     f"{GOOD} --files model.safetensors --out x": "cannot be read",
     f"{GOOD} --random 99999 --out x": "cannot be forgotten",
@@ -1011,3 +1012,39 @@ def test_an_audit_says_what_was_audited_and_is_not_overwritten_by_another(at, de
     kept = {p: p.stat().st_mtime_ns for p in (desk / "says_more").iterdir()}
     assert at(f"{line} --unlearned again_0.pth --out says_more", capsys)[0] == 0
     assert {p: p.stat().st_mtime_ns for p in (desk / "says_more").glob("retrain_*")} == kept
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_files_that_are_not_read_are_listed(flat, at, desk, capsys, tmp_path):
+    "A GIF, a hidden picture and a second held-out folder of the forgotten class hold it as well; those of other classes are no matter."
+    few = [s.subset(torch.arange(100)) for s in digits()]
+    as_folder(tmp_path / "data", {"train": few[0]} if flat else dict(zip(("train", "test"), few, strict=True)))
+    root = tmp_path / "data/train" if flat else tmp_path / "data"
+    place = root / "three" if flat else root / "train/three"
+    held = root / "val/three"
+    for file in (place / "a.gif", place / "deeper/b.GIF", place / ".hidden.png", held / "c.png", held / "note", place.with_name("two") / "d.gif"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    if flat:
+        shutil.rmtree(root / "val")
+    line = f"maga forget --model model.safetensors --data {root} --forget three --out {tmp_path}/out --set fit.lr=0.05 --set fit.epochs=1"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        code, _, err = at(line, capsys)
+    assert code == 0, err
+    with (tmp_path / "out/artefacts.csv").open() as f:
+        listed = {a["path"]: a["what"] for a in csv.DictReader(f) if "not read" in a["what"]}
+    expected = {place: "1 hidden, 1 of the ending .gif", place / "deeper": "1 of the ending .gif"}
+    expected |= {} if flat else {held: "1 in a folder that is not read, 1 of the ending (none)"}
+    assert listed == {str(k): f"files that were not read: {v}" for k, v in expected.items()}
+
+
+def test_class_names_of_any_script_are_letters_in_the_picture(split, original):
+    "As text, not as outlines of a font that lacks them."
+    names = ("猫", "zwei", *split.train.classes[2:])
+    named = replace(split, train=replace(split.train, classes=names), test=replace(split.test, classes=names))
+    plan = forgetting.planned(original, named, changes={"fit.lr": 0.05, "fit.epochs": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        picture = _picture(named, forgetting.forget(original, named, plan))
+    assert "猫" in re.sub(r"<!--.*?-->", "", picture) and ">zwei<" in picture.replace("\n", "")

@@ -24,6 +24,7 @@ from ..cache import caches_of, sources_of, unfinished
 from ..checks import Checked, MagaError, write_whole
 from ..data import ForgetSplit, ImageSet, class_id
 from ..judges.contract import image_hashes
+from .doubts import put_aside
 from .networks import Network, open_network, revision_of
 from ..requests import remembering
 from ..sources import NAMES, without_tuning
@@ -229,6 +230,25 @@ class Artefact:
     remedy: str  # what deletes it, or why it may stay
 
 
+def _unread(root: Path, split: ForgetSplit) -> list[Artefact]:
+    "Files in folders of forgotten classes that were not read: of another ending, hidden, or in a part that is not read."
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    both = ((split.train, split.forget_train), (split.test, split.forget_test))
+    read, depth = {os.path.abspath(root / f) for images, _ in both for f in images.files}, 0 if put_aside(split) else 1
+    classes = {images.files[i].split("/")[depth] for images, gone in both if images.files for i in gone.tolist()}
+    held = [p / c for p in [root, *sorted(f for f in root.iterdir() if f.is_dir())] for c in sorted(classes)] if classes else []
+    found: dict[str, Counter[str]] = {}
+    for file in {os.path.join(folder, n) for place in held for folder, _, names in os.walk(place) for n in names}:
+        name, ending = os.path.basename(file), os.path.splitext(file)[1].lower()
+        why = "hidden" if name.startswith(".") else "in a folder that is not read" if ending in IMG_EXTENSIONS else f"of the ending {ending or '(none)'}"
+        if os.path.abspath(file) not in read:
+            found.setdefault(os.path.dirname(file), Counter())[why] += 1
+    what = "look at them, and delete those that show what was forgotten"
+    said = {p: ", ".join(f"{n} {why}" for why, n in sorted(kinds.items())) for p, kinds in sorted(found.items())}
+    return [Artefact(p, f"files that were not read: {kinds}", "pixels, perhaps", "yours", what) for p, kinds in said.items()]
+
+
 def artefacts(
     network: Network,  # the original
     split: ForgetSplit,
@@ -245,6 +265,7 @@ def artefacts(
     places, behind = Counter(str(f.parent) for f in files), Counter(str(f.resolve().parent) for f in files if f.is_symlink())
     found += [Artefact(p, f"{n} forgotten images", "pixels", "yours", "delete those files") for p, n in sorted(places.items())]
     found += [Artefact(p, f"{n} of them behind links", "pixels", "yours", "delete what the links lead to") for p, n in sorted(behind.items())]
+    found += [] if split.task != "class" else _unread(root, split)
     if not places:
         n = sum(len(gone) for _, gone in rows)
         found.append(Artefact(data, f"the data set, with {n:,} forgotten images", "pixels", "yours", "delete those rows"))

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
@@ -224,8 +225,10 @@ def _picture(split: ForgetSplit, result: Forgotten) -> str:
     import matplotlib.pyplot as plt
 
     k = split.num_classes
-    figure = show_flow({n: torch.nn.functional.one_hot(a, k).float() for n, a in result.answers.items()}, split.train.classes)
-    with io.StringIO() as text:
+    letters = plt.rc_context({"svg.fonttype": "none"})  # no outlines: the reader has fonts of any script
+    with io.StringIO() as text, letters, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure = show_flow({n: torch.nn.functional.one_hot(a, k).float() for n, a in result.answers.items()}, split.train.classes)
         figure.savefig(text, format="svg", bbox_inches="tight")
         plt.close(figure)
         return text.getvalue()[text.getvalue().index("<svg") :]
@@ -287,6 +290,8 @@ def check_free(
         same = json.loads((folder / "report.json").read_text(encoding="utf-8"))["request"] == request
     except (OSError, ValueError, KeyError, TypeError):
         same = False
+    if not (folder / "report.json").is_file() and not (folder / "ledger.json").is_file():
+        raise MagaError(f"{folder} exists and is no result of maga forget, so nothing is written there; name another folder (--out).")
     if not same:
         raise MagaError(f"{folder} exists and holds another result, or that of inputs that changed since; name another folder (--out), or delete it.")
     return True
