@@ -241,7 +241,8 @@ def _unread(root: Path, split: ForgetSplit) -> list[Artefact]:
     found: dict[str, Counter[str]] = {}
     for file in {os.path.join(folder, n) for place in held for folder, _, names in os.walk(place) for n in names}:
         name, ending = os.path.basename(file), os.path.splitext(file)[1].lower()
-        why = "hidden" if name.startswith(".") else "in a folder that is not read" if ending in IMG_EXTENSIONS else f"of the ending {ending or '(none)'}"
+        known = "in a folder that is not read" if ending in IMG_EXTENSIONS else f"of the ending {ending or '(none)'}"
+        why = "hidden" if name.startswith(".") else known
         if os.path.abspath(file) not in read:
             found.setdefault(os.path.dirname(file), Counter())[why] += 1
     what = "look at them, and delete those that show what was forgotten"
