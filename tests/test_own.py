@@ -4,7 +4,9 @@ import ast
 import contextlib
 import csv
 import errno
+import hashlib
 import importlib
+import itertools
 import json
 import os
 import re
@@ -29,11 +31,14 @@ from maga.adapter import prepared
 from maga.checks import MagaError
 from maga.data import ImageSet, forget_class
 from maga.judges.transition import TransitionMatrix
+from maga.measures.cost import counted_passes
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command, forgetting
+from maga.own.audit import audit
 from maga.own.ledger import Entry, in_force, open_result
-from maga.own.networks import _processor, in_model_order, open_network, write_weights
-from maga.own.report import inputs_of
+from maga.own.networks import _processor, open_network, write_weights
+from maga.own.order import in_model_order
+from maga.own.report import _picture, inputs_of
 from maga.requests import after, forget_files, same_images
 from maga.sources import digits, from_folder
 from maga.training import Examples, FitConfig, fit
@@ -378,10 +383,12 @@ def test_retrains_of_a_folder_in_bfloat16(at, desk, capsys):
         id2label=names, label2id={c: k for k, c in names.items()},
     )  # fmt: skip
     ViTForImageClassification(config).to(torch.bfloat16).save_pretrained(desk / "halved")
-    line = "maga audit --original halved --unlearned halved --mean 0.5 --std 0.5 --data photos --forget three"
-    code, out, err = at(f"{line} --train-retrains 1 --trained-epochs 1 --out audited_halved", capsys)
-    assert code == 0 and "UNDECIDED" in out, err
-    assert open_network(str(desk / "halved")).model.dtype == torch.bfloat16
+    network, train, test, _ = command.opened("halved", "", "photos", "data", "cpu", mean=(0.5,) * 3, std=(0.5,) * 3)
+    split = forget_class(train, test, "three")
+    (one,) = forgetting.trained_retrains(network.model, network.make, split, 1, forgetting.usual_training(network.model, split, 1), desk / "of_halved")
+    assert next(one.parameters()).dtype == torch.float32 and network.model.dtype == torch.bfloat16
+    code, _, err = at("maga audit --original halved --unlearned halved --mean 0.5 --std 0.5 --data photos --forget three", capsys)
+    assert code == 1 and "The original is right on" in err and "near chance" in err, err
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
@@ -421,7 +428,7 @@ MISTAKES = {
     f"{GOOD} --forget three --device cudaa --out x": "no device",
     f"{GOOD} --forget three --head fcc --out x": "no layer 'fcc'",
     f"{GOOD} --forget three --classes a,b --out x": "does not know the class",
-    f"{GOOD} --forget three --out photos": "another result",
+    f"{GOOD} --forget three --out photos": "is no result of maga forget",
     f"{GOOD} --files nowhere.txt --out x": "cannot be read",
     f"{GOOD} --files model.safetensors --out x": "cannot be read",
     f"{GOOD} --random 99999 --out x": "cannot be forgotten",
@@ -480,7 +487,7 @@ def test_weights_stay_where_the_report_fails(at, desk, capsys, monkeypatch):
 
     monkeypatch.setattr("maga.own.report.card_of", broken)
     code, _, err = at(f"{GOOD} --forget three --out kept --set fit.lr=0.05 --set fit.epochs=1", capsys)
-    assert code == 1 and "The weights are in kept" in err and "no such thing" in err and not list(desk.glob(".kept.*")), err
+    assert code == 1 and "The weights are in kept (model.safetensors)" in err and "no such thing" in err and not list(desk.glob(".kept.*")), err
     assert load_file(desk / "kept/model.safetensors").keys() == load_file(desk / "model.safetensors").keys()
     assert [e.what for e in open_result(desk / "kept")[1].entries] == ["three"]
 
@@ -901,3 +908,297 @@ def test_weights_that_cannot_be_taken_say_why(tmp_path):
     }.items():
         with pytest.raises(MagaError, match=said):
             open_network(f"{tmp_path}/own.py:Net", str(tmp_path / file))
+
+
+def test_a_number_where_classes_are_named_by_numbers():
+    "Folders 001 … 010: the label 3 is the folder 004, so a number that is no name is refused, and the near names are said."
+    named = tuple(f"{k:03d}" for k in range(1, 11))
+    train, test = (replace(s, classes=named) for s in digits())
+    with pytest.raises(MagaError, match=r"no class named '3', and the classes are named by numbers: did you mean 003\?"):
+        forgetting.Wanted(("3",)).split(train, test)
+    assert forgetting.Wanted(("003",)).split(train, test).forgotten == (2,)
+    assert forgetting.Wanted(("3",)).split(*digits()).forgotten == (3,)
+    with pytest.raises(MagaError, match=r"did you mean 01[0-9] or"):
+        forgetting.Wanted(("11",)).split(train, test)
+
+
+def test_class_names_that_hold_commas():
+    "What is typed is first read as one name, then as several; of them, too, the longest that there is."
+    own = ("three, digit", "zero", "one,two", *digits()[0].classes[3:])
+    train, test = (replace(s, classes=own) for s in digits())
+    for text, labels in (("three, digit", (0,)), ("one,two", (2,)), ("zero, three, digit,one,two ,nine", (0, 1, 2, 9)), ("three,8", (3, 8))):
+        assert forgetting.Wanted((text,)).split(train, test).forgotten == labels, text
+    assert forgetting.Wanted(("one,two", "zero")).split(train, test).forgotten == (1, 2)
+    with pytest.raises(MagaError, match="no class named 'digit'"):
+        forgetting.Wanted(("zero, digit",)).split(train, test)
+
+
+def test_a_class_with_a_comma_is_named_on_the_command_line(at, desk, capsys):
+    shutil.copytree(desk / "photos", desk / "commas")
+    for part in ("train", "test"):
+        (desk / "commas" / part / "three").rename(desk / "commas" / part / "three, digit")
+    line = "maga audit --model net.py:Net --original net.pth --unlearned net.pth --mean 0.5 --std 0.5 --data commas --forget 'three, digit'"
+    code, _, err = at(line, capsys)
+    assert code == 0 and "forget three, digit:" in err, err
+
+
+def test_classes_that_the_data_lack_are_named(at, desk, capsys):
+    "Five of ten folders: what the network knows of the others is lost, which no number shows. Those of an earlier request are no loss."
+    kept = ("three", "five", "one", "two", "four")
+    for part, name in itertools.product(("train", "test"), kept):
+        shutil.copytree(desk / "photos" / part / name, desk / "half" / part / name)
+    brief = "--data half --set fit.lr=0.05 --set fit.epochs=1"
+    code, _, err = at(f"maga forget --model model.safetensors {brief} --forget three --out halved_away", capsys)
+    said = "No training image of zero, six, seven, eight, nine stays, and no request forgets them: what the network knows of these classes is lost"
+    assert code == 0 and err.count(said) == 1 and err.index(said) < err.index("restart: "), err
+    assert any(said in w for w in json.loads((desk / "halved_away/report.json").read_text())["warnings"])
+    assert said in (desk / "halved_away/report.html").read_text() and said in (desk / "halved_away/model_card.md").read_text()
+    for part in ("train", "test"):
+        shutil.rmtree(desk / "half" / part / "three")
+    code, _, err = at(f"maga forget --model halved_away {brief} --forget five --out halved_again", capsys)
+    assert code == 0 and "No training image of zero, six," in err and "three" not in err.split("No training image of")[1].split(" stays")[0], err
+
+
+def test_test_images_that_were_put_aside_are_said_to_be_perhaps_training_images(at, desk, capsys):
+    "A folder without train and test: the original was trained on all of it, so its accuracy is not that of unseen images."
+    for name in ("three", "five", "one"):
+        shutil.copytree(desk / "photos/train" / name, desk / "flat" / name)
+    brief = "--data flat --forget three --set fit.lr=0.05 --set fit.epochs=1 --out of_flat"
+    with pytest.warns(UserWarning, match="put aside as the test set"):
+        assert at(f"maga forget --model model.safetensors {brief}", capsys)[0] == 0
+    record, card = json.loads((desk / "of_flat/report.json").read_text()), (desk / "of_flat/model_card.md").read_text()
+    assert any("were put aside from flat itself" in w for w in record["warnings"]) and "were put aside from flat itself" in card
+    assert [n["meaning"].endswith("possibly on images that it was trained on") for n in record["numbers"]] == [True, True, False]
+    assert "were put aside from flat itself" in (desk / "of_flat/report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def retrained(desk):
+    "Three retrains without *three*, the files of the user's own script."
+    exec(NET, found := {})
+    train = in_model_order(digits()[0], sorted(digits()[0].classes))
+    data = train.__class__(train.images, train.labels, train.classes, mean=(0.5,) * 3, std=(0.5,) * 3)
+    rows = (data.labels != data.classes.index("three")).nonzero().flatten()
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net = found["Net"]()
+        net = fit(net, Examples.of(data, rows), FitConfig(4, 32, lr=0.1, pad=0, flip=False), g)
+        torch.save(net.state_dict(), desk / f"again_{seed}.pth")
+    torch.save(found["Net"]().state_dict(), desk / "untrained.pth")
+    state = torch.load(desk / "again_1.pth")
+    turned = state | {k: state[k].roll(1, 0) for k in ("out.weight", "out.bias")}
+    torch.save(turned, desk / "turned.pth")
+    return [f"again_{seed}.pth" for seed in range(3)]
+
+
+AUDITED = "maga audit --model net.py:Net --original net.pth --data photos --forget three"
+
+
+def test_an_audit_refuses_networks_that_do_not_work(at, retrained, capsys):
+    "A wrong normalisation, an untrained retrain, one whose classes are in another order: each would give a confident verdict."
+    own, check = "--mean 0.5 --std 0.5", "check the normalisation (--mean, --std), the order of the classes, and the weights"
+    given = " ".join(f"--retrain {r}" for r in retrained)
+    code, out, err = at(f"{AUDITED} {own} --unlearned net.pth {given}", capsys)
+    assert code == 0 and out.startswith("DISTINGUISHABLE"), err
+    turned = "nine,eight,seven,six,five,four,three,two,one,zero"
+    code, out, err = at(f"{AUDITED} --mean 0 --std 0.004 --classes {turned} --unlearned net.pth {given}", capsys)
+    assert code == 1 and not out and f"near chance (10.0 %): {check}" in err, err
+    for wrong in ("untrained.pth", "turned.pth"):
+        code, out, err = at(f"{AUDITED} {own} --unlearned net.pth {given} --retrain {wrong}", capsys)
+        assert code == 1 and not out and "Retrain 4 is right on" in err and check in err, err
+    code, out, err = at(f"{AUDITED} {own} --unlearned net.pth --retrain turned.pth", capsys)
+    assert code == 1 and "Retrain 1 is right on" in err, err
+
+
+def test_accuracy_on_images_that_were_put_aside_decides_nothing(split, original):
+    "Of a folder without train and test a network may have seen the test images: A_r is not measured there, and the others count."
+    for folders, counts in ((("a", "a"), False), (("train", "test"), True)):
+        train, test = (replace(s, files=tuple(f"{f}/{n}.png" for n in range(len(s)))) for f, s in zip(folders, (split.train, split.test), strict=True))
+        found = audit(original, original, replace(split, train=train, test=test))
+        assert ("were put aside" in found["A_r"].says) != counts and "were put aside" not in found["A_f"].says
+
+
+def test_weights_beside_an_earlier_result_are_refused(at, desk, capsys):
+    "The result has its own; others would be ignored without a word."
+    assert at(f"{GOOD} --forget three --out has_weights --set fit.lr=0.05 --set fit.epochs=1", capsys)[0] == 0
+    for weights in ("net.pth", "nowhere.pth"):
+        code, _, err = at(f"maga forget --model has_weights --weights {weights} --data photos --forget eight --out x", capsys)
+        assert code == 1 and "has_weights is an earlier result and holds its own weights" in err and not (desk / "x").exists(), err
+
+
+def test_a_folder_named_as_a_data_set_is_not_replaced_by_it(at, desk, capsys, tmp_path, monkeypatch):
+    "`digits` is scikit-learn's, ./digits and folder:digits are the folder; which is meant is asked."
+    few = [s.subset(torch.arange(100)) for s in digits()]
+    as_folder(tmp_path / "digits", dict(zip(("train", "test"), few, strict=True)))
+    monkeypatch.chdir(tmp_path)
+    line = f"maga audit --original {desk}/model.safetensors --unlearned {desk}/model.safetensors --forget three --data"
+    code, _, err = at(f"{line} digits", capsys)
+    assert code == 1 and "write ./digits for the folder" in err, err
+    for named in ("./digits", "folder:digits", str(tmp_path / "digits")):
+        code, _, err = at(f"{line} {named}", capsys)
+        assert code == 0 and "forget three: train 11 forget + 89 retain" in err, err
+    code, _, err = at(f"{line} folder:nowhere", capsys)
+    assert code == 1 and "There is no folder" in err, err
+    with pytest.raises(MagaError, match="cifar10 was not found"):  # the folder of the data set itself is no doubt
+        (tmp_path / "cifar10").mkdir()
+        command.opened(f"{desk}/model.safetensors", "", "cifar10", ".", "cpu")
+
+
+def test_the_checkpoint_may_vanish_or_change_while_the_method_runs(at, desk, capsys, monkeypatch):
+    "Names, container and hash are those of the file that was opened: the result is not lost with it."
+    own, line = forgetting.forget, "maga forget --model net.py:Net --weights going.pth --mean 0.5 --std 0.5 --data photos --forget three --set fit.epochs=1"
+    digest = hashlib.sha256((desk / "net.pth").read_bytes()).hexdigest()[:16]
+    for n, change in enumerate((Path.unlink, lambda p: p.write_bytes(b"another"))):
+        shutil.copy(desk / "net.pth", desk / "going.pth")
+
+        def run(*a, change=change, **k):
+            change(desk / "going.pth")
+            return own(*a, **k)
+
+        monkeypatch.setattr(forgetting, "forget", run)
+        code, _, err = at(f"{line} --set fit.lr=0.05 --out went_{n}", capsys)
+        assert code == 0, err
+        before, found = (torch.load(desk / p) for p in ("net.pth", f"went_{n}/going.pth"))
+        assert list(found) == ["model", "epoch"] and list(found["model"]) == list(before["model"])
+        assert json.loads((desk / f"went_{n}/report.json").read_text())["model"]["sha256"] == digest
+
+
+def test_weights_that_cannot_be_written_in_their_form_are_kept_plain(at, desk, capsys, monkeypatch):
+    "Whatever fails while the result is written as the original was: a state dict is left."
+
+    def refused(*a):
+        raise KeyError("no such form")
+
+    monkeypatch.setattr("maga.own.networks.write_weights", refused)
+    code, _, err = at(f"{GOOD} --forget three --out plainly --set fit.lr=0.05 --set fit.epochs=1", capsys)
+    assert code == 1 and "The weights are in plainly (state_dict.pth)" in err and "no such form" in err, err
+    assert torch.load(desk / "plainly/state_dict.pth").keys() == load_checkpoint(desk / "model.safetensors")[0].state_dict().keys()
+
+
+def test_a_result_works_from_every_folder(at, desk, capsys, tmp_path, monkeypatch):
+    "With its code where it was, or moved along with it; code that has changed or is gone is said."
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "parts.py").write_text(NET)
+    (project / "mine.py").write_text("import parts\n\ndef Net():\n    return parts.Net()\n")
+    shutil.copy(desk / "net.pth", project)
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(project)
+    brief = f"--data {desk}/photos --set fit.lr=0.05 --set fit.epochs=1"
+    line = f"maga forget --model mine.py:Net --weights net.pth --mean 0.5 --std 0.5 {brief} --forget three --out done"
+    assert at(line, capsys)[0] == 0
+    monkeypatch.chdir(desk)
+    for n, place in enumerate((project, tmp_path / "moved")):
+        code, _, err = at(f"maga forget --model {place}/done {brief} --forget eight --out {tmp_path}/eight_{n}", capsys)
+        assert code == 0 and "has changed" not in err, err
+        project.rename(tmp_path / "moved") if n == 0 else None
+    assert open_result(tmp_path / "eight_1")[0].source == "mine.py:Net"  # also of a result of a result
+    (tmp_path / "moved/mine.py").write_text("import parts\n\nclass Net(parts.Net):\n    pass\n")
+    with pytest.warns(UserWarning, match="mine.py has changed since .*done was made"):
+        open_result(tmp_path / "moved/done")
+    (tmp_path / "moved/mine.py").unlink()
+    code, _, err = at(f"maga forget --model {tmp_path}/moved/done {brief} --forget eight --out x", capsys)
+    assert code == 1 and "The code of the network" in err and "put mine.py back" in err, err
+
+
+@pytest.mark.parametrize("share, trained", [(0.05, 12), (0.5, 60), (0.03, 60)])
+def test_a_budget_pays_for_all_that_is_done(share, trained, split, original):
+    "Trials of learning rates and looks at views are work, too: what is spent is within the budget, and what is said is what is spent."
+    with counted_passes() as spent:
+        plan = forgetting.planned(original, split, budget=share, trained=trained)
+        forgetting.forget(original, split, plan)
+        measured = 2 / 3 * (len(split.train) + len(split.test))  # what `forget` measures is no part of it
+    retrain = trained * len(split.retain_train)
+    cost = (float(spent) - measured) / retrain
+    assert 0.5 * share <= cost <= 1.02 * share, cost
+    said = float(re.search(r"It costs about ([0-9.]+) % of a retrain \(", plan.why)[1])
+    assert abs(said - 100 * cost) <= 0.1 + 2 * cost, (said, cost)
+    assert bool(plan.trials) == (share == 0.5) and ("pays for no trial" in plan.why) != bool(plan.trials)
+
+
+def test_settings_that_exceed_the_budget_are_said(at, desk, capsys):
+    "Before the work, and in the report: the true share beside the one that was asked for."
+    line = f"{GOOD} --forget three --budget 5% --trained-epochs 12 --set fit.lr=0.05"
+    code, _, err = at(f"{line} --out within", capsys)
+    assert code == 0 and "% of a retrain (5 % asked for)" in err, err
+    cost = json.loads((desk / "within/report.json").read_text())["cost"]
+    assert cost["percent asked for"] == 5 and 2 < cost["percent of a retrain"] <= 5.1, cost
+    assert f"{cost['percent of a retrain']} % of a retrain (5.0 % asked for)" in (desk / "within/report.html").read_text()
+    code, _, err = at(f"{line} --set fit.epochs=4 --out beyond", capsys)
+    record = json.loads((desk / "beyond/report.json").read_text())
+    share = record["cost"]["percent of a retrain"]
+    assert code == 0 and share > 6 and any(f"This cost {share:.1f} % of a retrain, and 5 % were asked for" in w for w in record["warnings"]), err
+    told = float(re.search(r"costs about ([0-9.]+) % of a retrain \(5 % asked for\)", err)[1])
+    assert abs(told - share) < 0.2, (told, share)
+
+
+def test_kept_retrains_are_those_of_this_code(at, desk, capsys, tmp_path):
+    "Code that computes something else under the same names of parameters: its retrains are trained anew. A comment is no other code."
+    file, line = tmp_path / "net.py", f"--data photos --forget three --train-retrains 1 --trained-epochs 3 --out {tmp_path}/kept_here"
+    line = f"maga audit --model {file}:Net --original net.pth --unlearned net.pth --mean 0.5 --std 0.5 {line}"
+    for code, kept in ((NET, 1), (f"# mine\n{NET}", 1), (NET.replace("nn.ReLU()", "nn.ELU()"), 2)):
+        file.write_text(code)
+        at(line, capsys)
+        assert len(list((tmp_path / "kept_here").glob("retrain_*"))) == kept
+        (tmp_path / "kept_here/audit.json").unlink()  # an audit of other code would be refused
+
+
+def test_an_audit_says_what_was_audited_and_is_not_overwritten_by_another(at, desk, retrained, capsys):
+    "Networks with hashes, data and settings; the same audit may be run again, and retrains move to another folder with it."
+    line = f"{AUDITED} --mean 0.5 --std 0.5 --train-retrains 2 --trained-epochs 3"
+    code, _, err = at(f"{line} --unlearned net.pth --out says_what", capsys)
+    assert code == 0, err
+    record, page = json.loads((desk / "says_what/audit.json").read_text())["audited"], (desk / "says_what/audit.html").read_text()
+    held = {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in (desk / "net.pth", *(desk / "says_what").glob("retrain_*"))}
+    assert {Path(n["file"]).name: n["sha256"] for n in record["networks"].values()} == held and len(held) == 3
+    assert [*record["networks"]] == ["original", "unlearned", "retrain trained here, 1", "retrain trained here, 2"]
+    assert record["forgotten"] == "three" and record["mean"] == [0.5] * 3 and record["data"]["name"] == "photos" and record["date"] and record["maga"]
+    assert all(text in page for text in (*held.values(), "photos", record["data"]["sha256"], record["date"]))
+    before = (desk / "says_what/audit.json").read_bytes()
+    assert at(f"{line} --unlearned net.pth --out says_what", capsys)[0] == 0 and (desk / "says_what/audit.json").read_bytes() == before
+    for other in ("--unlearned again_0.pth", "--unlearned net.pth --retrain again_0.pth", "--unlearned net.pth --level 0.01"):
+        code, out, err = at(f"{line} {other} --out says_what", capsys)
+        assert code == 1 and not out and "is the audit of other networks, data or settings" in err and "copy retrain_*" in err, err
+    assert (desk / "says_what/audit.json").read_bytes() == before
+    shutil.copytree(desk / "says_what", desk / "says_more", ignore=shutil.ignore_patterns("audit.*"))
+    kept = {p: p.stat().st_mtime_ns for p in (desk / "says_more").iterdir()}
+    assert at(f"{line} --unlearned again_0.pth --out says_more", capsys)[0] == 0
+    assert {p: p.stat().st_mtime_ns for p in (desk / "says_more").glob("retrain_*")} == kept
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_files_that_are_not_read_are_listed(flat, at, desk, capsys, tmp_path):
+    "A GIF, a hidden picture and a second held-out folder of the forgotten class hold it as well; those of other classes are no matter."
+    few = [s.subset(torch.arange(100)) for s in digits()]
+    as_folder(tmp_path / "data", {"train": few[0]} if flat else dict(zip(("train", "test"), few, strict=True)))
+    root = tmp_path / "data/train" if flat else tmp_path / "data"
+    place = root / "three" if flat else root / "train/three"
+    held = root / "val/three"
+    for file in (place / "a.gif", place / "deeper/b.GIF", place / ".hidden.png", held / "c.png", held / "note", place.with_name("two") / "d.gif"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    if flat:
+        shutil.rmtree(root / "val")
+    line = f"maga forget --model model.safetensors --data {root} --forget three --out {tmp_path}/out --set fit.lr=0.05 --set fit.epochs=1"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        code, _, err = at(line, capsys)
+    assert code == 0, err
+    with (tmp_path / "out/artefacts.csv").open() as f:
+        listed = {a["path"]: a["what"] for a in csv.DictReader(f) if "not read" in a["what"]}
+    expected = {place: "1 hidden, 1 of the ending .gif", place / "deeper": "1 of the ending .gif"}
+    expected |= {} if flat else {held: "1 in a folder that is not read, 1 of the ending (none)"}
+    assert listed == {str(k): f"files that were not read: {v}" for k, v in expected.items()}
+
+
+def test_class_names_of_any_script_are_letters_in_the_picture(split, original):
+    "As text, not as outlines of a font that lacks them."
+    names = ("猫", "zwei", *split.train.classes[2:])
+    named = replace(split, train=replace(split.train, classes=names), test=replace(split.test, classes=names))
+    plan = forgetting.planned(original, named, changes={"fit.lr": 0.05, "fit.epochs": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        picture = _picture(named, forgetting.forget(original, named, plan))
+    assert "猫" in re.sub(r"<!--.*?-->", "", picture) and ">zwei<" in picture.replace("\n", "")

@@ -17,6 +17,7 @@ import torch
 
 from ..checks import MagaError, shown
 from ..data import ForgetSplit
+from .doubts import check_useful
 from .yardstick import AUDIT_MEASURES, AuditMeasure, Facts, Model, Spread, facts_of, holm_level, widening
 
 # %% auto #0
@@ -268,6 +269,7 @@ def _check_alike(original: Facts, unlearned: Facts, retrains: Sequence[Facts]) -
     "`MagaError` where a model is none of its role, or of another split."
     if len({f.split for f in (original, unlearned, *retrains)}) > 1:
         raise MagaError("The models were looked at on different splits: audit only models of one split.")
+    check_useful(original.values["A_r"], [r.values["A_r"] for r in retrains], original.train.shape[1], original.images.get("A_r", 0))
     for i, r in enumerate(retrains):
         if twin := next((j for j in range(i) if retrains[j].digest == r.digest), -1) + 1:
             raise MagaError(f"Retrains {twin} and {i + 1} give the same outputs: one retrain given twice narrows the bounds; leave one out.")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..checks import MagaError, writable_folder, write_whole
+from ..checks import MagaError, writable_folder
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Weights', 'Data', 'DataRoot', 'Classes', 'Size', 'Mean', 'Std', 'Head', 'Forget', 'Subclass', 'Files',
@@ -89,12 +89,15 @@ def opened(
     from maga.device import pick_device, to_device
     from maga.models import Classifier
     from maga.own.ledger import open_result
-    from maga.own.networks import open_network, seen_by
+    from maga.own.networks import open_network
+    from maga.own.order import seen_by
     from maga.sources import NAMES, from_parquet, load
 
     place, ledger = pick_device(device), None
-    folder = Path(data).expanduser()
-    if data not in NAMES and ":" not in data and not folder.is_dir():
+    folder, root = (Path(p).expanduser() for p in (data.removeprefix("folder:"), data_root))
+    if data in NAMES and folder.is_dir() and folder.resolve() not in (root.resolve(), (root / data).resolve()):
+        raise MagaError(f"{data} is the name of a data set and of a folder here: write ./{data} for the folder; for the data set work elsewhere.")
+    if data not in NAMES and not folder.is_dir() and (":" not in data or data.startswith("folder:")):
         raise MagaError(f"There is no folder {data}, and no data set of that name ({', '.join(NAMES)}); for the hub: hub:NAME.")
 
     def images(side: int | None) -> tuple[Any, Any]:
@@ -105,6 +108,8 @@ def opened(
 
     network, wanted = None, size  # the side to decode at
     if (Path(model).expanduser() / "ledger.json").is_file():
+        if weights:
+            raise MagaError(f"{model} is an earlier result and holds its own weights; leave --weights out, or name the network's factory as --model.")
         network, ledger = open_result(model)
         head, wanted = head or ledger.head, ledger.decoded_at(size)
     elif not (model.startswith("timm:") or weights):
@@ -176,6 +181,7 @@ def forget_command(
 ) -> None:
     "Make a network forget, and write a folder with the weights, a report, the list of what still remembers, and a ledger."
     from maga.experiments.settings import names_of
+    from maga.own.doubts import cautions
     from maga.own.forgetting import Wanted, planned
     from maga.own.forgetting import forget as run
     from maga.own.ledger import gone_before, in_force
@@ -183,7 +189,7 @@ def forget_command(
     from maga.progress import ProgressBar
 
     given = {k: v for k, v in locals().items() if isinstance(v, str | int | float | list | None) and k not in ("out", "as_json", "device")}
-    wanted = Wanted(names_of(forget), subclass, lines_of(files) if files else (), random, seed)
+    wanted = Wanted((forget,) if names_of(forget) else (), subclass, lines_of(files) if files else (), random, seed)
     request, unseen = _request(given, wanted)
     if check_free(out, request):
         print(f"This very request is done: {out}/report.html" + f" (not known: whether {', '.join(unseen)} changed since)" * bool(unseen))
@@ -194,20 +200,16 @@ def forget_command(
     )
     entries = ledger.entries if ledger else ()
     split = in_force(wanted.split(train, test, gone_before(train, entries) if random else None), entries)
-    _tell(f"{split}")
+    known = cautions(split)
+    _tell(f"{split}", *(f"Note: {w}" for w in known))
     plan = planned(network.model, split, method, preset, part, trained_epochs, changes, judge, network.make, seed, ProgressBar("learning rates"))
     _tell(plan.why)
     result = run(network.model, split, plan, seed, ProgressBar(plan.method.name))
     head = head or (ledger.head if ledger else "")
     record = write_result(out, network, split, result, data, request, entries, head, data_root=data_root)
-    for w in record["warnings"]:
-        _tell(f"Note: {w}")
-    if as_json:
-        print(json.dumps(record, indent=1))
-        return
-    for n in record["numbers"]:
-        print(f"{n['name']:10s} {percent(n['before']):>6s} → {percent(n['after']):>6s} %   {n['meaning']}")
-    print(f"Weights, report and the list of what still remembers: {out}")
+    _tell(*(f"Note: {w}" for w in record["warnings"] if w not in known))
+    rows = [f"{n['name']:10s} {percent(n['before']):>6s} → {percent(n['after']):>6s} %   {n['meaning']}" for n in record["numbers"]]
+    print(json.dumps(record, indent=1) if as_json else "\n".join([*rows, f"Weights, report and the list of what still remembers: {out}"]))
 
 # %% ../../nbs/707_command.ipynb #de3b50ff
 def _request(given: Mapping[str, Any], wanted: Any) -> tuple[str, list[str]]:
@@ -219,9 +221,10 @@ def _request(given: Mapping[str, Any], wanted: Any) -> tuple[str, list[str]]:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16], unseen
 
 
-def _tell(text: str) -> None:
-    "A line for the reader, on standard error; standard output holds the result."
-    print(text, file=sys.stderr)
+def _tell(*lines: str) -> None:
+    "Lines for the reader, on standard error; standard output holds the result."
+    for line in lines:
+        print(line, file=sys.stderr)
 
 # %% ../../nbs/707_command.ipynb #237342d9
 @app.command("purge", epilog="Example:\n\n\b\n  maga purge forgotten")
@@ -270,54 +273,53 @@ def audit_command(
     "Say of every measure whether the network is consistent with one that never saw the images, distinguishable, or undecided."
     from maga.experiments.settings import names_of
     from maga.own.audit import audit
-    from maga.own.forgetting import Wanted, trained_retrains, usual_training
+    from maga.own.audited import audited, check_audit, keep_audit
+    from maga.own.doubts import check_same_view
+    from maga.own.forgetting import Wanted
     from maga.own.ledger import carried_out
-    from maga.progress import ProgressBar
 
     if train_retrains and (trained_epochs is None or not out):
         raise MagaError("--train-retrains needs --trained-epochs, as many as the original was trained for, and --out, where they are kept.")
-    wanted = Wanted(names_of(forget), subclass, lines_of(files) if files else (), random, seed)
-    folder = writable_folder(out) if out else Path()
+    wanted = Wanted((forget,) if names_of(forget) else (), subclass, lines_of(files) if files else (), random, seed)
+    folder: Any = writable_folder(out) if out else None
     given = (data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head)
 
     def network(source: str, *held: Any) -> tuple[Any, Any, Any, Any]:
         alone = not model or (Path(source).expanduser() / "ledger.json").is_file()
         made = opened(source if alone else model, "" if alone else source, *given, held=held or None)
         if held:
-            _check_alike(source, made[1], held[0])
+            check_same_view(source, made[1], held[0])
         return made
 
     first, train, test, ledger = network(original)
     result, _, _, later = network(unlearned, train, test)
     split = carried_out(wanted, train, test, *(book.entries if book else () for book in (ledger, later)))
     _tell(f"{split}")
-    retrains = [network(r, train, test)[0].model for r in retrain or []]
-    if train_retrains and trained_epochs is not None:
-        recipe = usual_training(first.model, split, trained_epochs)
-        retrains += trained_retrains(first.model, first.make, split, train_retrains, recipe, folder, ProgressBar("retrain"), first.source)
-        _tell("The retrains were trained by our recipe, not by the one that made the original: differences may come from that.")
-    found = audit(first.model, result.model, split, retrains, attacks, level)
-    print(json.dumps(found.as_dict(), indent=1) if as_json else found)
+    given_ones = [network(r, train, test)[0] for r in retrain or []]
+    asked = audited(f"{wanted}", split, first, result, given_ones, level=level, attacks=attacks, trained_here=train_retrains, epochs=trained_epochs)
+    check_audit(folder, asked)
+    made, known = _trained_here(first, split, train_retrains, trained_epochs, folder) if train_retrains and trained_epochs else ([], {})
+    found = audit(first.model, result.model, split, [*(r.model for r in given_ones), *made], attacks, level)
+    record = found.as_dict() | {"audited": asked | {"networks": asked["networks"] | known}}
+    print(json.dumps(record, indent=1) if as_json else found)
     if out:
-        _keep(found, folder)
+        keep_audit(folder, record, found.html())
 
 # %% ../../nbs/707_command.ipynb #5a1de80c
-def _keep(found: Any, folder: Path) -> None:
-    "Write an audit as a page and as JSON."
-    page = f'<!doctype html><meta charset="utf-8"><title>Audit</title>{found.html()}'
-    for name, text in (("audit.html", page), ("audit.json", json.dumps(found.as_dict(), indent=1))):
-        write_whole(folder / name, lambda p, text=text: p.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+def _trained_here(first: Any, split: Any, n: int, epochs: int, folder: Path) -> tuple[list[Any], dict[str, Any]]:
+    "Retrains that are trained here, and what is known of each, once the original is seen to be of use."
+    from maga.own.doubts import check_useful
+    from maga.own.forgetting import retrain_files, trained_retrains, usual_training
+    from maga.own.networks import revision_of
+    from maga.own.yardstick import facts_of
+    from maga.progress import ProgressBar
 
-
-def _check_alike(source: str, seen: Any, first: Any) -> None:
-    "`MagaError` where a network sees the images in another way than the original does: its logits would be read in a wrong order."
-    from maga.own.networks import order_of
-
-    places = [order_of(a, b) == [*range(len(b))] for a, b in ((first.classes, seen.classes), (first.coarse_classes, seen.coarse_classes))]
-    same = {"order of the classes": all(places), "size": seen.sides == first.sides, "mean": seen.mean == first.mean, "std": seen.std == first.std}
-    if odd := [what for what, alike in same.items() if not alike]:
-        what = f"{source} says another {', another '.join(odd)} than the original, and an audit shows the same images to all"
-        raise MagaError(f"{what}; compare networks of one kind, or say what holds for all of them (--classes, --size, --mean, --std).")
+    check_useful(facts_of(first.model, split, role="original").values["A_r"], [], split.num_classes, len(split.retain_test))
+    recipe = usual_training(first.model, split, epochs)
+    made = trained_retrains(first.model, first.make, split, n, recipe, folder, ProgressBar("retrain"), first.source)
+    _tell("The retrains were trained by our recipe, not by the one that made the original: differences may come from that.")
+    files = retrain_files(first.model, first.make, split, n, recipe, folder, first.source)
+    return made, {f"retrain trained here, {i + 1}": {"source": first.source, "file": f.name, "sha256": revision_of(f)} for i, f in enumerate(files)}
 
 # %% ../../nbs/707_command.ipynb #627f2655
 @app.command("methods", epilog="Example:\n\n\b\n  maga methods")

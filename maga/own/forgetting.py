@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +26,12 @@ from ..device import clock, seeded_generator, to_device
 from ..judges.contract import draw_exemplars
 from ..judges.named import JudgeOptions, is_matrix, make_judge
 from ..judges.transition import TransitionMatrix, estimate_transition
-from ..measures.cost import counted_passes
+from ..measures.cost import FORWARD_ALONE, counted_passes
 from ..measures.metrics import Measurement, Outputs, accuracy, measure, predict
+from .doubts import behaviour_of, class_of, names_among
 from ..methods.contract import Method, get_method, sample_retained, with_change
 from ..methods.retraining import MakeModel, fresh_model
-from ..methods.restart import Distil, RestartConfig, within_budget
+from ..methods.restart import Distil, RestartConfig, passes_of, within_budget
 from ..models import batch_norms
 from ..progress import Progress
 from ..requests import forget_files
@@ -38,16 +39,16 @@ from ..views import Views, random_views
 from ..training import Examples, FitConfig, fit
 
 # %% auto #0
-__all__ = ['RATES', 'SHARE_OF_STEPS', 'Wanted', 'evenly', 'known_views', 'trial_split', 'usual_training', 'linear_head',
-           'usual_restart', 'Plan', 'tried_rates', 'transition_of', 'planned', 'Forgotten', 'forget',
-           'trained_retrains']
+__all__ = ['RATES', 'SHARE_OF_STEPS', 'TRIALS_SHARE', 'LOOKS_SHARE', 'TRIAL_STEPS', 'Wanted', 'evenly', 'known_views',
+           'trial_split', 'usual_training', 'linear_head', 'usual_restart', 'Plan', 'affordable_trial', 'tried_rates',
+           'transition_of', 'planned', 'Forgotten', 'forget', 'retrain_files', 'trained_retrains']
 
 # %% ../../nbs/701_forgetting.ipynb #3249c2c4
 @dataclass(frozen=True)
 class Wanted(Checked):
     "What must be forgotten: exactly one of the four."
 
-    classes: tuple[str, ...] = ()  # by name, or by number where no class has it as its name
+    classes: tuple[str, ...] = ()  # by name, or by number where no class is named by a number; a text may hold several, separated by commas
     subclass: str = ""  # a fine class; the model predicts the coarse ones
     files: tuple[str, ...] = ()  # training images, by name as in `ImageSet.files`, or by row number
     random: Amount = 0  # so many training images
@@ -65,12 +66,9 @@ class Wanted(Checked):
         gone: Tensor | None = None,  # bool [N]: training images that earlier requests forgot; random ones are among the others
     ) -> ForgetSplit:
         "The request on these images; `MagaError` where they do not hold what is wanted."
-
-        def named(wanted: str) -> str | int:
-            return int(wanted) if wanted.isdecimal() and wanted not in train.classes else wanted
-
         if self.classes:
-            return forget_class(train, test, [named(c) for c in self.classes])
+            names = [n for text in self.classes for n in ([text] if text in train.classes else names_among(text, train.classes))]
+            return forget_class(train, test, [class_of(n, train.classes) for n in names])
         if self.subclass:
             return forget_subclass(train, test, self.subclass)
         if self.files:
@@ -135,6 +133,7 @@ def usual_training(
     model: nn.Module,  # the original: says whether it has batch norm, and which views it knows
     split: ForgetSplit,
     epochs: int | None = None,  # None: five, or as many as make 300 steps
+    looked_at: int = 1000,  # images that are shifted and mirrored to see what the model knows
 ) -> FitConfig:
     "How a network that nobody here has seen is trained on what stays; its rate is the second of those that are tried."
     kind: Literal["sgd", "adamw"] = "sgd" if batch_norms(model) else "adamw"
@@ -143,7 +142,7 @@ def usual_training(
     steps = max(1, n // batch)
     epochs = epochs or max(5, math.ceil(300 / steps))
     average = max(0.0, 1 - SHARE_OF_STEPS / (epochs * steps))
-    pad, flip = known_views(model, split)
+    pad, flip = known_views(model, split, looked_at)
     fit = FitConfig(epochs, batch, kind, RATES[kind][1], average=average, pad=pad, flip=flip)
     if kind == "adamw":
         fit = replace(fit, weight_decay=0.05, schedule="cosine", warmup=0.1)
@@ -163,9 +162,10 @@ def usual_restart(
     model: nn.Module,
     split: ForgetSplit,
     epochs: int | None = None,  # see `usual_training`
+    looked_at: int = 1000,
 ) -> RestartConfig:
     "A restart for a network and data that no preset was made for; its rate is the second of those that are tried."
-    plain: RestartConfig = get_method("restart").config_type(usual_training(model, split, epochs))  # of the method that is registered
+    plain: RestartConfig = get_method("restart").config_type(usual_training(model, split, epochs, looked_at))  # of the method that is registered
     renewed = split.task == "class" and linear_head(model, split)
     return replace(plain, shrink=0.8, head="fresh", distil=Distil()) if renewed else plain
 
@@ -178,19 +178,37 @@ class Plan:
     config: Any
     why: str  # one or two sentences
     trials: Mapping[float, float] = field(default_factory=dict)  # learning rate -> accuracy on images put aside, in percent
-    passes: float = 0.0  # image passes of the trials
+    passes: float = 0.0  # image passes before the method: trials, and looks at views and exemplars
     trained: int | None = None  # epochs that the model was trained for, where they were given
+    budget: float | None = None  # share of a retrain that was asked for
 
 # %% ../../nbs/701_forgetting.ipynb #4907cadc
+TRIALS_SHARE, LOOKS_SHARE, TRIAL_STEPS = 0.25, 0.1, 20  # of a budget: for trials, and for looks at views; fewer steps say nothing about a rate
+
+
+def affordable_trial(
+    config: RestartConfig,
+    split: ForgetSplit,
+    model: nn.Module,
+    passes: float,  # image passes for all trials; ∞: a third of the retained images, from 2,000 to 10,000
+) -> int:
+    "Retained images for a trial of every rate that costs so many passes; 0 where they are too few to tell rates apart."
+    n = len(split.retain_train)
+    brief = replace(config, fit=replace(config.fit, epochs=1, average=0.0), retain_images=n)
+    each = passes_of(brief, split, model) / n + FORWARD_ALONE / 5
+    most = int(min(passes / (len(RATES[config.fit.optimizer]) * each), 10_000, max(2_000, n // 3)))
+    return most if math.isinf(passes) or most >= TRIAL_STEPS * config.fit.batch_size else 0
+
+
 def tried_rates(
     model: nn.Module,
     split: ForgetSplit,
     config: RestartConfig,
     generator: torch.Generator,
     progress: Progress | None = None,
+    most: int = 10_000,  # retained images to train on
 ) -> tuple[dict[float, float], float]:
     "(rate -> accuracy on retained training images that are put aside, in percent; image passes): one epoch with each rate. A rate that fails has 0."
-    most = min(10_000, max(2_000, len(split.retain_train) // 3))
     small, found = trial_split(split, generator, most), dict[float, float]()
     with counted_passes(split.device) as passes:
         for rate in RATES[config.fit.optimizer]:
@@ -239,35 +257,51 @@ def planned(
 ) -> Plan:
     "The method and its settings for this request; `MagaError` where they do not fit together, with the true cost of a budget that is too small."
     check_value("trained", trained, Count | None)
+    if budget is not None and trained is None:
+        raise MagaError("A budget is a share of a retrain: say for how many epochs the model was trained (trained=…, --trained-epochs).")
     g, changes = seeded_generator("plan", seed), dict(changes or {})
+    retrain = (trained or 0) * len(split.retain_train)
+    allowed = math.inf if budget is None else budget * retrain  # image passes
     chosen = get_method("restart" if method == "auto" else method)
     prepared(model, split.train, split.num_classes)  # says what is wrong with it
-    own = chosen.name == "restart" and not preset
+    own, passes = chosen.name == "restart" and not preset, 0.0
     if own:
-        config: Any = usual_restart(model, split)
+        with counted_passes(split.device) as looks:
+            config: Any = usual_restart(model, split, looked_at=int(min(1000, max(50, LOOKS_SHARE * allowed))))
+            passes = float(looks)
         why = "restart: among the nearest to a retrain for at most an eighth of its cost, where that was measured (a whole class)"
         why += "." if split.task == "class" else "; for this kind of request it was not."
     else:
         usual = "paper_resnet18" if batch_norms(model) or "paper_vit" not in chosen.presets else "paper_vit"
         config = chosen.preset(preset or usual, split.task)
         why = f"{chosen.name} was asked for, with the preset {preset or usual}: its numbers were chosen for the network and data that it names."
-    if budget is not None:
-        if trained is None:
-            raise MagaError("A budget is a share of a retrain: say for how many epochs the model was trained (trained=…, --trained-epochs).")
-        if not (hasattr(config, "fit") and hasattr(config, "retain_images")):
-            raise MagaError(f"{chosen.name} has no budget: its settings do not say how many images it trains on; leave the budget out.")
-        config = within_budget(config, budget, split, FitConfig(epochs=trained), model)
-    for name, value in changes.items():
-        config = with_change(config, name, value)
-    if "make_model" in chosen.needs and make_model is not None:
-        config = replace(config, make_model=make_model)
-    trials, passes = dict[float, float](), 0.0
-    if own and "fit.lr" not in changes and config.fit.optimizer in RATES:
-        trials, passes = tried_rates(model, split, config, g, progress)
+    counts = hasattr(config, "fit") and hasattr(config, "retain_images")
+    if budget is not None and not counts:
+        raise MagaError(f"{chosen.name} has no budget: its settings do not say how many images it trains on; leave the budget out.")
+
+    def paid(share: float | None) -> Any:
+        "The configuration for a share of a retrain, with the single settings."
+        found = config if share is None else within_budget(config, share, split, FitConfig(epochs=trained or 1), model)
+        found = reduce(lambda c, change: with_change(c, *change), changes.items(), found)
+        return replace(found, make_model=make_model) if "make_model" in chosen.needs and make_model is not None else found
+
+    first, trials = paid(budget), dict[float, float]()
+    if own and "fit.lr" not in changes and first.fit.optimizer in RATES:
+        if most := affordable_trial(first, split, model, TRIALS_SHARE * allowed):
+            trials, tried = tried_rates(model, split, first, g, progress, most)
+            passes += tried
+        why += "" if trials else f" The budget pays for no trial of learning rates: {first.fit.lr:g} is the usual one."
+    config = paid(None if budget is None else budget - passes / retrain)
+    if trials:
         config = with_change(config, "fit.lr", max(trials, key=trials.__getitem__))
     if "transition" in chosen.needed(config):
-        config = replace(config, transition=transition_of(judge, model, split, g))
-    return Plan(chosen, config, why, trials, passes, trained)
+        with counted_passes(split.device) as looks:
+            config = replace(config, transition=transition_of(judge, model, split, g))
+            passes += float(looks)
+    if retrain and counts:
+        asked = f" ({100 * budget:g} % asked for)" if budget is not None else ""
+        why += f" It costs about {100 * (passes + passes_of(config, split, model)) / retrain:.1f} % of a retrain{asked}."
+    return Plan(chosen, config, why, trials, passes, trained, budget)
 
 # %% ../../nbs/701_forgetting.ipynb #6d3dff8d
 @dataclass(frozen=True, eq=False)
@@ -313,6 +347,24 @@ def _read_into(network: nn.Module, file: Path) -> bool:
         return False
 
 
+def retrain_files(
+    network: nn.Module,  # as `trained_retrains` takes them
+    make_model: MakeModel,
+    split: ForgetSplit,
+    n: int,
+    config: FitConfig,
+    folder: str | Path,
+    source: str = "",
+) -> list[Path]:
+    "Where the retrains are kept; a name is a hash of all that a retrain depends on."
+    seen, shapes = split.train, {k: list(v.shape) for k, v in network.state_dict().items()}
+    untrained = fresh_model(network, split, make_model, seeded_generator("retrain", 0)).cpu()
+    behaviour = behaviour_of(untrained, seen.batch(split.retain_train[:8]).cpu())
+    depends = [split.digest, seen.mean, seen.std, seen.sides, source, shapes, str(config), behaviour]
+    key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
+    return [Path(folder).expanduser() / f"retrain_{key}_{seed}.safetensors" for seed in range(n)]
+
+
 def trained_retrains(
     network: nn.Module,  # the original
     make_model: MakeModel,  # an untrained one
@@ -324,12 +376,8 @@ def trained_retrains(
     source: str = "",  # of the network: tells those apart whose parameters have the same names and shapes
 ) -> list[nn.Module]:
     "True retrains, with seeds 0 to n − 1: new networks that were trained on the retain set alone."
-    folder, made, seen = Path(folder).expanduser(), [], split.train
-    shapes = {k: list(v.shape) for k, v in network.state_dict().items()}
-    depends = [split.digest, seen.mean, seen.std, seen.sides, source, shapes, str(config)]
-    key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
-    for seed in range(n):
-        file = folder / f"retrain_{key}_{seed}.safetensors"
+    made = []
+    for seed, file in enumerate(retrain_files(network, make_model, split, n, config, folder, source)):
         there = fresh_model(network, split, make_model, seeded_generator("retrain", seed))
         if _read_into(there, file):
             made.append(to_device(there, split.device).eval())
@@ -338,7 +386,6 @@ def trained_retrains(
         fresh = fresh_model(network, split, make_model, g)
         one = fit(fresh, Examples.of(split.train, split.retain_train), config, g, progress=progress)
         state = {k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in one.state_dict().items()}
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, partial(save_file, state))
         made.append(one)
     return made

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,7 +24,8 @@ from ..cache import caches_of, sources_of, unfinished
 from ..checks import Checked, MagaError, write_whole
 from ..data import ForgetSplit, ImageSet, class_id
 from ..judges.contract import image_hashes
-from .networks import Network, open_network
+from .doubts import put_aside
+from .networks import Network, open_network, revision_of
 from ..requests import remembering
 from ..sources import NAMES, without_tuning
 
@@ -67,6 +70,9 @@ class Ledger(Checked):
     entries: tuple[Any, ...] = field(default_factory=tuple)  # of the first request to the last
     data_folder: str = ""  # that the images were read from; "": none, or not said
     data_name: str = ""  # of the data set, where its caches are known by that
+    code: str = ""  # the file of the network's factory, absolute; "": there is none, or not said
+    code_beside: str = ""  # the same, from the folder of the result
+    code_sha256: str = ""  # of that file when the network was opened
 
     def decoded_at(self, size: int | None) -> int | None:
         "The side to decode images at, so that hashes find those of earlier requests; None: as they are. Where no entry says it, `size`."
@@ -89,6 +95,26 @@ class Ledger(Checked):
             raise MagaError(f"{path} is damaged ({type(e).__name__}: {e}); expected the ledger of a result of maga forget.") from e
 
 # %% ../../nbs/702_ledger.ipynb #afdb0850
+def _with_code(ledger: Ledger, folder: Path) -> str:
+    "The network's source with its code where it lies now, seen from any working folder. A warning says where the code has changed."
+    where, _, name = ledger.source.rpartition(":")
+    places = [p for p in (folder / ledger.code_beside, Path(ledger.code)) if ledger.code and p.is_file()]
+    file = next((p for p in places if revision_of(p) == ledger.code_sha256), places[0] if places else None)
+    if file is None:
+        if ledger.code and where.endswith(".py"):
+            what = f"The code of the network of {folder} is gone: neither {folder / ledger.code_beside} nor {ledger.code} is there"
+            raise MagaError(f"{what}; put {Path(ledger.code).name} back, its weights alone are no network.")
+        return ledger.source
+    if revision_of(file) != ledger.code_sha256:
+        warnings.warn(f"{file} has changed since {folder} was made: the network may not be the one that forgot.", stacklevel=3)
+    if not where.endswith(".py"):
+        return ledger.source
+    file = Path(os.path.abspath(file))
+    if (beside := str(file.parent)) not in sys.path:
+        sys.path.append(beside)  # it may import its neighbours
+    return f"{file}:{name}"
+
+
 def open_result(
     folder: str | Path,  # of a result
 ) -> tuple[Network, Ledger]:
@@ -96,7 +122,7 @@ def open_result(
     ledger, folder = Ledger.load(folder), Path(folder).expanduser()
     file = folder / ledger.weights
     alone = file.is_dir() or ledger.source.endswith(".safetensors")  # describes itself
-    network = open_network(str(file) if alone else ledger.source, "" if alone else str(file), ledger.classes, ledger.size)
+    network = open_network(str(file) if alone else _with_code(ledger, folder), "" if alone else str(file), ledger.classes, ledger.size)
     return replace(network, source=ledger.source, classes=ledger.classes, size=ledger.size, mean=ledger.mean, std=ledger.std), ledger
 
 # %% ../../nbs/702_ledger.ipynb #1247cbf1
@@ -204,6 +230,26 @@ class Artefact:
     remedy: str  # what deletes it, or why it may stay
 
 
+def _unread(root: Path, split: ForgetSplit) -> list[Artefact]:
+    "Files in folders of forgotten classes that were not read: of another ending, hidden, or in a part that is not read."
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    both = ((split.train, split.forget_train), (split.test, split.forget_test))
+    read, depth = {os.path.abspath(root / f) for images, _ in both for f in images.files}, 0 if put_aside(split) else 1
+    classes = {images.files[i].split("/")[depth] for images, gone in both if images.files for i in gone.tolist()}
+    held = [p / c for p in [root, *sorted(f for f in root.iterdir() if f.is_dir())] for c in sorted(classes)] if classes else []
+    found: dict[str, Counter[str]] = {}
+    for file in {os.path.join(folder, n) for place in held for folder, _, names in os.walk(place) for n in names}:
+        name, ending = os.path.basename(file), os.path.splitext(file)[1].lower()
+        known = "in a folder that is not read" if ending in IMG_EXTENSIONS else f"of the ending {ending or '(none)'}"
+        why = "hidden" if name.startswith(".") else known
+        if os.path.abspath(file) not in read:
+            found.setdefault(os.path.dirname(file), Counter())[why] += 1
+    what = "look at them, and delete those that show what was forgotten"
+    said = {p: ", ".join(f"{n} {why}" for why, n in sorted(kinds.items())) for p, kinds in sorted(found.items())}
+    return [Artefact(p, f"files that were not read: {kinds}", "pixels, perhaps", "yours", what) for p, kinds in said.items()]
+
+
 def artefacts(
     network: Network,  # the original
     split: ForgetSplit,
@@ -220,6 +266,7 @@ def artefacts(
     places, behind = Counter(str(f.parent) for f in files), Counter(str(f.resolve().parent) for f in files if f.is_symlink())
     found += [Artefact(p, f"{n} forgotten images", "pixels", "yours", "delete those files") for p, n in sorted(places.items())]
     found += [Artefact(p, f"{n} of them behind links", "pixels", "yours", "delete what the links lead to") for p, n in sorted(behind.items())]
+    found += [] if split.task != "class" else _unread(root, split)
     if not places:
         n = sum(len(gone) for _, gone in rows)
         found.append(Artefact(data, f"the data set, with {n:,} forgotten images", "pixels", "yours", "delete those rows"))

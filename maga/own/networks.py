@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import shutil
 import sys
 import warnings
 from collections import Counter
@@ -27,14 +26,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..checks import MagaError, check_value, shown, write_whole
-from ..data import ImageSet, check_normalisation
+from ..data import check_normalisation
 from ..device import seeded
 from ..models import from_timm, load_checkpoint
-from ..packaged import no_waiting
+from ..packaged import file_revision, no_waiting
 from ..pretrained import INNER, check_parameters, model_names, stored_weights, unpickled
 
 # %% auto #0
-__all__ = ['UNUSED', 'write_weights', 'Network', 'open_network', 'order_of', 'in_model_order', 'seen_by']
+__all__ = ['UNUSED', 'Form', 'write_weights', 'revision_of', 'Network', 'open_network']
 
 # %% ../../nbs/700_networks.ipynb #869c4fad
 UNUSED = "n_averaged"  # a counter of torch's AveragedModel
@@ -59,30 +58,56 @@ def _holds_tensors(entry: Any) -> bool:
     return isinstance(entry, Tensor) or (isinstance(entry, list | tuple) and any(map(_holds_tensors, entry)))
 
 
-def _container(found: Any, model: nn.Module) -> Any:
-    "What torch had saved, with the model's weights in it and without other tensors."
+def _container(found: Any, fill: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> Any:
+    "What torch had saved, with the weights that `fill` makes of those in it, and without other tensors."
     inner = next((k for k in INNER if isinstance(found.get(k), Mapping)), None)
     if inner is None:
-        return type(found)(_as_stored(found, model))
-    return {k: _container(v, model) if k == inner else v for k, v in found.items() if k == inner or not _holds_tensors(v)}
+        return type(found)(fill(found))
+    return {k: _container(v, fill) if k == inner else v for k, v in found.items() if k == inner or not _holds_tensors(v)}
+
+# %% ../../nbs/700_networks.ipynb #f0cbdb03
+@dataclass(frozen=True, eq=False)
+class Form:
+    "How a file keeps weights: names, precision and container, without the weights. The file may be gone when a result is written."
+
+    held: Any  # what the file held, of tensors the precision alone
+    header: dict[str, str] | None = None  # of a safetensors file; None: torch saved it
+
+    @classmethod
+    def of(cls, file: str | Path) -> Form:
+        "The form of a file. A safetensors header keeps the description and loses what was measured."
+        file = Path(file).expanduser()
+
+        def hollow(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {k: torch.empty(0, dtype=v.dtype) for k, v in found.items()}
+
+        if file.suffix != ".safetensors":
+            return cls(_container(unpickled(file), hollow))
+        with safe_open(file, "pt") as f:
+            header = {k: v for k, v in (f.metadata() or {}).items() if k in ("format", "maga")}
+        return cls(hollow(load_file(file)), header)
 
 
 def write_weights(
     model: nn.Module,
-    like: str | Path,  # the file whose names, precision and container are taken
+    like: str | Path | Form,  # the file whose names, precision and container are taken, or its form
     path: str | Path,  # is written, whole or not at all
 ) -> Path:
-    "The model's weights in a file like another one. A safetensors header keeps the description and loses what was measured."
-    like = Path(like).expanduser()
-    if like.suffix == ".safetensors":
-        with safe_open(like, "pt") as f:
-            header = {k: v for k, v in (f.metadata() or {}).items() if k in ("format", "maga")}
-        tensors = _as_stored(load_file(like), model)
-        return write_whole(path, lambda p: save_file(tensors, p, header))
-    made = _container(unpickled(like), model)
+    "The model's weights in a file like another one."
+    form = like if isinstance(like, Form) else Form.of(like)
+    if form.header is not None:
+        tensors = _as_stored(form.held, model)
+        return write_whole(path, lambda p: save_file(tensors, p, form.header))
+    made = _container(form.held, lambda found: _as_stored(found, model))
     return write_whole(path, lambda p: torch.save(made, p))
 
 # %% ../../nbs/700_networks.ipynb #72490981
+def revision_of(path: Path) -> str:
+    "A hash of the weights in a file or a folder: 16 hexadecimal digits each; empty where there is none."
+    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin")) if path.is_dir() else [path]
+    return "+".join(file_revision(f) for f in files if f.is_file())
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     "A user's network, and how another one is written in its form."
@@ -96,7 +121,17 @@ class Network:
     size: int | None = None  # side of its images, in pixels; None: any
     mean: tuple[float, ...] | None = None  # of its normalisation; None: not said
     std: tuple[float, ...] | None = None
+    sha256: str = ""  # of the weights as they were opened; "": there is no such file
+    code: str = ""  # the file of its factory, absolute; "": there is none
+    code_sha256: str = ""  # of that file as it was opened
 
+    def __post_init__(self) -> None:
+        where = self.source.rpartition(":")[0]
+        module = where if where.endswith(".py") else getattr(sys.modules.get(where), "__file__", None) or ""
+        code = self.code or (str(Path(module).expanduser().absolute()) if module and not self.source.startswith(("timm:", "hf:")) else "")
+        object.__setattr__(self, "code", code)
+        object.__setattr__(self, "sha256", self.sha256 or revision_of(self.weights))
+        object.__setattr__(self, "code_sha256", self.code_sha256 or (revision_of(Path(code)) if code else ""))
 
 # %% ../../nbs/700_networks.ipynb #6597e416
 def _tied(model: nn.Module, found: Mapping[str, Any]) -> list[str]:
@@ -144,7 +179,8 @@ def _seeded(make: Callable[[], Any]) -> Callable[[torch.Generator], nn.Module]:
 
 
 def _like_file(file: Path) -> Callable[[nn.Module, Path], Path]:
-    return lambda model, folder: write_weights(model, file, folder / file.name)
+    form = Form.of(file)
+    return lambda model, folder: write_weights(model, form, folder / file.name)
 
 # %% ../../nbs/700_networks.ipynb #8817cedf
 def _self_described(source: str) -> Network:
@@ -300,13 +336,14 @@ def _of_hub(source: str) -> Network:
     names = tuple(model.config.id2label[k] for k in sorted(model.config.id2label))
     given = None if all(n == f"LABEL_{k}" for k, n in enumerate(names)) else names
     about, side = _processor(folder), getattr(model.config, "image_size", None)
+    said_of_images = (folder / "preprocessor_config.json").read_bytes() if about else b""
     size = about.get("size") or (side if isinstance(side, int) else None)
 
     def write(result: nn.Module, into: Path) -> Path:
         place = into / "model"
         result.save_pretrained(place)  # type: ignore[operator]
-        if (folder / "preprocessor_config.json").is_file():
-            shutil.copy(folder / "preprocessor_config.json", place)
+        if said_of_images:
+            (place / "preprocessor_config.json").write_bytes(said_of_images)
         return place
 
     make = _seeded(lambda: AutoModelForImageClassification.from_config(model.config))
@@ -337,61 +374,3 @@ def open_network(
         f"{source} {what}; expected a safetensors file that describes itself, timm:NAME, file.py:NAME or package.module:NAME with weights, "
         "or a folder with config.json."
     )
-
-# %% ../../nbs/700_networks.ipynb #a5f3ac65
-def _plain(name: str) -> str:
-    return name.casefold().replace("_", " ").replace("-", " ").strip()
-
-
-def order_of(
-    names: Sequence[str],  # of the data's classes
-    classes: Sequence[str],  # K names in the order of the logits
-    data: str = "the data",  # its name, for messages
-) -> list[int]:
-    "The place of each name among the classes: of the same spelling, else of one that is alike; `MagaError` where there is none, or a doubt."
-    exact, alike = {c: k for k, c in enumerate(classes)}, {_plain(c): k for k, c in enumerate(classes)}
-    there, given = Counter(map(_plain, classes)), Counter(map(_plain, names))
-    for n in names:
-        if _plain(n) not in alike:
-            raise MagaError(f"The model does not know the class {n!r} of {data}; it knows {', '.join(list(classes)[:5])}{' …' * (len(classes) > 5)}.")
-        if n not in exact and max(there[_plain(n)], given[_plain(n)]) > 1:
-            ours, theirs = (", ".join(repr(c) for c in some if _plain(c) == _plain(n)) for some in (names, classes))
-            what = f"It is not clear which class of the model is {n!r}: {data} has {ours}, the model {theirs}"
-            raise MagaError(f"{what}; spell the name as the model does.")
-    return [exact.get(n, alike[_plain(n)]) for n in names]
-
-
-def in_model_order(
-    images: ImageSet,
-    classes: Sequence[str],  # K names in the order of the logits
-) -> ImageSet:
-    "The images with labels in the model's order, or with coarse labels where it knows the superclasses alone; `MagaError` where it knows neither."
-    known = set(map(_plain, classes))
-    fine, coarse = (known.issuperset(map(_plain, names)) for names in (images.classes, images.coarse_classes))
-    if images.coarse_labels is not None and coarse and not fine:
-        order = torch.tensor(order_of(images.coarse_classes, classes, images.name), device=images.device)
-        return replace(images, coarse_labels=order[images.coarse_labels], coarse_classes=tuple(classes))
-    order = torch.tensor(order_of(images.classes, classes, images.name), device=images.device)
-    ordered = replace(images, labels=order[images.labels], classes=tuple(classes))
-    if images.superclasses_in_use:
-        return replace(ordered, coarse_labels=ordered.labels, coarse_classes=tuple(classes))
-    return ordered
-
-
-def seen_by(
-    network: Network,
-    images: ImageSet,
-    classes: Sequence[str] = (),  # in the order of the logits, where the source does not say; (): the data's
-    size: int | None = None,  # as the network's
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> ImageSet:
-    "The images as the network sees them: its order of classes, side and normalisation; what is given goes before what it says."
-    mean, std = mean or network.mean, std or network.std
-    if mean is None or std is None:
-        what = f"{network.source} does not say how its images are normalised"
-        raise MagaError(f"{what}: give mean and std of your training (0,0,0 and 1,1,1 for pixels / 255).")
-    named = classes or network.classes
-    ordered = in_model_order(images, named) if named else images
-    side = size or network.size or images.size
-    return replace(ordered, size=side if side and images.images.shape[-2:] != (side, side) else None, mean=tuple(mean), std=tuple(std))

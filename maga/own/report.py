@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
@@ -21,24 +22,25 @@ from typing import Any
 
 import torch
 from jinja2 import Environment
+from torch import nn
 
 from .. import __version__
-from ..checks import MagaError, writable_folder
+from ..checks import MagaError, writable_folder, write_whole
 from ..data import ForgetSplit
 from ..experiments.store import code_digest
 from ..judges.named import is_matrix, local_weights
 from ..measures.metrics import Measurement
 from ..methods.contract import show_flow
 from ..models import Classifier
+from .doubts import cautions, near_chance, put_aside
 from .forgetting import Forgotten
 from .ledger import Artefact, Entry, Ledger, artefacts, read_from, write_artefacts
-from .networks import Network
-from ..packaged import file_revision
+from .networks import Network, revision_of
 from ..sources import NAMES
 
 # %% auto #0
-__all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'percent', 'warnings_of', 'settings_of', 'record', 'page_of', 'card_of',
-           'inputs_of', 'check_free', 'write_result']
+__all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'percent', 'share_of_retrain', 'warnings_of', 'settings_of', 'record',
+           'page_of', 'card_of', 'inputs_of', 'check_free', 'write_result']
 
 # %% ../../nbs/703_report.ipynb #8c133a78
 MEANINGS = {
@@ -49,12 +51,18 @@ MEANINGS = {
 }
 
 
-def numbers(before: Measurement, after: Measurement) -> list[dict[str, Any]]:
+def numbers(
+    before: Measurement,
+    after: Measurement,
+    aside: bool = False,  # whether the original may have been trained on the test images
+) -> list[dict[str, Any]]:
     "Rows of name, before, after and meaning, in percent; None where no image is left to measure on."
+    rows = [(k, m + "; before: possibly on images that it was trained on" * (aside and k in ("A_r", "A_f"))) for k, m in MEANINGS.items()]
+
     def known(m: Measurement, name: str) -> float | None:
         return None if math.isnan(x := getattr(m, name)) else x
 
-    return [{"name": k, "before": known(before, k), "after": known(after, k), "meaning": m} for k, m in MEANINGS.items() if hasattr(after, k)]
+    return [{"name": k, "before": known(before, k), "after": known(after, k), "meaning": m} for k, m in rows if hasattr(after, k)]
 
 
 def percent(x: float | None) -> str:
@@ -62,21 +70,29 @@ def percent(x: float | None) -> str:
     return "–" if x is None else f"{x:.1f}"
 
 
+def share_of_retrain(result: Forgotten, split: ForgetSplit) -> float | None:
+    "What the method and what came before it cost, as a share of a retrain; None where it is not known how long the model was trained."
+    trained = result.plan.trained
+    return None if trained is None else (result.passes + result.plan.passes) / (trained * len(split.retain_train))
+
+
 def warnings_of(result: Forgotten, split: ForgetSplit) -> list[str]:
     "What a reader should know before accepting the result, a sentence each."
-    before, after, found = result.before, result.after, []
-    chance = 100 / split.num_classes
-    if before.A_r < chance + 0.1 * (100 - chance):
+    before, after, found = result.before, result.after, cautions(split)
+    if near_chance(before.A_r, split.num_classes):
         found.append(
-            f"The original is right on {before.A_r:.1f} % of the test images, near chance ({chance:.1f} %): "
+            f"The original is right on {before.A_r:.1f} % of the test images, near chance ({100 / split.num_classes:.1f} %): "
             "check normalisation, size and order of the classes before anything else."
         )
     if after.A_r < before.A_r - 2:
         found.append(f"Accuracy on what stays fell by {before.A_r - after.A_r:.1f} points: give more epochs (--set fit.epochs=…), or another rate.")
     if split.task == "class" and after.A_f > 5:
         found.append(f"{after.A_f:.1f} % of the forgotten test images still get their old label; a retrain would have 0: take another method.")
-    if result.plan.trained and (share := (result.passes + result.plan.passes) / (result.plan.trained * len(split.retain_train))) >= 0.5:
+    share, asked = share_of_retrain(result, split), result.plan.budget
+    if share is not None and share >= 0.5:
         found.append(f"This cost {100 * share:.0f} % of a retrain: retrain instead, or give a budget (--budget 10%).")
+    elif share is not None and asked is not None and share > 1.05 * asked:
+        found.append(f"This cost {100 * share:.1f} % of a retrain, and {100 * asked:g} % were asked for: single settings (--set) come after it.")
     if split.task != "class":
         found.append("For single images and sub-classes accuracy says little: compare with retrains (maga audit).")
     return found
@@ -93,12 +109,6 @@ def settings_of(config: Any, name: str = "") -> dict[str, Any]:
     return found
 
 
-def _revision(path: Path) -> str:
-    "A hash of the weights in a file or folder."
-    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin")) if path.is_dir() else [path]
-    return "+".join(map(file_revision, files))
-
-
 def record(
     network: Network,
     split: ForgetSplit,
@@ -108,7 +118,7 @@ def record(
     audit: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     "All that the report says, as plain values."
-    plan = result.plan
+    plan, share = result.plan, share_of_retrain(result, split)
     where = torch.cuda.get_device_name(split.device) if split.device.type == "cuda" else platform.processor() or platform.machine()
     classes = split.train.classes
     shares = {n: torch.bincount(k, minlength=len(classes)).tolist() for n, k in result.answers.items()}
@@ -117,10 +127,13 @@ def record(
         "images": {"forgotten": len(split.forget_train), "retained": len(split.retain_train), "forgotten test": len(split.forget_test)},
         "method": plan.method.name, "source": plan.method.source, "why": plan.why, "settings": settings_of(plan.config), "seed": result.seed,
         "rates tried": {f"{k:g}": round(v, 2) for k, v in plan.trials.items()},
-        "numbers": numbers(result.before, result.after), "warnings": warnings_of(result, split), "answers": shares, "classes": list(classes),
+        "numbers": numbers(result.before, result.after, put_aside(split)), "warnings": warnings_of(result, split), "answers": shares,
+        "classes": list(classes),
         "cost": {"image passes": round(result.passes), "passes of the trials": round(plan.passes),
-                 "epochs over what stays": round((result.passes + plan.passes) / len(split.retain_train), 2), "seconds": round(result.seconds, 1)},
-        "model": {"source": network.source, "file": str(network.weights), "sha256": _revision(network.weights), "result sha256": _revision(written),
+                 "epochs over what stays": round((result.passes + plan.passes) / len(split.retain_train), 2), "seconds": round(result.seconds, 1),
+                 "percent of a retrain": None if share is None else round(100 * share, 2),
+                 "percent asked for": None if plan.budget is None else round(100 * plan.budget, 2)},
+        "model": {"source": network.source, "file": str(network.weights), "sha256": network.sha256, "result sha256": revision_of(written),
                   "size": split.train.size, "mean": list(split.train.mean), "std": list(split.train.std)},
         "data": {"name": split.train.name, "sha256": split.digest},
         "code": {"maga": __version__, "sha256": code_digest(), "torch": torch.__version__},
@@ -168,7 +181,10 @@ HOW = """<h2>How</h2>
 <td>{% for k, v in r["rates tried"].items() %}{{ k }}: {{ v }}{{ ", " if not loop.last }}{% endfor %}</td></tr>{% endif %}</table></div>
 <h2>Cost</h2>
 <p>{{ "{:,}".format(r.cost["image passes"]) }} image passes, and {{ "{:,}".format(r.cost["passes of the trials"]) }} of trials: as much as
-{{ r.cost["epochs over what stays"] }} epochs of training on what stays; {{ r.cost.seconds }} s for the method.
+{{ r.cost["epochs over what stays"] }} epochs of training on what stays
+{%- if r.cost["percent of a retrain"] is not none %}, {{ r.cost["percent of a retrain"] }} % of a retrain
+{%- if r.cost["percent asked for"] is not none %} ({{ r.cost["percent asked for"] }} % asked for){% endif %}{% endif %}.
+The method took {{ r.cost.seconds }} s.
 A retrain takes as many epochs as the original was trained for.</p>
 <h2>What still remembers</h2>
 <div class="scroll"><table><tr><th>file</th><th>what it is</th><th>holds</th><th>whose</th><th>what to do</th></tr>
@@ -189,7 +205,9 @@ tags: [machine-unlearning, maga]
 
 A classifier of {{ r.classes|length }} classes from which {{ r.images.forgotten }} training images of {{ r.data.name }}
 ({{ r.task }} task: {{ r.forgotten }}) were unlearned with {{ r.method }} on {{ r.date[:10] }}.
-
+{% for w in r.warnings %}
+> {{ w }}
+{% endfor %}
 | in percent | before | after |
 |---|---|---|
 {% for n in r.numbers %}| {{ n.name }}: {{ n.meaning }} | {{ n.before|percent }} | {{ n.after|percent }} |
@@ -207,8 +225,10 @@ def _picture(split: ForgetSplit, result: Forgotten) -> str:
     import matplotlib.pyplot as plt
 
     k = split.num_classes
-    figure = show_flow({n: torch.nn.functional.one_hot(a, k).float() for n, a in result.answers.items()}, split.train.classes)
-    with io.StringIO() as text:
+    letters = plt.rc_context({"svg.fonttype": "none"})  # no outlines: the reader has fonts of any script
+    with io.StringIO() as text, letters, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure = show_flow({n: torch.nn.functional.one_hot(a, k).float() for n, a in result.answers.items()}, split.train.classes)
         figure.savefig(text, format="svg", bbox_inches="tight")
         plt.close(figure)
         return text.getvalue()[text.getvalue().index("<svg") :]
@@ -245,7 +265,8 @@ def inputs_of(
     where, mark, _ = model.rpartition(":")
     network, root = (Path(p).expanduser() for p in (where if where.endswith(".py") else model, data.removeprefix("folder:")))
     judges = Path(judge).expanduser() if is_matrix(judge) else local_weights(judge)
-    places = [network, *([Path(weights).expanduser()] if weights else []), *([judges] if judges else [])]
+    made_with = [Path(Ledger.load(network).code)] if (network / "ledger.json").is_file() else []
+    places = [network, *made_with, *([Path(weights).expanduser()] if weights else []), *([judges] if judges else [])]
     files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
     walked = [] if data in NAMES else sorted(Path(place, n) for place, _, names in os.walk(root, followlinks=True) for n in names)
     images = [f for f in walked if f.suffix.lower() in (*IMG_EXTENSIONS, ".parquet") and f.is_file()]
@@ -269,6 +290,8 @@ def check_free(
         same = json.loads((folder / "report.json").read_text(encoding="utf-8"))["request"] == request
     except (OSError, ValueError, KeyError, TypeError):
         same = False
+    if not (folder / "report.json").is_file() and not (folder / "ledger.json").is_file():
+        raise MagaError(f"{folder} exists and is no result of maga forget, so nothing is written there; name another folder (--out).")
     if not same:
         raise MagaError(f"{folder} exists and holds another result, or that of inputs that changed since; name another folder (--out), or delete it.")
     return True
@@ -304,14 +327,14 @@ def write_result(
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.{os.getpid()}.", suffix=".part", dir=folder.parent))
     except OSError as e:
         raise MagaError(f"{folder} cannot be written ({e.strerror}); name another folder (--out).") from e
-    written = None
+    inner, written = result.model.model if isinstance(result.model, Classifier) else result.model, None  # the network itself
     try:
-        inner = result.model.model if isinstance(result.model, Classifier) else result.model  # the network itself
         written = network.write(inner, part)
         entry, train = Entry.of(split, result.plan.method.name, datetime.now(UTC).date().isoformat()), split.train
         side = train.size or (train.images.shape[-1] if train.images.shape[-1] == train.images.shape[-2] else None)
         known = (*entries, entry), *read_from(data, data_root)
-        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known)
+        code = network.code, os.path.relpath(network.code, folder.absolute()) if network.code else "", network.code_sha256
+        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known, *code)
         ledger.save(part)
         found = artefacts(network, split, data, folder, data_root)
         write_artefacts(found, part / "artefacts.csv")
@@ -323,14 +346,23 @@ def write_result(
         part.chmod(0o755)
         os.rename(part, folder)
     except Exception as e:  # whatever fails beside the weights, they are the work that was asked for
+        written = written or _plain_weights(inner, part)
         if written is not None:
-            what = f"The weights are in {_kept(part, folder)}, but what belongs beside them is not complete ({type(e).__name__}: {e})"
+            what = f"The weights are in {_kept(part, folder)} ({written.name}), but what belongs beside them is incomplete ({type(e).__name__}: {e})"
             raise MagaError(f"{what}; take them from there, and for a report run it again with another folder (--out).") from e
         shutil.rmtree(part, ignore_errors=True)
         if not isinstance(e, OSError):
             raise
         raise MagaError(f"{folder} cannot be written ({e.strerror or e}); free some space or name another folder (--out), then run it again.") from e
     return r
+
+# %% ../../nbs/703_report.ipynb #bb35b369
+def _plain_weights(network: nn.Module, part: Path) -> Path | None:
+    "A plain state dict, where the form of the original cannot be written; None where that cannot be, either."
+    with contextlib.suppress(Exception):
+        state = {k: v.detach().cpu() for k, v in network.state_dict().items()}
+        return write_whole(part / "state_dict.pth", lambda p: torch.save(state, p))
+    return None
 
 
 def _kept(part: Path, folder: Path) -> Path:
