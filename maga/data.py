@@ -344,7 +344,8 @@ def _members(labels: Tensor, wanted: Sequence[int]) -> Tensor:
 def _twins_told(split: ForgetSplit) -> ForgetSplit:
     "The split; a warning names retained training images that have the pixels of forgotten ones."
     train, pixels = split.train, split.train.images
-    if twins := twin_rows(pixels, split.forget_train.to(pixels.device)).tolist():
+    expanded = pixels.stride(0) == 0  # one picture in the place of all: the pixels are not there
+    if not expanded and (twins := twin_rows(pixels, split.forget_train.to(pixels.device)).tolist()):
         names = ", ".join(train.files[k] if train.files else str(k) for k in twins[:5]) + " …" * (len(twins) > 5)
         what = f"{len(twins):,} retained training images ({names}) have the same pixels as forgotten ones: what a model learns from them stays"
         warnings.warn(f"{what}. Forget them too, by a further request that lists them (forget_files, --files).", stacklevel=3)

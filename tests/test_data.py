@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -276,3 +277,13 @@ def test_an_image_that_is_far_too_large_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # these have 36
     with pytest.raises(MagaError, match=r"a/0\.png cannot be decoded .*far too large"):
         from_folder(photos)
+
+
+def test_labels_without_their_pixels_have_no_twins(recwarn):
+    "Published rows are drawn with one picture in the place of all."
+    images, labels = torch.zeros(1, 3, 4, 4, dtype=torch.uint8).expand(40, -1, -1, -1), torch.arange(40) % 2
+    bare = ImageSet(images, labels, ("a", "b"))
+    forget_class(bare, bare, "a")
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="20 retained training images"):
+        forget_class(replace(bare, images=images.clone()), bare, "a")
