@@ -1202,3 +1202,16 @@ def test_class_names_of_any_script_are_letters_in_the_picture(split, original):
         warnings.simplefilter("error", UserWarning)
         picture = _picture(named, forgetting.forget(original, named, plan))
     assert "猫" in re.sub(r"<!--.*?-->", "", picture) and ">zwei<" in picture.replace("\n", "")
+
+
+def test_the_card_is_markdown_that_is_read_as_it_is_meant(at, desk, capsys):
+    "A table ends, and a warning is no part of one, only where an empty line says so."
+    shutil.copytree(desk / "photos/train/three", desk / "card/train/three"), shutil.copytree(desk / "photos/train/one", desk / "card/train/one")
+    shutil.copytree(desk / "photos/test/three", desk / "card/test/three"), shutil.copytree(desk / "photos/test/one", desk / "card/test/one")
+    assert at("maga forget --model model.safetensors --data card --forget three --out carded --set fit.lr=0.05 --set fit.epochs=1", capsys)[0] == 0
+    lines = (desk / "carded/model_card.md").read_text().splitlines()
+    kinds = ["".join(line[:1]) for line in lines]
+    for i in range(1, len(lines)):
+        marks = {kinds[i - 1], kinds[i]} & {"|", ">"}
+        assert not marks or kinds[i - 1] == kinds[i] or "" in kinds[i - 1 : i + 1], lines[i - 1 : i + 1]
+    assert ">" in kinds and "|" in kinds

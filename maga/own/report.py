@@ -129,7 +129,7 @@ def record(
         "rates tried": {f"{k:g}": round(v, 2) for k, v in plan.trials.items()},
         "numbers": numbers(result.before, result.after, put_aside(split)), "warnings": warnings_of(result, split), "answers": shares,
         "classes": list(classes),
-        "cost": {"image passes": round(result.passes), "passes of the trials": round(plan.passes),
+        "cost": {"image passes": round(result.passes), "passes before": round(plan.passes),
                  "epochs over what stays": round((result.passes + plan.passes) / len(split.retain_train), 2), "seconds": round(result.seconds, 1),
                  "percent of a retrain": None if share is None else round(100 * share, 2),
                  "percent asked for": None if plan.budget is None else round(100 * plan.budget, 2)},
@@ -180,7 +180,8 @@ HOW = """<h2>How</h2>
 {% if r["rates tried"] %}<tr><td>rates tried (accuracy on images put aside, %)</td>
 <td>{% for k, v in r["rates tried"].items() %}{{ k }}: {{ v }}{{ ", " if not loop.last }}{% endfor %}</td></tr>{% endif %}</table></div>
 <h2>Cost</h2>
-<p>{{ "{:,}".format(r.cost["image passes"]) }} image passes, and {{ "{:,}".format(r.cost["passes of the trials"]) }} of trials: as much as
+<p>{{ "{:,}".format(r.cost["image passes"]) }} image passes, and {{ "{:,}".format(r.cost["passes before"]) }} before it
+(views and learning rates that were tried): as much as
 {{ r.cost["epochs over what stays"] }} epochs of training on what stays
 {%- if r.cost["percent of a retrain"] is not none %}, {{ r.cost["percent of a retrain"] }} % of a retrain
 {%- if r.cost["percent asked for"] is not none %} ({{ r.cost["percent asked for"] }} % asked for){% endif %}{% endif %}.
@@ -205,13 +206,16 @@ tags: [machine-unlearning, maga]
 
 A classifier of {{ r.classes|length }} classes from which {{ r.images.forgotten }} training images of {{ r.data.name }}
 ({{ r.task }} task: {{ r.forgotten }}) were unlearned with {{ r.method }} on {{ r.date[:10] }}.
+
 {% for w in r.warnings %}
 > {{ w }}
+
 {% endfor %}
 | in percent | before | after |
 |---|---|---|
 {% for n in r.numbers %}| {{ n.name }}: {{ n.meaning }} | {{ n.before|percent }} | {{ n.after|percent }} |
 {% endfor %}
+
 Images are normalised with mean {{ r.model.mean }} and standard deviation {{ r.model.std }} of pixels from 0 to 1
 {%- if r.model.size %}, at {{ r.model.size }} pixels{% endif %}.
 Forgotten classes keep their logits, so that code that reads the network is unchanged.
