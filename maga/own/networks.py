@@ -58,7 +58,7 @@ def _holds_tensors(entry: Any) -> bool:
     return isinstance(entry, Tensor) or (isinstance(entry, list | tuple) and any(map(_holds_tensors, entry)))
 
 
-def _container(found: Any, fill: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> Any:
+def _container(found: Any, fill: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
     "What torch had saved, with the weights that `fill` makes of those in it, and without other tensors."
     inner = next((k for k in INNER if isinstance(found.get(k), Mapping)), None)
     if inner is None:
@@ -70,7 +70,7 @@ def _container(found: Any, fill: Callable[[Mapping[str, Tensor]], dict[str, Tens
 class Form:
     "How a file keeps weights: names, precision and container, without the weights. The file may be gone when a result is written."
 
-    held: Any  # what the file held, of tensors the precision alone
+    held: Any  # what the file held, of weights the precision alone
     header: dict[str, str] | None = None  # of a safetensors file; None: torch saved it
 
     @classmethod
@@ -78,8 +78,8 @@ class Form:
         "The form of a file. A safetensors header keeps the description and loses what was measured."
         file = Path(file).expanduser()
 
-        def hollow(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {k: torch.empty(0, dtype=v.dtype) for k, v in found.items()}
+        def hollow(found: Mapping[str, Any]) -> dict[str, Any]:
+            return {k: torch.empty(0, dtype=v.dtype) if isinstance(v, Tensor) and k != UNUSED else v for k, v in found.items()}
 
         if file.suffix != ".safetensors":
             return cls(_container(unpickled(file), hollow))
