@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -22,8 +22,8 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'one_sentence', 'number_of',
-           'with_article', 'did_you_mean', 'no_such', 'Range', 'expected', 'fits', 'shown', 'Checked', 'check_value',
-           'check_generator', 'check_tensor', 'write_whole', 'writable_folder']
+           'first_names', 'with_article', 'did_you_mean', 'no_such', 'Range', 'expected', 'fits', 'shown', 'Checked',
+           'check_value', 'check_generator', 'check_tensor', 'write_whole', 'writable_folder']
 
 # %% ../nbs/010_checks.ipynb #ef7e3e03
 class MagaError(ValueError):
@@ -39,6 +39,11 @@ def one_sentence(error: BaseException) -> str:
 def number_of(n: int, one: str, many: str | None = None) -> str:
     "`1 epoch`, `2 epochs`; `many` is for words whose plural has more than an s."
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def first_names(rows: Sequence[int], files: Sequence[str] = ()) -> str:
+    "Rows by the names of their files, or by their numbers where there are none: five at most."
+    return ", ".join(files[k] if files else str(k) for k in rows[:5]) + " …" * (len(rows) > 5)
 
 
 def with_article(noun: str) -> str:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import Amount, Checked, Count, MagaError, Part, Seed, Share, check_value, fits, number_of, shown
+from .checks import Amount, Checked, Count, MagaError, Part, Seed, Share, check_value, first_names, fits, number_of, shown
 from .checks import did_you_mean as did_you_mean
 from .checks import no_such as no_such
 from .checks import write_whole as write_whole
@@ -346,7 +346,7 @@ def _twins_told(split: ForgetSplit) -> ForgetSplit:
     train, pixels = split.train, split.train.images
     expanded = pixels.stride(0) == 0  # one picture in the place of all: the pixels are not there
     if not expanded and (twins := twin_rows(pixels, split.forget_train.to(pixels.device)).tolist()):
-        names = ", ".join(train.files[k] if train.files else str(k) for k in twins[:5]) + " …" * (len(twins) > 5)
+        names = first_names(twins, train.files)
         what = f"{len(twins):,} retained training images ({names}) have the same pixels as forgotten ones: what a model learns from them stays"
         warnings.warn(f"{what}. Forget them too, by a further request that lists them (forget_files, --files).", stacklevel=3)
     return split

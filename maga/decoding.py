@@ -96,15 +96,20 @@ def unread_files(
     root: str | Path,
     classes: Sequence[str],
     read: Iterable[str],  # names relative to the folder, as in `ImageSet.files`
+    hidden: bool = False,  # also hidden files and folders, and files of systems
 ) -> list[str]:
-    "Files in folders of these classes, in the folder or in one of its parts, that are not among those that were read; without hidden ones."
+    "Files in folders of these classes, in the folder or in one of its parts, that are not among those that were read."
+
+    def counts(name: str) -> bool:
+        return hidden or not (name.startswith(".") or name.lower() in _OF_SYSTEMS)
+
     root, known = Path(root), set(read)
-    parts = [root, *sorted(p for p in root.glob("[!.]*") if p.is_dir())]
+    parts = [root, *(p for p in root.iterdir() if p.is_dir() and counts(p.name))]
     found = set[str]()
     for place in {p / c for p in parts for c in classes}:
         for folder, inner, files in os.walk(place, followlinks=True):
-            inner[:] = [f for f in inner if not f.startswith(".")]
-            found.update(Path(folder, f).relative_to(root).as_posix() for f in files if not f.startswith(".") and f.lower() not in _OF_SYSTEMS)
+            inner[:] = filter(counts, inner)
+            found.update(Path(folder, f).relative_to(root).as_posix() for f in filter(counts, files))
     return sorted(found - known)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import Amount, MagaError, check_value, did_you_mean, number_of, shown
+from .checks import Amount, MagaError, check_value, did_you_mean, first_names, number_of, shown
 from .data import ForgetSplit, ImageSet, class_id
 from .mapped import joined, placed, twin_rows
 
@@ -106,12 +106,8 @@ def twins_of(
     "int64, sorted: the other rows that have the pixels of one of these."
     return twin_rows(images.images, rows.to(images.images.device)).to(images.device)
 
+
 # %% ../nbs/013_requests.ipynb #7faa56ea
-def _listed(images: ImageSet, rows: Sequence[int]) -> str:
-    "Rows by their names or numbers: five at most."
-    return ", ".join(images.files[k] if images.files else str(k) for k in rows[:5]) + " …" * (len(rows) > 5)
-
-
 def _with_test_rows(train: ImageSet, test: ImageSet, rows: Tensor) -> tuple[ImageSet, ImageSet]:
     "(train, test) with these test images behind the training images."
     some, left = test.subset(rows), torch.ones(len(test), dtype=torch.bool, device=test.device).index_fill(0, rows, False)
@@ -143,26 +139,27 @@ def forget_files(
     found = _rows(train, test, entries)
     if moved := sorted({k - len(train) for k in found if k >= len(train)}):
         warnings.warn(
-            f"{number_of(len(moved), 'listed image was', 'listed images were')} put aside for testing ({_listed(test, moved)}), because {test.name} "
-            "has no folder of test images. What is listed counts as a training image now: a model that was trained on the whole folder has seen it.",
+            f"{number_of(len(moved), 'listed image was', 'listed images were')} put aside for testing ({first_names(moved, test.files)}), "
+            f"because {test.name} has no folder of test images. "
+            "What is listed counts as a training image now: a model that was trained on the whole folder has seen it.",
             stacklevel=2,
         )
         place = {k + len(train): i for i, k in enumerate(moved, len(train))}
         found, (train, test) = [place.get(k, k) for k in found], _with_test_rows(train, test, torch.tensor(moved, device=test.device))
     if twice := [k for k, n in Counter(found).items() if n > 1]:
-        warnings.warn(f"The list names images more than once ({_listed(train, twice)}); they count once.", stacklevel=2)
+        warnings.warn(f"The list names images more than once ({first_names(twice, train.files)}); they count once.", stacklevel=2)
     rows = torch.tensor(sorted(set(found)), device=train.device)
     others = twins_of(train, rows)
     if len(others) and twins:
         rows = torch.cat([rows, others]).sort().values
     elif len(others):
         warnings.warn(
-            f"Training images that are not listed have the same pixels as listed ones: {len(others):,} ({_listed(train, others.tolist())}). "
-            "What a model learns from them is not forgotten: list them too, or pass twins=True.",
+            f"Training images that are not listed have the same pixels as listed ones: {len(others):,} "
+            f"({first_names(others.tolist(), train.files)}). What a model learns from them is not forgotten: list them too, or pass twins=True.",
             stacklevel=2,
         )
-    listed = f"{len(rows):,} listed image{'s' * (len(rows) > 1)}" + f", {len(others):,} of them twins" * bool(len(others) and twins)
-    split = ForgetSplit(train, test, rows, torch.empty(0, dtype=torch.int64, device=test.device), "random", listed)
+    named = number_of(len(rows), "listed image") + f", {len(others):,} of them twins" * bool(len(others) and twins)
+    split = ForgetSplit(train, test, rows, torch.empty(0, dtype=torch.int64, device=test.device), "random", named)
     left = torch.bincount(train.labels[split.retain_train], minlength=split.num_classes)
     if emptied := sorted({int(k) for k in train.labels[rows].unique() if not left[k]}):
         names = ", ".join(train.classes[k] for k in emptied)

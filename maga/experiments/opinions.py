@@ -98,7 +98,7 @@ def opinions_of(
     split, original, e = session.split(spec), trained(session, original_of(spec)), config_of(spec).experts
     f, generator = split.forget_train, seeded_generator("opinions", spec.unlearning_seed)
     if said is None:
-        said = torch.stack([outputs_of(session, replace(retrain_of(spec), seed=s), split).train[f].softmax(1) for s in spec.references])
+        said = torch.stack([outputs_of(session, retrain_of(spec, s), split).train[f].softmax(1) for s in spec.references])
     experts = {
         "views": view_probabilities(original, split, generator, e.n_views, e.pad, e.flip),
         "neighbours": smoothed(neighbour_votes(original, split, generator, e.k, e.bank), e.smoothing),

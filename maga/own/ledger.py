@@ -27,7 +27,7 @@ from ..judges.contract import image_hashes
 from .doubts import put_aside
 from .networks import Network, open_network, revision_of
 from ..requests import remembering
-from ..sources import NAMES, without_tuning
+from ..sources import NAMES, unread_files, without_tuning
 
 # %% auto #0
 __all__ = ['Entry', 'Ledger', 'open_result', 'gone_before', 'in_force', 'earlier_ones', 'carried_out', 'read_from', 'Artefact',
@@ -234,17 +234,13 @@ def _unread(root: Path, split: ForgetSplit) -> list[Artefact]:
     "Files in folders of forgotten classes that were not read: of another ending, hidden, or in a part that is not read."
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    both = ((split.train, split.forget_train), (split.test, split.forget_test))
-    read, depth = {os.path.abspath(root / f) for images, _ in both for f in images.files}, 0 if put_aside(split) else 1
+    both, depth = ((split.train, split.forget_train), (split.test, split.forget_test)), 0 if put_aside(split) else 1
     classes = {images.files[i].split("/")[depth] for images, gone in both if images.files for i in gone.tolist()}
-    held = [p / c for p in [root, *sorted(f for f in root.iterdir() if f.is_dir())] for c in sorted(classes)] if classes else []
     found: dict[str, Counter[str]] = {}
-    for file in {os.path.join(folder, n) for place in held for folder, _, names in os.walk(place) for n in names}:
-        name, ending = os.path.basename(file), os.path.splitext(file)[1].lower()
+    for file in map(Path, unread_files(root, sorted(classes), (f for images, _ in both for f in images.files), hidden=True) if classes else []):
+        ending = file.suffix.lower()
         known = "in a folder that is not read" if ending in IMG_EXTENSIONS else f"of the ending {ending or '(none)'}"
-        why = "hidden" if name.startswith(".") else known
-        if os.path.abspath(file) not in read:
-            found.setdefault(os.path.dirname(file), Counter())[why] += 1
+        found.setdefault(str(root / file.parent), Counter())["hidden" if file.name.startswith(".") else known] += 1
     what = "look at them, and delete those that show what was forgotten"
     said = {p: ", ".join(f"{n} {why}" for why, n in sorted(kinds.items())) for p, kinds in sorted(found.items())}
     return [Artefact(p, f"files that were not read: {kinds}", "pixels, perhaps", "yours", what) for p, kinds in said.items()]
