@@ -865,11 +865,15 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.c(neighbour.together(self.b(self.a(x))))
+
+def late(num_classes):
+    from second_neighbour import given
+    return given(Net(num_classes))
 """
 
 
 def test_tied_weights_and_a_neighbour(tmp_path):
-    "safetensors' save_model writes tied weights once; a script's import of the file beside it works as when the script runs."
+    "safetensors' save_model writes tied weights once; what a script imports from beside it, at once or when it makes a network, is found there."
     from safetensors.torch import load_model, save_model
 
     (tmp_path / "work").mkdir()
@@ -885,6 +889,9 @@ def test_tied_weights_and_a_neighbour(tmp_path):
     opened = open_network(f"{tmp_path}/work/tied.py:Net", str(tmp_path / "tied.safetensors"), ["a", "b"])
     assert torch.equal(opened.model.b.weight, net.a.weight) and torch.equal(opened.model.a.weight, net.a.weight)
     load_model(make(2), str(opened.write(opened.model, tmp_path / "out")))
+    (tmp_path / "work/second_neighbour.py").write_text("def given(net):\n    return net\n")
+    later = open_network(f"{tmp_path}/work/tied.py:late", str(tmp_path / "tied.safetensors"), ["a", "b"])
+    assert torch.equal(later.model.b.weight, net.a.weight) and sys.path == searched
 
 
 def test_weights_that_cannot_be_taken_say_why(tmp_path):

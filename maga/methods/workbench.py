@@ -6,18 +6,22 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import write_whole
 from ..data import ForgetSplit, ImageSet, forget_class
-from ..device import seeded, seeded_generator
+from ..device import seeded, seeded_generator, to_device
 from ..judges.contract import FeatureJudge, draw_exemplars
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.distances import neighbour_tv_ratio
@@ -33,10 +37,26 @@ __all__ = ['BRIEF', 'Bench', 'digits_bench', 'weight_distance', 'look', 'shuffle
            'pairs', 'kl', 'kept_slowly', 'recover_slowly']
 
 # %% ../../nbs/301_workbench.ipynb #f81bdb33
+def _kept(make: MakeModel, images: ImageSet, rows: tuple[int, ...] | None, config: FitConfig, seed: int) -> Path | None:
+    "The training's file in `$MAGA_BENCH`; None without such a folder, or where the network has no name that another process knows."
+    folder, spec = os.environ.get("MAGA_BENCH"), getattr(make, "__self__", None)
+    if not folder or not isinstance(spec, ModelSpec):
+        return None
+    facts = repr((spec, images.digest, rows, config, seed))
+    return Path(folder) / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.pt"
+
+
 @lru_cache(maxsize=64)
 def _trained(make: MakeModel, images: ImageSet, rows: tuple[int, ...] | None, config: FitConfig, seed: int) -> nn.Module:
     g = torch.Generator().manual_seed(seed)
-    return fit(make(g), Examples.of(images, None if rows is None else torch.tensor(rows)), config, g)
+    model, kept = make(g), _kept(make, images, rows, config, seed)
+    if kept is not None and kept.exists():
+        model.load_state_dict(torch.load(kept, weights_only=True))
+        return to_device(model, images.images.device).eval()
+    model = fit(model, Examples.of(images, None if rows is None else torch.tensor(rows)), config, g)
+    if kept is not None:
+        write_whole(kept, lambda p: torch.save(model.state_dict(), p))
+    return model
 
 # %% ../../nbs/301_workbench.ipynb #c30d7d4c
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -109,10 +108,7 @@ def _with_code(ledger: Ledger, folder: Path) -> str:
         warnings.warn(f"{file} has changed since {folder} was made: the network may not be the one that forgot.", stacklevel=3)
     if not where.endswith(".py"):
         return ledger.source
-    file = Path(os.path.abspath(file))
-    if (beside := str(file.parent)) not in sys.path:
-        sys.path.append(beside)  # it may import its neighbours
-    return f"{file}:{name}"
+    return f"{os.path.abspath(file)}:{name}"
 
 
 def open_result(

@@ -206,13 +206,17 @@ _COUNTS = ("num_classes", "n_classes", "classes", "num_labels", "k", "K")  # wha
 
 
 @contextmanager
-def _searched(folder: Path) -> Iterator[None]:
-    "A context in which the modules of a folder can be imported by their names, as in a script that lies there."
-    sys.path.insert(0, str(folder))
+def _beside(source: str) -> Iterator[None]:
+    "A context in which the neighbours of `file.py:name` can be imported by their names, as in a script that lies there."
+    where = source.rpartition(":")[0]
+    folder = str(Path(where).expanduser().resolve().parent) if where.endswith(".py") else None
+    if folder is not None:
+        sys.path.insert(0, folder)
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        if folder is not None:
+            sys.path.remove(folder)
 
 
 def _imported(source: str) -> Callable[..., Any]:
@@ -226,7 +230,7 @@ def _imported(source: str) -> Callable[..., Any]:
                 raise MagaError(f"There is no file {where}; expected a Python file that defines {name}.")
             module = importlib.util.module_from_spec(spec)
             sys.modules.setdefault(path.stem, module)
-            with _searched(path.resolve().parent):
+            with _beside(source):
                 spec.loader.exec_module(module)
         else:
             if "" not in sys.path:
@@ -249,14 +253,19 @@ def _of_factory(source: str, weights: str, classes: int) -> Network:
     if [p.name for p in needed if p.name not in _COUNTS] or len(needed) > 1:
         names = ", ".join(p.name for p in needed)
         raise MagaError(f"{source} needs {names}; expected no argument, or the number of classes: write a function that calls it.")
+
+    def made() -> nn.Module:
+        with _beside(source):
+            return make(**{p.name: classes for p in needed})
+
     try:
-        model = make(**{p.name: classes for p in needed})
+        model = made()
     except Exception as e:
         raise MagaError(f"{source} failed ({type(e).__name__}: {e}); call it in your own script first.") from e
     if not isinstance(model, nn.Module):
         raise MagaError(f"{source} returns {shown(model)}; expected a network, an nn.Module.")
     filled, file = _filled(model, weights, f"a {type(model).__name__} of {source}")
-    return Network(source, filled, file, _like_file(file), _seeded(lambda: make(**{p.name: classes for p in needed})))
+    return Network(source, filled, file, _like_file(file), _seeded(made))
 
 # %% ../../nbs/700_networks.ipynb #b269d84c
 _SHADES, _SIDE = ((0, 0, 0), (255, 255, 255), (40, 90, 160)), 61  # of plain images that a processor is shown; no processor makes this size
