@@ -27,7 +27,7 @@ from .checks import MagaError
 
 # %% auto #0
 __all__ = ['SHARE', 'PIECE', 'room', 'has_room', 'placed', 'write_in_parts', 'metadata', 'read_tensors', 'pieces', 'gathered',
-           'joined', 'twin_rows']
+           'joined', 'alike', 'twin_rows']
 
 # %% ../nbs/017_mapped.ipynb #cc287f12
 SHARE = 0.5  # of the memory that is left: what a set of images may take
@@ -207,21 +207,29 @@ def _marks(images: Tensor) -> Tensor:
     return torch.cat([(part.view(torch.int64) * odd).sum(1) for part in padded])
 
 
+def alike(
+    images: Tensor,  # uint8 [N, …]
+    others: Tensor,  # uint8 [M, …]
+    rows: Tensor,  # int64 [n]: which of the others
+) -> Tensor:
+    "bool [N]: which images are the same as one of these others."
+    answer = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    if not len(rows) or images.shape[1:] != others.shape[1:]:
+        return answer
+    marks, rows = _marks(images), rows.to(others.device)
+    wanted, order = (marks if others is images else _marks(others))[rows].to(images.device).sort()
+    place = torch.searchsorted(wanted, marks).clamp_max_(len(rows) - 1)
+    found = (wanted[place] == marks).nonzero().flatten()
+    first, step = rows[order[place[found]].to(others.device)], max(1, PIECE // max(1, images[:1].nbytes))
+    for a, b in zip(found.split(step), first.split(step), strict=True):
+        answer[a] = (images[a] == others[b].to(images.device)).flatten(1).all(1)
+    return answer
+
+
 def twin_rows(
     images: Tensor,  # uint8 [N, …]
     rows: Tensor,  # int64 [n] on the same device
 ) -> Tensor:
     "int64, sorted: the other rows that are the same as one of these."
-    if not len(rows):
-        return rows
-    marks = _marks(images)
-    wanted, order = marks[rows].sort()
-    place = torch.searchsorted(wanted, marks).clamp_max_(len(rows) - 1)
-    alike = wanted[place] == marks
-    alike[rows] = False
-    found = alike.nonzero().flatten()
-    first, step = rows[order[place[found]]], max(1, PIECE // max(1, images[:1].nbytes))
-    pairs = zip(found.split(step), first.split(step), strict=True)
-    same = [(images[a] == images[b]).flatten(1).all(1) for a, b in pairs]
-    return found[torch.cat(same)] if same else found
+    return alike(images, images, rows).index_fill_(0, rows, False).nonzero().flatten()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .checks import Amount, MagaError, check_value, did_you_mean, first_names, number_of, shown
 from .data import ForgetSplit, ImageSet, class_id
-from .mapped import joined, placed, twin_rows
+from .mapped import alike, joined, placed, twin_rows
 
 # %% auto #0
 __all__ = ['same_images', 'twins_of', 'forget_files', 'remembering', 'after']
@@ -82,12 +82,6 @@ def _rows(train: ImageSet, test: ImageSet, wanted: Sequence[Any]) -> list[int]:
     return found
 
 # %% ../nbs/013_requests.ipynb #3169bfb9
-def _alike(images: ImageSet, pictures: Tensor) -> Tensor:
-    "bool [N]: which images have the pixels of one of these, uint8 [n, 3, H, W]."
-    wanted = {picture.numpy().tobytes() for picture in pictures.cpu()}
-    return torch.tensor([picture.contiguous().numpy().tobytes() in wanted for picture in images.images.cpu()], device=images.device)
-
-
 def same_images(
     images: ImageSet,
     others: ImageSet,
@@ -96,7 +90,7 @@ def same_images(
     "bool [N]: which images have the pixels of one of these."
     if images.images is others.images:
         return torch.zeros(len(images), dtype=torch.bool, device=images.device).index_fill(0, indices, True)
-    return _alike(images, others.pixels(indices))
+    return alike(images.images, others.images, indices).to(images.device)
 
 
 def twins_of(
