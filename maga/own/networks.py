@@ -243,7 +243,7 @@ def _imported(source: str) -> Callable[..., Any]:
         what = f"{name} cannot be imported from {where} ({type(e).__name__}: {e})"
         raise MagaError(f"{what}; expected package.module:factory or file.py:factory.") from e
 
-
+# %% ../../nbs/700_networks.ipynb #b269d84d
 def _of_factory(source: str, weights: str, classes: int) -> Network:
     make = _imported(source)
     try:
