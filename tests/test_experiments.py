@@ -355,9 +355,9 @@ def execute(notebook: Path, output: Path, *parameters: str) -> subprocess.Comple
     return Forked(tool, "execute", str(notebook), str(output), *parameters).ended(600)
 
 
-@pytest.mark.parametrize(("name", "target"), [("table1", "rocket"), ("figure6", "bird"), ("frontier", "rocket")])
+@pytest.mark.parametrize(("name", "target"), [("figure6", "bird"), ("frontier", "rocket")])
 def test_notebooks_run_and_draw(smoke, name, target):
-    "papermill runs a table, a figure and the frontier; the picture has something on it."
+    "papermill runs a figure and the frontier; the picture has something on it. Tables run as studies do."
     some = ("backbone=small_cnn", "methods=original,retrain,ssd,maga", f"target={target}")
     ended = execute(NOTEBOOKS[name], smoke / name / f"{name}.ipynb", "preset=smoke", "device=cpu", f"results={smoke}", *some)
     assert ended.returncode == 0, ended.stderr[-2000:]

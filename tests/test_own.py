@@ -76,18 +76,23 @@ def as_folder(place, parts):
             Image.fromarray(images.images[n].permute(1, 2, 0).numpy()).save(file)
 
 
+def photographed():
+    "Training and test images of the desk's photos: every second digit."
+    return tuple(images.subset(torch.arange(0, len(images), 2)) for images in digits())
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     "A folder with photos, networks of four kinds that know them, and a list of 30 files."
     place = tmp_path_factory.mktemp("desk")
     (place / "cache").mkdir()
-    train, test = digits()
+    train, test = photographed()
     train, test = (s.__class__(s.images, s.labels, s.classes, name="photos", mean=(0.5,) * 3, std=(0.5,) * 3) for s in (train, test))
     as_folder(place / "photos", {"train": train, "test": test})
     (place / "net.py").write_text(NET)
     names = sorted(str(p.relative_to(place / "photos")) for p in (place / "photos/train").rglob("*.png"))
-    (place / "gone.txt").write_text("\n".join(names[::47][:30]) + "\n")
-    g, brief = torch.Generator().manual_seed(0), FitConfig(6, 32, lr=0.1, pad=0, flip=False)
+    (place / "gone.txt").write_text("\n".join(names[::23][:30]) + "\n")
+    g, brief = torch.Generator().manual_seed(0), FitConfig(8, 32, lr=0.1, pad=0, flip=False)
     exec(NET, found := {})
     net = fit(found["Net"](), Examples.of(in_model_order(train, sorted(train.classes))), brief, g)
     torch.save({"model": {f"module.{k}": v for k, v in net.state_dict().items()}, "optimizer": {"m": torch.ones(2)}, "epoch": 6}, place / "net.pth")
@@ -184,7 +189,7 @@ def test_a_class_goes_and_the_weights_load_where_they_came_from(at, desk, capsys
     exec(NET, own := {})
     net = own["Net"]()
     net.load_state_dict({k.removeprefix("module."): v for k, v in found["model"].items()})
-    _, test = digits()
+    _, test = photographed()
     ordered = in_model_order(test, sorted(test.classes))
     images = ordered.__class__(ordered.images, ordered.labels, ordered.classes, mean=(0.5,) * 3, std=(0.5,) * 3)
     with torch.no_grad():
@@ -214,7 +219,7 @@ def test_thirty_files_go(at, desk, capsys):
     code, _out, err = at("maga forget --model model.safetensors --data photos --files gone.txt --out files --set fit.epochs=2 --set fit.lr=0.05", capsys)
     assert code == 0, err
     record = json.loads((desk / "files/report.json").read_text())
-    assert record["task"] == "random" and record["images"] == {"forgotten": 30, "retained": 1407, "forgotten test": 0}
+    assert record["task"] == "random" and record["images"] == {"forgotten": 30, "retained": 689, "forgotten test": 0}
     with (desk / "files/artefacts.csv").open() as f:
         listed = list(csv.DictReader(f))
     cached = [Path(a["path"]) for a in listed if a["whose"] == "maga's" and a["holds"] == "pixels"]
@@ -236,7 +241,7 @@ def test_a_second_request_starts_from_the_first(at, desk, capsys):
     _network, ledger = open_result(desk / "two")
     assert [e.classes for e in ledger.entries] == [("three",), ("eight",)]
     assert load_file(desk / "two/model.safetensors").keys() == load_file(desk / "model.safetensors").keys()
-    train, test = digits()
+    train, test = photographed()
     split = in_force(forget_class(train, test, "six"), ledger.entries)
     assert set(split.forgotten) == {3, 6, 8} and (train.labels[split.earlier_train] != 6).all()
     n, line = int((train.labels == 3).sum()), "maga audit --data photos --forget eight --unlearned two --json --original"
@@ -314,11 +319,11 @@ def test_timm_and_hugging_face(at, desk, capsys):
     import timm
     from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
-    train, _ = digits()
+    train, _ = photographed()
     ordered = in_model_order(train, sorted(train.classes))
     data = ordered.__class__(ordered.images, ordered.labels, ordered.classes, mean=(0.5,) * 3, std=(0.5,) * 3)
     g = torch.Generator().manual_seed(0)
-    net = fit(timm.create_model("test_resnet", num_classes=10), Examples.of(data), FitConfig(6, 32, lr=0.1, pad=0, flip=False), g)
+    net = fit(timm.create_model("test_resnet", num_classes=10), Examples.of(data), FitConfig(8, 32, lr=0.1, pad=0, flip=False), g)
     torch.save(net.state_dict(), desk / "timm.pth")
     config = ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=8, patch_size=2,
@@ -337,7 +342,7 @@ def test_timm_and_hugging_face(at, desk, capsys):
         code, _, err = at(f"maga forget {line} --data photos --forget three --out {out}", capsys)
         assert code == 0, err
         numbers = {n["name"]: n for n in json.loads((desk / out / "report.json").read_text())["numbers"]}
-        assert numbers["A_r"]["before"] > 80, numbers  # the classes are in the model's order
+        assert numbers["A_r"]["before"] > 60, numbers  # the classes are in the model's order
         assert numbers["A_f"]["after"] <= 5 and numbers["A_r"]["after"] >= numbers["A_r"]["before"] - 5, numbers
     before, after_ = (torch.load(desk / p) for p in ("timm.pth", "with_timm/timm.pth"))
     assert [(k, v.dtype, v.shape) for k, v in before.items()] == [(k, v.dtype, v.shape) for k, v in after_.items()]
@@ -597,7 +602,7 @@ def test_random_images_are_none_that_earlier_requests_named(at, capsys):
     code, _, err = at(f"maga forget --model no_eight_first --data photos --random 100 --seed 3 --out and_random {brief}", capsys)
     assert code == 0, err
     asked = re.search(r".*forget 100 random images.*", err)[0]
-    record, train = json.loads(Path("and_random/report.json").read_text()), digits()[0]
+    record, train = json.loads(Path("and_random/report.json").read_text()), photographed()[0]
     assert record["images"]["forgotten"] == 100 and record["images"]["retained"] == int((train.labels != 8).sum()) - 100
     for original in ("no_eight_first", "model.safetensors"):
         line = f"maga audit --original {original} --unlearned and_random --data photos --random 100 --seed 3"
