@@ -104,6 +104,18 @@ def test_the_table_judges_by_three_retrains(searched):
         assert line.trial == min(means, key=means.get) and line.objective == pytest.approx(min(means.values())), method
 
 
+def test_the_table_needs_no_logits_once_it_was_drawn(searched):
+    "So that rows of a search can be published: the distances are kept beside them."
+    settings, result = searched
+    rows = {p: p.stat().st_mtime_ns for p in Path(settings.results, "rows").iterdir()}
+    for file in Path(settings.results, "outputs").iterdir():
+        file.unlink()
+    again = compute("tuning", settings, open_session(settings)).table
+    assert {p: p.stat().st_mtime_ns for p in rows} == rows
+    columns = [c for c in again if c != "seconds"]
+    pd.testing.assert_frame_equal(again[columns], result.table[columns])
+
+
 def test_winners_follow_from_the_kept_table():
     "The presets that were tuned are the best trials of the table that is kept, each among its method's trials."
     table = pd.read_csv(KEPT)

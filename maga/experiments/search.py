@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ..data import MagaError, write_whole
 from .catalogue import REFERENCES, budgets_of
-from .report import Experiment, Found, pending, register, value_of
-from .runs import remembered_outputs
+from .report import Experiment, Found, kept_scores, pending, register, value_of
 from .session import Session
 from .settings import CHANGES, Backbone, Cell, Changes, Settings, changes_of, make_cell
 from .store import RETRAIN, TRAINED, Row
+from ..measures.contract import Score, Subject
 from ..measures.metrics import total_variation
 from ..methods.contract import METHODS
 from ..methods.tuning import TUNED_FILE
@@ -32,7 +32,7 @@ from ..sources import TUNING
 # %% auto #0
 __all__ = ['Fields', 'EPOCHS', 'SGD', 'ADAM', 'SLOW', 'NOISY', 'RANKED', 'ANEW', 'SPACES', 'HELD_OUT', 'GAPS', 'Between', 'Among',
            'shares', 'SearchSpace', 'trials_of', 'published_preset', 'tuning_cell', 'tuning_cells', 'objective',
-           'answers', 'Retrains', 'numbered', 'tuning_table', 'trial_means', 'winners', 'tuned_presets', 'keep_tuned',
+           'distance', 'judged', 'numbered', 'tuning_table', 'trial_means', 'winners', 'tuned_presets', 'keep_tuned',
            'show_trials', 'said_trials']
 
 # %% ../../nbs/510_search.ipynb #78439604
@@ -168,36 +168,31 @@ def objective(
     return values["TV"] / max(1.0, between) + sum(abs(values[m] - mean(own[m])) / max(1.0, stdev(own[m])) for m in GAPS)
 
 # %% ../../nbs/510_search.ipynb #2dfef90e
-def answers(session: Session, row: Row) -> Tensor | None:
-    "The probabilities that a run's model gives to the forgotten images that were put aside: [n, K]; `None` where they were not kept."
-    split = session.split(row.spec)
-    kept = remembered_outputs(session, row.key, split)
-    return None if kept is None else kept.forgotten(split)[0].softmax(1)
+def distance(
+    session: Session,
+    row: Row,
+    retrains: Sequence[Row],  # of the same class; the row itself is left out
+) -> float:
+    "The mean TV to the retrains on forgotten images that were put aside, in points; NaN where there is none, or logits are missing."
+    others = sorted((r for r in retrains if r.key != row.key), key=lambda r: r.key)
+
+    def compute(subjects: Sequence[Subject]) -> dict[str, Score]:
+        one, *gold = (s.outputs.forgotten(s.split)[0].softmax(1) for s in subjects)
+        return {"TV_retrains": Score("TV_retrains", tuple(total_variation(one, g) for g in gold))}
+
+    kept = kept_scores(session, [row, *others], {"TV_retrains"}, compute) if others else {}
+    return mean(kept["TV_retrains"].values) if kept else math.nan
 
 
-@dataclass(frozen=True)
-class Retrains:
-    "The retrains of a class: what a trial is judged by."
-
-    metrics: Mapping[str, Mapping[str, float]]  # key -> A_r, MIA, A_f
-    answers: Mapping[str, Tensor]  # key -> probabilities
-
-    @classmethod
-    def of(cls, session: Session, rows: Sequence[Row]) -> Retrains:
-        "Those that succeeded and whose outputs were kept."
-        said = {r.key: a for r in rows if not r.failed and (a := answers(session, r)) is not None}
-        return cls({r.key: dict(r.metrics) for r in rows if r.key in said}, said)
-
-    def tv(self, key: str, said: Tensor | None) -> float:
-        "The mean TV to the retrains, without the one of this key; NaN where there is none."
-        others = [] if said is None else [total_variation(said, a) for k, a in self.answers.items() if k != key]
-        return mean(others) if others else math.nan
-
-    def judged(self, session: Session, row: Row) -> dict[str, float]:
-        "The metrics of a run, with its mean TV and its J."
-        between = mean(self.tv(k, a) for k, a in self.answers.items()) if self.answers else math.nan
-        values = {m: value_of(row, m) for m in ("cost", "seconds", *GAPS)} | {"TV": self.tv(row.key, answers(session, row))}
-        return values | {"objective": objective(values, [r for k, r in self.metrics.items() if k != row.key], between)}
+def judged(
+    session: Session,
+    row: Row,
+    retrains: Sequence[Row],
+    between: float,  # mean TV between two of them, in points
+) -> dict[str, float]:
+    "The metrics of a run, with its mean TV and its J."
+    values = {m: value_of(row, m) for m in ("cost", "seconds", *GAPS)} | {"TV": distance(session, row, retrains)}
+    return values | {"objective": objective(values, [r.metrics for r in retrains if r.key != row.key], between)}
 
 
 def numbered(cells: Sequence[Cell]) -> Iterator[int]:
@@ -211,15 +206,16 @@ def numbered(cells: Sequence[Cell]) -> Iterator[int]:
 def tuning_table(found: Found) -> pd.DataFrame:
     "A line for each class, method and trial (of retrains: seed)."
     cases = list(zip(found.cells, found.rows, numbered(found.cells), strict=True))
-    gold = {c.target: Retrains.of(found.session, some) for c, some, _ in cases if c.method == RETRAIN}
+    gold = {c.target: [r for r in some if not r.failed] for c, some, _ in cases if c.method == RETRAIN}
+    between = {t: mean(distance(found.session, r, some) for r in some) if some else math.nan for t, some in gold.items()}
     lines: list[dict[str, Any]] = []
     for cell, some, number in cases:
         changes = CHANGES.write([(cell.method, *change) for change in cell.changes])
         about = {"target": cell.target, "method": cell.method, "preset": cell.spec.preset, "trial": number, "changes": changes}
         for row in some:
             seed = {"trial": row.spec.training_seed} if cell.method == RETRAIN else {}
-            judged = {} if row.failed else gold[cell.target].judged(found.session, row)
-            lines.append(about | seed | judged | {"note": row.error or ""})
+            numbers = {} if row.failed else judged(found.session, row, gold[cell.target], between[cell.target])
+            lines.append(about | seed | numbers | {"note": row.error or ""})
         if not some:
             lines.append(about | {"note": pending(found, cell)})
     return pd.DataFrame(lines)
