@@ -94,7 +94,7 @@ def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor]]:
         for handle in handles:
             handle.remove()
 
-
+# %% ../nbs/011_adapter.ipynb #c40b0011
 def _checked_answer(
     output: Any,  # what the model returned
     n: int,  # for so many images
@@ -105,10 +105,12 @@ def _checked_answer(
     if logits.ndim != 2 or len(logits) != n or (classes is not None and logits.shape[1] != classes):
         wanted = f"[{n}, {'K' if classes is None else classes}]"
         raise MagaError(f"For {n} images the model gives {list(logits.shape)}; expected logits {wanted}: use the data that it was made for.")
-    if logits.shape[1] > 1 and bool((logits >= 0).all() & ((logits.double().sum(1) - 1).abs() < 1e-3).all()):
+    shares = (logits >= 0).all() & ((logits.double().sum(1) - 1).abs() < 1e-3).all()
+    sums_to_one, finite = torch.stack([shares, logits.isfinite().all()]).tolist()  # one wait for both
+    if logits.shape[1] > 1 and sums_to_one:
         what = "The model returns probabilities: in every row numbers from 0 on that sum to 1"
         raise MagaError(f"{what}; expected logits, on which losses compute the softmax: give the network without the softmax at its end.")
-    if not bool(logits.isfinite().all()):
+    if not finite:
         raise MagaError("The model's answers are not finite although its weights are: are the images normalised as in its training (mean, std)?")
     return logits
 

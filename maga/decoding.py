@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -19,11 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .checks import Count, MagaError, check_value, shown
+from .checks import Checked, Count, MagaError, Part, check_value, shown
 from .progress import ProgressBar, preparing
 
 # %% auto #0
-__all__ = ['AT_ONCE', 'QUIET', 'eight_bits', 'decode', 'decoded', 'decode_all', 'unread_files', 'tell_unread']
+__all__ = ['AT_ONCE', 'QUIET', 'eight_bits', 'Crop', 'decode', 'decoded', 'decode_all', 'unread_files', 'tell_unread']
 
 # %% ../nbs/016_decoding.ipynb #085168a1
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -36,15 +37,30 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((pixels / 257).round().astype(np.uint8))
 
 
+@dataclass(frozen=True)
+class Crop(Checked):
+    "The middle of an image: its shorter side is resized to side / share pixels, then a square is cut out, as torchvision and timm do."
+
+    side: Count  # of the square, in pixels
+    share: Part = 1.0  # of the shorter side; timm calls it crop_pct
+
+    def of(self, image: Image.Image) -> Image.Image:
+        "The square, side × side pixels."
+        short = int(self.side / self.share + 1e-6)
+        w, h = (short * n // min(image.size) for n in image.size)
+        left, top = round((w - self.side) / 2), round((h - self.side) / 2)
+        return image.resize((w, h), Image.Resampling.BICUBIC).crop((left, top, left + self.side, top + self.side))
+
+
 def decode(
     data: bytes | str | Path,  # an encoded image (PNG, WebP, JPEG …) or its path
-    size: int | None = None,  # resize to a square of this side; None: unchanged
+    size: int | Crop | None = None,  # all of it, resized to a square of this side, or its middle; None: unchanged
 ) -> np.ndarray:
     "One image as uint8 [H, W, 3]; `MagaError` if it cannot be read."
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             rgb = eight_bits(image).convert("RGB")
-            return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC) if size else rgb)
+            return np.asarray(size.of(rgb) if isinstance(size, Crop) else rgb.resize((size, size), Image.Resampling.BICUBIC) if size else rgb)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         where = f"image of {len(data)} bytes" if isinstance(data, bytes) else str(data)
         raise MagaError(f"The {where} cannot be decoded ({e}); it is damaged, cut off, or far too large: fetch it again, or make it smaller.") from e
@@ -57,7 +73,7 @@ QUIET = 5_000  # fewer images are decoded without a progress bar
 def decoded(
     sources: Iterable[bytes | str | Path],  # encoded images or their paths
     n: int,  # how many they are
-    size: int | None = None,  # needed if the images differ in size
+    size: int | Crop | None = None,  # needed if the images differ in size
 ) -> Iterator[Tensor]:
     "The images in their order, a few at a time, decoded in parallel: uint8 [≤ 64, 3, H, W]; `MagaError` where their sizes differ."
     report = preparing(ProgressBar("decoding", "image") if n >= QUIET else None, "")
@@ -80,10 +96,10 @@ def decoded(
 
 def decode_all(
     sources: Sequence[bytes | str | Path],  # encoded images or their paths
-    size: int | None = None,  # needed if the images differ in size
+    size: int | Crop | None = None,  # needed if the images differ in size
 ) -> Tensor:
     "All images as uint8 [N, 3, H, W]."
-    check_value("size", size, Count | None)
+    check_value("size", size, Count | Crop | None)
     if not sources:
         raise MagaError("There are no images: the folder or file is empty.")
     return torch.cat(list(decoded(sources, len(sources), size)))

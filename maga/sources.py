@@ -26,7 +26,7 @@ from .cache import cache_folder as cache_folder
 from .cache import Undecoded, cached
 from .checks import Count, MagaError, check_value, did_you_mean
 from .data import ImageSet
-from .decoding import AT_ONCE, decoded, tell_unread
+from .decoding import AT_ONCE, Crop, decoded, tell_unread
 from .decoding import decode as decode
 from .decoding import decode_all as decode_all
 from .decoding import eight_bits as eight_bits
@@ -70,7 +70,7 @@ def _undecoded(
     labels: Callable[[str], list[Any]],  # all values of a column
     pictures: Callable[[str], Iterable[Any]],  # the same of encoded images, one at a time
     name: str,
-    size: int | None,
+    size: int | Crop | None,
 ) -> Undecoded:
     "Images of the first image column, labels of the first label column, and of a column of coarse labels if there is one."
     kinds = {k: f.get("_type") for k, f in features.items() if isinstance(f, dict)}
@@ -102,13 +102,13 @@ def _undecoded(
 # %% ../nbs/002_sources.ipynb #8c6ede95
 def from_parquet(
     folder: str | Path,  # holds train-*.parquet and test-*.parquet
-    size: int | None = None,  # resize to this side while decoding; None: as stored
+    size: int | Crop | None = None,  # resize to this side, or cut, while decoding; None: as stored
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) from a local folder in the hub's parquet layout; decoded once, then read from the cache."
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    check_value("size", size, Count | None)
+    check_value("size", size, Count | Crop | None)
     folder = Path(folder).expanduser()
     parts = {p: sorted(folder.glob(f"{p}-*.parquet")) for p in ("train", "test")}
     if not all(parts.values()):
@@ -257,10 +257,10 @@ def _parts(root: Path) -> dict[str, Samples]:
 # %% ../nbs/002_sources.ipynb #1883dd7f
 def from_folder(
     root: str | Path,  # holds train/<class>/* and test/<class>/*, or <class>/*
-    size: int | None = None,  # resize to this side; needed if the images differ in size
+    size: int | Crop | None = None,  # resize to this side, or cut; needed if the images differ in size
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) from class folders, with the paths of their files; decoded once, then read from the cache."
-    check_value("size", size, Count | None)
+    check_value("size", size, Count | Crop | None)
     root = Path(root).expanduser()
     found = _parts(root)
     tell_unread(root, found["train"][0], (Path(p).relative_to(root).as_posix() for _, samples in found.values() for p, _ in samples))
@@ -278,7 +278,7 @@ def from_folder(
 # %% ../nbs/002_sources.ipynb #b20b9b0d
 def from_hub(
     name: str,  # for example "uoft-cs/cifar100"
-    size: int | None = None,  # resize to this side
+    size: int | Crop | None = None,  # resize to this side, or cut
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) of a data set on the hub with an image column and a class label."
     try:
@@ -319,18 +319,20 @@ def load(
     name: str,  # digits, cifar10, cifar10_small, cifar100, cifar20, folder:<path>, hub:<name>; each also with _tuning
     root: str | Path = "data",  # the folder of local data sets
     device: str | torch.device = "cpu",
-    size: int | None = None,  # side of the square that a model sees; folder: and hub: images are resized to it while they are decoded
+    size: int | Crop | None = None,  # side of the square that a model sees; folder: and hub: images are resized to it, or cut, while they are decoded
     download: bool = False,  # let torchvision fetch CIFAR
     mean: Sequence[float] | None = None,  # of the model's normalisation, for pixels from 0 to 1; None: the data set's own, else CIFAR's
     std: Sequence[float] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) of a data set by name, on the device, normalised as the model was trained: with a checkpoint's, use `ModelSpec.view`."
     check_value("name", name, str)
-    check_value("size", size, Count | None)
+    check_value("size", size, Count | Crop | None)
     place = pick_device(str(device))
     for word, given in (("mean", mean), ("std", std)):
         check_value(word, given, Sequence[float] | None)
     kind, _, rest = name.partition(":")
+    if isinstance(size, Crop) and kind not in ("folder", "hub"):
+        raise MagaError(f"{name} has squares of one size, of which nothing is cut; give a side, size={size.side}.")
     if (whole := without_tuning(name)) != name:
         pair = put_aside(load(whole, root, device, size, download, mean, std)[0])
     elif name == "digits":
@@ -344,8 +346,7 @@ def load(
     else:
         raise MagaError(f"There is no data set {name!r}{did_you_mean(name, NAMES)}; expected {', '.join(NAMES)}, folder:<path> or hub:<name>.")
     seen: dict[str, Any] = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
-    if size is not None and pair[0].sides != (size, size):
-        seen["size"] = size
+    seen |= {"size": size} if isinstance(size, int) and pair[0].sides != (size, size) else {}
     if kind in ("folder", "hub") and (mean is None or std is None) and whole == name:
         warnings.warn(f"{name} is normalised with CIFAR's mean and std: pass those of your model's training, mean=… and std=….", stacklevel=2)
     return replace(pair[0].to(place), **seen), replace(pair[1].to(place), **seen)

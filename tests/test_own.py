@@ -779,26 +779,28 @@ def test_twins_and_another_scale_are_said_by_the_command(at, desk, capsys):
 
 
 @pytest.mark.parametrize(
-    "kind, options, cuts",
+    "kind, options, crop",
     [
-        ("ViTImageProcessor", {}, False),
-        ("ViTImageProcessor", {"size": {"height": 8, "width": 8}, "resample": 0}, False),
-        ("ViTImageProcessor", {"do_resize": False}, False),
-        ("BitImageProcessor", {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, True),
-        ("BitImageProcessor", {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}, True),
-        ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}, "crop_pct": 0.875}, True),
+        ("ViTImageProcessor", {}, None),
+        ("ViTImageProcessor", {"size": {"height": 8, "width": 8}, "resample": 0}, None),
+        ("ViTImageProcessor", {"do_resize": False}, None),
+        ("BitImageProcessor", {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, 0.875),
+        ("BitImageProcessor", {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}, 1.0),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}, "crop_pct": 0.875}, 0.875),
+        ("EfficientNetImageProcessor", {"size": {"height": 64, "width": 64}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}, "told"),
     ],
 )
-def test_an_image_processor_that_cuts_is_told(kind, options, cuts, tmp_path):
-    "A square is resized as a whole by many that cut an oblong image: here no image is cut, and a warning says what to do."
+def test_a_cut_of_an_image_processor_is_taken_over_or_told(kind, options, crop, tmp_path):
+    "A square is resized as a whole by many that cut an oblong image. A middle square is cut out here, too; for another cut a warning says what to do."
     import transformers
 
     getattr(transformers, kind)(**options).save_pretrained(tmp_path)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        _processor(tmp_path)
+        found = _processor(tmp_path)
     said = [str(w.message) for w in told if "cut your images beforehand" in str(w.message)]
-    assert len(said) == cuts and all("Only side, mean and std are taken from it" in s for s in said), said
+    assert len(said) == (crop == "told") and all("Only side, mean and std are taken from it" in s for s in said), said
+    assert found["crop"] == (None if crop == "told" else crop)
 
 
 def test_what_timm_cuts_is_told(tmp_path):
@@ -812,8 +814,39 @@ def test_what_timm_cuts_is_told(tmp_path):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             open_network(f"timm:{name}", str(tmp_path / "net.pth"), ["a", "b"])
-        said = [str(w.message) for w in told if "cut your images beforehand" in str(w.message)]
+        said = [str(w.message) for w in told if f"crop={kept:.3g}; on the command line --crop" in str(w.message)]
         assert len(said) == cuts and all(f"{kept:.3g} of its shorter side (bicubic)" in s for s in said), said
+
+
+def test_the_middle_of_oblong_images_is_what_the_network_sees(at, desk, capsys):
+    "Digits in the middle of strips of noise: with --crop the network knows them, a second request and an audit see the same, and say what cannot be."
+    noise = np.random.default_rng(0)
+    for part, images in zip(("train", "test"), photographed(), strict=True):
+        for n, picture in enumerate(images.images.permute(0, 2, 3, 1).numpy()):
+            file = desk / "strips" / part / images.classes[int(images.labels[n])] / f"{n:04d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            strip = noise.integers(0, 256, (8, 24, 3), dtype=np.uint8)
+            strip[:, 8:16] = picture
+            Image.fromarray(strip).save(file)
+    line, brief = "--data strips --forget three", "--set fit.epochs=1 --set fit.lr=0.05"
+    code, _, err = at(f"{GOOD.replace('--data photos', '')} {line} --crop 1 --size 8 --out cut {brief}", capsys)
+    assert code == 0, err
+    record = json.loads((desk / "cut/report.json").read_text())
+    before = {n["name"]: n["before"] for n in record["numbers"]}
+    assert before["A_r"] > 90 and record["model"]["crop"] == 1 and "cut to the middle" in (desk / "cut/model_card.md").read_text()
+    assert open_result(desk / "cut")[1].crop == 1
+    code, _, err = at(f"maga forget --model cut --data strips --forget eight --out cut_twice {brief}", capsys)
+    assert code == 0 and "after requests" in err, err
+    code, _, err = at(f"maga forget --model cut --data strips --forget eight --crop 0.5 --out x {brief}", capsys)
+    assert code == 1 and "made from images cut at 1.0" in err, err
+    audit = f"maga audit {line} --original model.safetensors --unlearned cut"
+    assert at(f"{audit} --crop 1", capsys)[0] == 0
+    code, _, err = at(f"{audit} --size 8", capsys)
+    assert code == 1 and "another crop than the original" in err and "--crop" in err, err
+    code, _, err = at("maga forget --model net.py:Net --weights net.pth --mean 0.5 --std 0.5 --data strips --forget three --crop 1 --out x", capsys)
+    assert code == 1 and "--crop needs --size" in err, err
+    code, _, err = at("maga forget --model model.safetensors --data digits --forget three --crop 0.5 --size 8 --out x", capsys)
+    assert code == 1 and "nothing is cut" in err, err
 
 
 def test_a_file_without_a_description_is_told_how_to_name_its_network(at, desk, capsys):

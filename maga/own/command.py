@@ -17,8 +17,8 @@ import typer
 from ..checks import MagaError, writable_folder
 
 # %% auto #0
-__all__ = ['app', 'Model', 'Weights', 'Data', 'DataRoot', 'Classes', 'Size', 'Mean', 'Std', 'Head', 'Forget', 'Subclass', 'Files',
-           'Random', 'Device', 'AsJson', 'share_of', 'numbers_of', 'settings_given', 'lines_of', 'opened',
+__all__ = ['app', 'Model', 'Weights', 'Data', 'DataRoot', 'Classes', 'Size', 'Cut', 'Mean', 'Std', 'Head', 'Forget', 'Subclass',
+           'Files', 'Random', 'Device', 'AsJson', 'share_of', 'numbers_of', 'settings_given', 'lines_of', 'opened',
            'forget_command', 'purge_command', 'audit_command', 'methods_command', 'judges_command', 'metrics_command',
            'reproduce_command', 'judge_command', 'bench_command', 'main']
 
@@ -81,32 +81,20 @@ def opened(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     head: str = "",
+    crop: float | None = None,
     held: tuple[Any, Any] | None = None,  # train and test where they are loaded already
 ) -> tuple[Any, Any, Any, Any]:
     "(network, train, test, ledger): what the network is, the images as it sees them, and the ledger where the model is an earlier result, else None."
     from dataclasses import replace
 
+    from maga.decoding import Crop
     from maga.device import pick_device, to_device
     from maga.models import Classifier
     from maga.own.ledger import open_result
     from maga.own.networks import open_network
-    from maga.own.order import seen_by
-    from maga.sources import NAMES, from_parquet, load
+    from maga.own.order import images_named, seen_by
 
-    place, ledger = pick_device(device), None
-    folder, root = (Path(p).expanduser() for p in (data.removeprefix("folder:"), data_root))
-    if data in NAMES and folder.is_dir() and folder.resolve() not in (root.resolve(), (root / data).resolve()):
-        raise MagaError(f"{data} is the name of a data set and of a folder here: write ./{data} for the folder; for the data set work elsewhere.")
-    if data not in NAMES and not folder.is_dir() and (":" not in data or data.startswith("folder:")):
-        raise MagaError(f"There is no folder {data}, and no data set of that name ({', '.join(NAMES)}); for the hub: hub:NAME.")
-
-    def images(side: int | None) -> tuple[Any, Any]:
-        if data not in NAMES and folder.is_dir():
-            parquet = any(folder.glob("train-*.parquet"))
-            return from_parquet(folder, side) if parquet else load(f"folder:{folder}", size=side, mean=(0, 0, 0), std=(1, 1, 1))
-        return load(data, data_root, size=side if data.startswith("hub:") else None, mean=(0, 0, 0), std=(1, 1, 1))
-
-    network, wanted = None, size  # the side to decode at
+    place, ledger, network, wanted = pick_device(device), None, None, size  # the side to decode at
     if (Path(model).expanduser() / "ledger.json").is_file():
         if weights:
             raise MagaError(f"{model} is an earlier result and holds its own weights; leave --weights out, or name the network's factory as --model.")
@@ -114,15 +102,21 @@ def opened(
         head, wanted = head or ledger.head, ledger.decoded_at(size)
     elif not (model.startswith("timm:") or weights):
         network = open_network(model, weights)
+    side, given = size or (network.size if network is not None else None), crop
+    crop = crop or (network.crop if network is not None else None)
+    if ledger is not None and given not in (None, ledger.crop):
+        raise MagaError(f"{model} was made from images cut at {ledger.crop}, and its ledger knows them by that; leave --crop out.")
+    if crop and not (wanted or side):
+        raise MagaError("--crop needs --size: the side of the square that is cut out.")
     try:
-        pair = held or images(wanted)
+        pair = held or images_named(data, data_root, Crop(wanted or side or 1, crop) if crop else wanted)
     except MagaError as e:
-        side = size or (network.size if network is not None else None)
         if "different sizes" not in str(e) or side is None:
             raise
-        pair = images(side)
+        pair = images_named(data, data_root, side)
     if network is None:
         network = open_network(model, weights, classes or pair[0].classes, size)
+    network = replace(network, crop=crop)
     train, test = (seen_by(network, p, classes, size, mean, std).to(place) for p in pair)
     used = Classifier(network.model, head) if head else network.model
     return replace(network, model=to_device(used, place)), train, test, ledger
@@ -142,6 +136,8 @@ Data = Annotated[str, typer.Option(help="A folder of class folders or of parquet
 DataRoot = Annotated[str, typer.Option(help="The folder of local data sets.")]
 Classes = Annotated[str, typer.Option(help="The classes in the order of the logits, where the model does not say; else the folders' alphabet.")]
 Size = Annotated[int | None, typer.Option(help="Side of the images that the model sees, in pixels.", min=1)]
+Cut = Annotated[float | None, typer.Option("--crop", help="Share of the images' shorter side that the model sees: the middle is cut out, as timm's "
+                                           "crop_pct or torchvision's CenterCrop(224) after Resize(256) do (0.875).", min=1e-3, max=1)]  # fmt: skip
 Mean = Annotated[str, typer.Option(help="Of your training's normalisation, for pixels from 0 to 1: one number or three.")]
 Std = Annotated[str, typer.Option(help="The standard deviations of the same.")]
 Head = Annotated[str, typer.Option(help="The layer that makes the logits, where it cannot be found.")]
@@ -172,6 +168,7 @@ def forget_command(
     data_root: DataRoot = "data",
     classes: Classes = "",
     size: Size = None,
+    crop: Cut = None,
     mean: Mean = "",
     std: Std = "",
     head: Head = "",
@@ -196,7 +193,7 @@ def forget_command(
         return
     part, changes = share_of(budget), settings_given(set_ or [])
     network, train, test, ledger = opened(
-        model, weights, data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head
+        model, weights, data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head, crop
     )
     entries = ledger.entries if ledger else ()
     split = in_force(wanted.split(train, test, gone_before(train, entries) if random else None), entries)
@@ -263,6 +260,7 @@ def audit_command(
     data_root: DataRoot = "data",
     classes: Classes = "",
     size: Size = None,
+    crop: Cut = None,
     mean: Mean = "",
     std: Std = "",
     head: Head = "",
@@ -277,25 +275,24 @@ def audit_command(
     from maga.own.doubts import check_same_view
     from maga.own.forgetting import Wanted
     from maga.own.ledger import carried_out
-
     if train_retrains and (trained_epochs is None or not out):
         raise MagaError("--train-retrains needs --trained-epochs, as many as the original was trained for, and --out, where they are kept.")
     wanted = Wanted((forget,) if names_of(forget) else (), subclass, lines_of(files) if files else (), random, seed)
     folder: Any = writable_folder(out) if out else None
-    given = (data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head)
+    given = (data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head, crop)
 
-    def network(source: str, *held: Any) -> tuple[Any, Any, Any, Any]:
+    def network(source: str, *beside: Any) -> Any:  # beside: the original, train and test
         alone = not model or (Path(source).expanduser() / "ledger.json").is_file()
-        made = opened(source if alone else model, "" if alone else source, *given, held=held or None)
-        if held:
-            check_same_view(source, made[1], held[0])
+        made = opened(source if alone else model, "" if alone else source, *given, held=beside[1:] or None)
+        if beside:
+            check_same_view(source, made[1], beside[1], (made[0].crop, beside[0].crop))
         return made
 
     first, train, test, ledger = network(original)
-    result, _, _, later = network(unlearned, train, test)
+    result, _, _, later = network(unlearned, first, train, test)
     split = carried_out(wanted, train, test, *(book.entries if book else () for book in (ledger, later)))
     _tell(f"{split}")
-    given_ones = [network(r, train, test)[0] for r in retrain or []]
+    given_ones = [network(r, first, train, test)[0] for r in retrain or []]
     asked = audited(f"{wanted}", split, first, result, given_ones, level=level, attacks=attacks, trained_here=train_retrains, epochs=trained_epochs)
     check_audit(folder, asked)
     made, known = _trained_here(first, split, train_retrains, trained_epochs, folder) if train_retrains and trained_epochs else ([], {})

@@ -95,13 +95,15 @@ def check_same_view(
     source: str,  # of a network
     seen: ImageSet,  # the images as it sees them
     first: ImageSet,  # as the original does
+    crops: Sequence[float | None] = (),  # what each of the two cuts
 ) -> None:
     "`MagaError` where a network sees the images in another way than the original does: its logits would be read in a wrong order."
     places = [order_of(a, b) == [*range(len(b))] for a, b in ((first.classes, seen.classes), (first.coarse_classes, seen.coarse_classes))]
-    same = {"order of the classes": all(places), "size": seen.sides == first.sides, "mean": seen.mean == first.mean, "std": seen.std == first.std}
+    same = {"order of the classes": all(places), "size": seen.sides == first.sides, "crop": len({*crops}) < 2}
+    same |= {"mean": seen.mean == first.mean, "std": seen.std == first.std}
     if odd := [what for what, alike in same.items() if not alike]:
         what = f"{source} says another {', another '.join(odd)} than the original, and an audit shows the same images to all"
-        raise MagaError(f"{what}; compare networks of one kind, or say what holds for all of them (--classes, --size, --mean, --std).")
+        raise MagaError(f"{what}; compare networks of one kind, or say what holds for all of them (--classes, --size, --crop, --mean, --std).")
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7011
 def class_of(

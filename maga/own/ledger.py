@@ -72,6 +72,7 @@ class Ledger(Checked):
     code: str = ""  # the file of the network's factory, absolute; "": there is none, or not said
     code_beside: str = ""  # the same, from the folder of the result
     code_sha256: str = ""  # of that file when the network was opened
+    crop: float | None = None  # share of the images' shorter side that the network sees, see `Crop`; None: all of them
 
     def decoded_at(self, size: int | None) -> int | None:
         "The side to decode images at, so that hashes find those of earlier requests; None: as they are. Where no entry says it, `size`."
@@ -119,7 +120,8 @@ def open_result(
     file = folder / ledger.weights
     alone = file.is_dir() or ledger.source.endswith(".safetensors")  # describes itself
     network = open_network(str(file) if alone else _with_code(ledger, folder), "" if alone else str(file), ledger.classes, ledger.size)
-    return replace(network, source=ledger.source, classes=ledger.classes, size=ledger.size, mean=ledger.mean, std=ledger.std), ledger
+    said = {name: getattr(ledger, name) for name in ("source", "classes", "size", "mean", "std", "crop")}
+    return replace(network, **said), ledger
 
 # %% ../../nbs/702_ledger.ipynb #1247cbf1
 def gone_before(

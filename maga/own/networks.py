@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..checks import MagaError, check_value, shown, write_whole
 from ..data import check_normalisation
+from ..decoding import Crop
 from ..device import seeded
 from ..models import from_timm, load_checkpoint
 from ..packaged import file_revision, no_waiting
@@ -124,6 +125,7 @@ class Network:
     sha256: str = ""  # of the weights as they were opened; "": there is no such file
     code: str = ""  # the file of its factory, absolute; "": there is none
     code_sha256: str = ""  # of that file as it was opened
+    crop: float | None = None  # share of an image's shorter side that it sees, see `Crop`; None: all of the image
 
     def __post_init__(self) -> None:
         where = self.source.rpartition(":")[0]
@@ -197,7 +199,7 @@ def _of_timm(source: str, weights: str, classes: int, size: int | None) -> Netwo
     fixed = about.get("input_size", (3, None))[-1] if about.get("fixed_input_size") else None
     if (kept := about.get("crop_pct") or 1) < 1:
         what = f"timm evaluates {name} on the middle of an image, {kept:.3g} of its shorter side ({about.get('interpolation')})"
-        done = "Here all of an image is resized to a square (bicubic): if your training cut, cut your images beforehand"
+        done = f"Here all of an image is resized to a square (bicubic): if your training cut, say so (crop={kept:.3g}; on the command line --crop)"
         warnings.warn(f"{what}. {done}. Mean and std are those of timm's own weights where you give none.", stacklevel=3)
     return Network(source, model, file, _like_file(file), _seeded(make), None, size or fixed, about.get("mean"), about.get("std"))
 
@@ -278,7 +280,7 @@ def _as_said(found: Tensor, said: Any) -> tuple[float, ...]:
 
 
 def _processor(folder: Path) -> dict[str, Any]:
-    "Mean, standard deviation and side that a folder's image processor stands for; {} where there is none, `MagaError` where it does more."
+    "Mean, standard deviation, side and crop that a folder's image processor stands for; {} where there is none, `MagaError` where it does more."
     from transformers import AutoImageProcessor
 
     file = folder / "preprocessor_config.json"
@@ -302,25 +304,32 @@ def _processor(folder: Path) -> dict[str, Any]:
         check_normalisation(*found)
     except MagaError as e:
         raise MagaError(f"The image processor of {file} scales pixels in a way that is not known here: {e}") from e
-    if h != _SIDE and _cuts(asked, h, *found):
-        what = f"The image processor of {file} shows the network a part of an image: it cuts, or pads"
+    crop = None if h == _SIDE else _crop(asked, h, *found)
+    if crop == 0:
+        what = f"The image processor of {file} shows the network a part of an image in a way that is not known here: it cuts, or pads"
         here = f"Here all of an image is resized to {h}×{h} pixels: cut your images beforehand as it does"
         warnings.warn(f"{what}. {here}. Only side, mean and std are taken from it.", stacklevel=3)
-    return {"size": None if h == _SIDE else h, "mean": found[0], "std": found[1]}
+    return {"size": None if h == _SIDE else h, "mean": found[0], "std": found[1], "crop": crop or None}
 
 
-def _cuts(processor: Any, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
-    "Whether an oblong image that grows redder to the right and greener to the bottom comes out otherwise than resized as a whole."
+def _crop(processor: Any, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> float | None:
+    "The share of a `Crop` that makes of an oblong image what the processor makes of it; None: it is resized as a whole; 0: neither."
     h, w = _SIDE, 2 * _SIDE
     red, green = torch.linspace(0, 255, w).expand(h, w), torch.linspace(0, 255, h)[:, None].expand(h, w)
     image = Image.fromarray(torch.stack([red, green, torch.full((h, w), 90.0)], 2).round().to(torch.uint8).numpy())
     try:
         seen = processor(image, return_tensors="pt")["pixel_values"][0].double()
     except Exception:  # one that takes no oblong images cannot be compared
-        return False
-    whole = torch.from_numpy(np.array(image.resize((side, side), Image.Resampling.BICUBIC))).permute(2, 0, 1).double() / 255
+        return None
     m, s = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (mean, std))
-    return seen.shape != whole.shape or bool(((seen * s + m - whole).abs() > 0.03).any())
+    short = (getattr(processor, "size", None) or {}).get("shortest_edge")
+    shares = [getattr(processor, "crop_pct", None), side / short if short and short >= side else None]
+    views = {None: image.resize((side, side), Image.Resampling.BICUBIC)} | {p: Crop(side, p).of(image) for p in shares if p and 0 < p <= 1}
+    for share, view in views.items():
+        pixels = torch.from_numpy(np.array(view)).permute(2, 0, 1).double() / 255
+        if seen.shape == pixels.shape and not ((seen * s + m - pixels).abs() > 0.03).any():
+            return share
+    return 0
 
 # %% ../../nbs/700_networks.ipynb #3751c4a5
 def _of_hub(source: str) -> Network:
@@ -356,7 +365,7 @@ def _of_hub(source: str) -> Network:
         return place
 
     make = _seeded(lambda: AutoModelForImageClassification.from_config(model.config))
-    return Network(source, model.eval(), folder, write, make, given, size, about.get("mean"), about.get("std"))
+    return Network(source, model.eval(), folder, write, make, given, size, about.get("mean"), about.get("std"), crop=about.get("crop"))
 
 # %% ../../nbs/700_networks.ipynb #d37f4d93
 def open_network(

@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from ..checks import MagaError
 from ..data import ImageSet
+from ..decoding import Crop
 from .networks import Network
+from ..sources import NAMES, from_parquet, load
 
 # %% auto #0
-__all__ = ['order_of', 'in_model_order', 'seen_by']
+__all__ = ['order_of', 'in_model_order', 'seen_by', 'images_named']
 
 # %% ../../nbs/710_order.ipynb #a5f3ac65
 def _plain(name: str) -> str:
@@ -75,3 +78,21 @@ def seen_by(
     ordered = in_model_order(images, named) if named else images
     side = size or network.size or images.size
     return replace(ordered, size=side if side and images.images.shape[-2:] != (side, side) else None, mean=tuple(mean), std=tuple(std))
+
+# %% ../../nbs/710_order.ipynb #c40b0022
+def images_named(
+    data: str,  # a folder, or as `load` takes it
+    data_root: str | Path,  # the folder of local data sets
+    size: int | Crop | None = None,  # of images that are decoded here
+) -> tuple[ImageSet, ImageSet]:
+    "(train, test), not normalised; `MagaError` where there is no such folder or data set, or two of that name."
+    folder, root = (Path(p).expanduser() for p in (data.removeprefix("folder:"), data_root))
+    if data in NAMES:
+        if folder.is_dir() and folder.resolve() not in (root.resolve(), (root / data).resolve()):
+            raise MagaError(f"{data} is the name of a data set and of a folder here: write ./{data} for the folder; for the data set work elsewhere.")
+    elif folder.is_dir():
+        parquet = any(folder.glob("train-*.parquet"))
+        return from_parquet(folder, size) if parquet else load(f"folder:{folder}", size=size, mean=(0, 0, 0), std=(1, 1, 1))
+    elif ":" not in data or data.startswith("folder:"):
+        raise MagaError(f"There is no folder {data}, and no data set of that name ({', '.join(NAMES)}); for the hub: hub:NAME.")
+    return load(data, data_root, size=size if data.startswith("hub:") or isinstance(size, Crop) else None, mean=(0, 0, 0), std=(1, 1, 1))

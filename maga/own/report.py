@@ -134,7 +134,7 @@ def record(
                  "percent of a retrain": None if share is None else round(100 * share, 2),
                  "percent asked for": None if plan.budget is None else round(100 * plan.budget, 2)},
         "model": {"source": network.source, "file": str(network.weights), "sha256": network.sha256, "result sha256": revision_of(written),
-                  "size": split.train.size, "mean": list(split.train.mean), "std": list(split.train.std)},
+                  "size": split.train.size, "crop": network.crop, "mean": list(split.train.mean), "std": list(split.train.std)},
         "data": {"name": split.train.name, "sha256": split.digest},
         "code": {"maga": __version__, "sha256": code_digest(), "torch": torch.__version__},
         "device": f"{split.device.type} ({where})", "date": datetime.now(UTC).isoformat(timespec="seconds"), "audit": audit,
@@ -217,7 +217,8 @@ A classifier of {{ r.classes|length }} classes from which {{ r.images.forgotten 
 {% endfor %}
 
 Images are normalised with mean {{ r.model.mean }} and standard deviation {{ r.model.std }} of pixels from 0 to 1
-{%- if r.model.size %}, at {{ r.model.size }} pixels{% endif %}.
+{%- if r.model.size %}, at {{ r.model.size }} pixels{% endif %}
+{%- if r.model.crop %}, cut to the middle ({{ r.model.crop }} of the shorter side){% endif %}.
 Forgotten classes keep their logits, so that code that reads the network is unchanged.
 
 This is no proof of deletion: {{ "see the audit in report.html" if r.audit else "the result was not compared with retrains" }}.
@@ -338,7 +339,7 @@ def write_result(
         side = train.size or (train.images.shape[-1] if train.images.shape[-1] == train.images.shape[-2] else None)
         known = (*entries, entry), *read_from(data, data_root)
         code = network.code, os.path.relpath(network.code, folder.absolute()) if network.code else "", network.code_sha256
-        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known, *code)
+        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known, *code, network.crop)
         ledger.save(part)
         found = artefacts(network, split, data, folder, data_root)
         write_artefacts(found, part / "artefacts.csv")
