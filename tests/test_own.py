@@ -37,7 +37,7 @@ from maga.own import command, forgetting
 from maga.own.audit import audit
 from maga.own.ledger import Entry, in_force, open_result
 from maga.own.networks import _processor, open_network, write_weights
-from maga.own.order import in_model_order
+from maga.own.order import in_model_order, lines_of
 from maga.own.report import _picture, inputs_of
 from maga.requests import after, forget_files, same_images
 from maga.sources import digits, from_folder
@@ -683,7 +683,7 @@ def test_numbers_and_lists_as_other_systems_write_them(tmp_path):
     with pytest.raises(MagaError, match="images of digits have no names"):
         forgetting.Wanted(files=("²",)).split(train, test)
     (tmp_path / "list.txt").write_text("\ufefftrain/a/0.png\r\n3\r\n", encoding="utf-8")
-    assert command.lines_of(str(tmp_path / "list.txt")) == ("train/a/0.png", "3")
+    assert lines_of(str(tmp_path / "list.txt")) == ("train/a/0.png", "3")
 
 
 def test_inputs_that_changed_are_another_request(at, desk, capsys, tmp_path):
@@ -985,6 +985,12 @@ def test_a_class_with_a_comma_is_named_on_the_command_line(at, desk, capsys):
     line = "maga audit --model net.py:Net --original net.pth --unlearned net.pth --mean 0.5 --std 0.5 --data commas --forget 'three, digit'"
     code, _, err = at(line, capsys)
     assert code == 0 and "forget three, digit:" in err, err
+    names = sorted(p.name for p in (desk / "commas/train").iterdir())
+    (desk / "names.txt").write_text("\n".join(names))
+    assert at(f"{line} --classes names.txt", capsys)[0] == 0
+    (desk / "names.txt").write_text("\n".join(n.replace(", digit", "") for n in names))
+    code, _, err = at(f"{line} --classes names.txt", capsys)
+    assert code == 1 and "does not know the class 'three, digit'" in err, err
 
 
 def test_classes_that_the_data_lack_are_named(at, desk, capsys):

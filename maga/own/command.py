@@ -18,7 +18,7 @@ from ..checks import MagaError, writable_folder
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Weights', 'Data', 'DataRoot', 'Classes', 'Size', 'Cut', 'Mean', 'Std', 'Head', 'Forget', 'Subclass',
-           'Files', 'Random', 'Device', 'AsJson', 'share_of', 'numbers_of', 'settings_given', 'lines_of', 'opened',
+           'Files', 'Random', 'Device', 'AsJson', 'share_of', 'numbers_of', 'settings_given', 'opened',
            'forget_command', 'purge_command', 'audit_command', 'methods_command', 'judges_command', 'metrics_command',
            'reproduce_command', 'judge_command', 'bench_command', 'main']
 
@@ -59,15 +59,6 @@ def settings_given(texts: Sequence[str]) -> dict[str, Any]:
             raise MagaError(f"A setting is NAME=VALUE, such as fit.lr=0.01, not {text!r}.")
         found[place.strip()] = literal_of(value)
     return found
-
-
-def lines_of(path: str) -> tuple[str, ...]:
-    "The lines of a text file that are not empty; `MagaError` where it cannot be read."
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")  # Windows begins it with a mark
-    except (OSError, UnicodeDecodeError) as e:
-        raise MagaError(f"The list {path} cannot be read ({e}); expected a text file with an image or a row number a line.") from e
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 # %% ../../nbs/707_command.ipynb #b6c0b976
 def opened(
@@ -134,7 +125,8 @@ Model = Annotated[str, typer.Option(help="A safetensors file that describes itse
 Weights = Annotated[str, typer.Option(help="The state dict of a timm network or a factory.")]
 Data = Annotated[str, typer.Option(help="A folder of class folders or of parquet files, a data set's name, or hub:NAME.")]
 DataRoot = Annotated[str, typer.Option(help="The folder of local data sets.")]
-Classes = Annotated[str, typer.Option(help="The classes in the order of the logits, where the model does not say; else the folders' alphabet.")]
+Classes = Annotated[str, typer.Option(help="The classes in the order of the logits, where the model does not say: names with commas between them, or "
+                                           "a text file (.txt), a name a line; else the folders' alphabet.")]  # fmt: skip
 Size = Annotated[int | None, typer.Option(help="Side of the images that the model sees, in pixels.", min=1)]
 Cut = Annotated[float | None, typer.Option("--crop", help="Share of the images' shorter side that the model sees: the middle is cut out, as timm's "
                                            "crop_pct or torchvision's CenterCrop(224) after Resize(256) do (0.875).", min=1e-3, max=1)]  # fmt: skip
@@ -177,23 +169,23 @@ def forget_command(
     as_json: AsJson = False,
 ) -> None:
     "Make a network forget, and write a folder with the weights, a report, the list of what still remembers, and a ledger."
-    from maga.experiments.settings import names_of
     from maga.own.doubts import cautions
     from maga.own.forgetting import Wanted, planned
     from maga.own.forgetting import forget as run
     from maga.own.ledger import gone_before, in_force
+    from maga.own.order import classes_given, lines_of
     from maga.own.report import check_free, percent, write_result
     from maga.progress import ProgressBar
 
     given = {k: v for k, v in locals().items() if isinstance(v, str | int | float | list | None) and k not in ("out", "as_json", "device")}
-    wanted = Wanted((forget,) if names_of(forget) else (), subclass, lines_of(files) if files else (), random, seed)
-    request, unseen = _request(given, wanted)
+    named, wanted = classes_given(classes), Wanted((forget,) if forget.strip(" ,") else (), subclass, lines_of(files) if files else (), random, seed)
+    request, unseen = _request(given | {"classes": named}, wanted)
     if check_free(out, request):
         print(f"This very request is done: {out}/report.html" + f" (not known: whether {', '.join(unseen)} changed since)" * bool(unseen))
         return
     part, changes = share_of(budget), settings_given(set_ or [])
     network, train, test, ledger = opened(
-        model, weights, data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head, crop
+        model, weights, data, data_root, device, named, size, numbers_of("mean", mean), numbers_of("std", std), head, crop
     )
     entries = ledger.entries if ledger else ()
     split = in_force(wanted.split(train, test, gone_before(train, entries) if random else None), entries)
@@ -269,17 +261,17 @@ def audit_command(
     as_json: AsJson = False,
 ) -> None:
     "Say of every measure whether the network is consistent with one that never saw the images, distinguishable, or undecided."
-    from maga.experiments.settings import names_of
     from maga.own.audit import audit
     from maga.own.audited import audited, check_audit, keep_audit
     from maga.own.doubts import check_same_view
     from maga.own.forgetting import Wanted
     from maga.own.ledger import carried_out
+    from maga.own.order import classes_given, lines_of
     if train_retrains and (trained_epochs is None or not out):
         raise MagaError("--train-retrains needs --trained-epochs, as many as the original was trained for, and --out, where they are kept.")
-    wanted = Wanted((forget,) if names_of(forget) else (), subclass, lines_of(files) if files else (), random, seed)
+    wanted = Wanted((forget,) if forget.strip(" ,") else (), subclass, lines_of(files) if files else (), random, seed)
     folder: Any = writable_folder(out) if out else None
-    given = (data, data_root, device, names_of(classes), size, numbers_of("mean", mean), numbers_of("std", std), head, crop)
+    given = (data, data_root, device, classes_given(classes), size, numbers_of("mean", mean), numbers_of("std", std), head, crop)
 
     def network(source: str, *beside: Any) -> Any:  # beside: the original, train and test
         alone = not model or (Path(source).expanduser() / "ledger.json").is_file()

@@ -19,7 +19,7 @@ from .networks import Network
 from ..sources import NAMES, from_parquet, load
 
 # %% auto #0
-__all__ = ['order_of', 'in_model_order', 'seen_by', 'images_named']
+__all__ = ['order_of', 'in_model_order', 'seen_by', 'lines_of', 'classes_given', 'images_named']
 
 # %% ../../nbs/710_order.ipynb #a5f3ac65
 def _plain(name: str) -> str:
@@ -78,6 +78,26 @@ def seen_by(
     ordered = in_model_order(images, named) if named else images
     side = size or network.size or images.size
     return replace(ordered, size=side if side and images.images.shape[-2:] != (side, side) else None, mean=tuple(mean), std=tuple(std))
+
+# %% ../../nbs/710_order.ipynb #c40b0032
+def lines_of(
+    path: str,
+    what: str = "an image or a row number",  # of a line, for the message
+) -> tuple[str, ...]:
+    "The lines of a text file that are not empty; `MagaError` where it cannot be read."
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")  # Windows begins it with a mark
+    except (OSError, UnicodeDecodeError) as e:
+        raise MagaError(f"The list {path} cannot be read ({e}); expected a text file with {what} a line.") from e
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def classes_given(
+    text: str,  # names with commas between them, or the path of a text file (.txt)
+) -> tuple[str, ...]:
+    "The names of classes; of a file its lines."
+    names = lines_of(text, "a class") if text.strip().endswith(".txt") else text.split(",")
+    return tuple(n.strip() for n in names if n.strip())
 
 # %% ../../nbs/710_order.ipynb #c40b0022
 def images_named(
