@@ -32,8 +32,8 @@ from ..sources import TUNING
 # %% auto #0
 __all__ = ['Fields', 'EPOCHS', 'SGD', 'ADAM', 'SLOW', 'NOISY', 'RANKED', 'ANEW', 'SPACES', 'HELD_OUT', 'GAPS', 'Between', 'Among',
            'shares', 'SearchSpace', 'trials_of', 'published_preset', 'tuning_cell', 'tuning_cells', 'objective',
-           'distance', 'judged', 'numbered', 'tuning_table', 'trial_means', 'winners', 'tuned_presets', 'keep_tuned',
-           'show_trials', 'said_trials']
+           'tv_to_retrains', 'judged', 'numbered', 'tuning_table', 'trial_means', 'winners', 'tuned_presets',
+           'keep_tuned', 'show_trials', 'said_trials']
 
 # %% ../../nbs/510_search.ipynb #78439604
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def objective(
     return values["TV"] / max(1.0, between) + sum(abs(values[m] - mean(own[m])) / max(1.0, stdev(own[m])) for m in GAPS)
 
 # %% ../../nbs/510_search.ipynb #2dfef90e
-def distance(
+def tv_to_retrains(
     session: Session,
     row: Row,
     retrains: Sequence[Row],  # of the same class; the row itself is left out
@@ -191,7 +191,7 @@ def judged(
     between: float,  # mean TV between two of them, in points
 ) -> dict[str, float]:
     "The metrics of a run, with its mean TV and its J."
-    values = {m: value_of(row, m) for m in ("cost", "seconds", *GAPS)} | {"TV": distance(session, row, retrains)}
+    values = {m: value_of(row, m) for m in ("cost", "seconds", *GAPS)} | {"TV": tv_to_retrains(session, row, retrains)}
     return values | {"objective": objective(values, [r.metrics for r in retrains if r.key != row.key], between)}
 
 
@@ -207,7 +207,7 @@ def tuning_table(found: Found) -> pd.DataFrame:
     "A line for each class, method and trial (of retrains: seed)."
     cases = list(zip(found.cells, found.rows, numbered(found.cells), strict=True))
     gold = {c.target: [r for r in some if not r.failed] for c, some, _ in cases if c.method == RETRAIN}
-    between = {t: mean(distance(found.session, r, some) for r in some) if some else math.nan for t, some in gold.items()}
+    between = {t: mean(tv_to_retrains(found.session, r, some) for r in some) if some else math.nan for t, some in gold.items()}
     lines: list[dict[str, Any]] = []
     for cell, some, number in cases:
         changes = CHANGES.write([(cell.method, *change) for change in cell.changes])

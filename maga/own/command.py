@@ -78,12 +78,11 @@ def opened(
     "(network, train, test, ledger): what the network is, the images as it sees them, and the ledger where the model is an earlier result, else None."
     from dataclasses import replace
 
-    from maga.decoding import Crop
     from maga.device import pick_device, to_device
     from maga.models import Classifier
     from maga.own.ledger import open_result
     from maga.own.networks import open_network
-    from maga.own.order import images_named, seen_by
+    from maga.own.order import crop_of, images_named, seen_by
 
     place, ledger, network, wanted = pick_device(device), None, None, size  # the side to decode at
     if (Path(model).expanduser() / "ledger.json").is_file():
@@ -93,21 +92,17 @@ def opened(
         head, wanted = head or ledger.head, ledger.decoded_at(size)
     elif not (model.startswith("timm:") or weights):
         network = open_network(model, weights)
-    side, given = size or (network.size if network is not None else None), crop
-    crop = crop or (network.crop if network is not None else None)
-    if ledger is not None and given not in (None, ledger.crop):
-        raise MagaError(f"{model} was made from images cut at {ledger.crop}, and its ledger knows them by that; leave --crop out.")
-    if crop and not (wanted or side):
-        raise MagaError("--crop needs --size: the side of the square that is cut out.")
+    side = size or (network.size if network is not None else None)
+    middle = crop_of(network, data, wanted or side, crop, ledger is not None)
     try:
-        pair = held or images_named(data, data_root, Crop(wanted or side or 1, crop) if crop else wanted)
+        pair = held or images_named(data, data_root, middle or wanted)
     except MagaError as e:
         if "different sizes" not in str(e) or side is None:
             raise
         pair = images_named(data, data_root, side)
     if network is None:
         network = open_network(model, weights, classes or pair[0].classes, size)
-    network = replace(network, crop=crop)
+    network = replace(network, crop=middle.share if middle else None)
     train, test = (seen_by(network, p, classes, size, mean, std).to(place) for p in pair)
     used = Classifier(network.model, head) if head else network.model
     return replace(network, model=to_device(used, place)), train, test, ledger

@@ -5,6 +5,7 @@
 # %% ../../nbs/710_order.ipynb #47b34934
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from .networks import Network
 from ..sources import NAMES, from_parquet, load
 
 # %% auto #0
-__all__ = ['order_of', 'in_model_order', 'seen_by', 'lines_of', 'classes_given', 'images_named']
+__all__ = ['order_of', 'in_model_order', 'seen_by', 'lines_of', 'classes_given', 'images_named', 'crop_of']
 
 # %% ../../nbs/710_order.ipynb #a5f3ac65
 def _plain(name: str) -> str:
@@ -116,3 +117,25 @@ def images_named(
     elif ":" not in data or data.startswith("folder:"):
         raise MagaError(f"There is no folder {data}, and no data set of that name ({', '.join(NAMES)}); for the hub: hub:NAME.")
     return load(data, data_root, size=size if data.startswith("hub:") or isinstance(size, Crop) else None, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def crop_of(
+    network: Network | None,  # None: it is not opened yet
+    data: str,  # as `images_named` takes it
+    side: int | None,  # at which images are decoded
+    share: float | None = None,  # as asked for; None: as the network says
+    earlier: bool = False,  # whether the network is the result of an earlier request
+) -> Crop | None:
+    "What is cut out of every image; None: nothing. A warning where a network sees the middle of images that are not cut here."
+    said = None if network is None else network.crop
+    if earlier and share not in (None, said):
+        were = "not cut" if said is None else f"cut to {said:g} of their shorter side"
+        raise MagaError(f"The images of the earlier request were {were}, and its ledger knows them by that; leave --crop out.")
+    if share is None and said is not None and data in NAMES:
+        warnings.warn(f"The network sees the middle of an image, {said:g} of its shorter side; of {data} it is shown all of it.", stacklevel=2)
+        return None
+    if share is None and said is None:
+        return None
+    if side is None:
+        raise MagaError("--crop needs --size: the side of the square that is cut out.")
+    return Crop(side, share or said or 1.0)
