@@ -199,7 +199,7 @@ def _of_timm(source: str, weights: str, classes: int, size: int | None) -> Netwo
     fixed = about.get("input_size", (3, None))[-1] if about.get("fixed_input_size") else None
     if (kept := about.get("crop_pct") or 1) < 1:
         what = f"timm evaluates {name} on the middle of an image, {kept:.3g} of its shorter side ({about.get('interpolation')})"
-        done = f"Here all of it is resized to a square (bicubic): if your training cut, say so (--crop {kept:.3g}; in Python size=Crop(…, {kept:.3g}))"
+        done = f"Here all of it becomes a square (bicubic): if your training cut, say so (--crop {kept:.3g}; in Python size=Crop(…, {kept:.3g}))"
         warnings.warn(f"{what}. {done}. Mean and std are those of timm's own weights where you give none.", stacklevel=3)
     return Network(source, model, file, _like_file(file), _seeded(make), None, size or fixed, about.get("mean"), about.get("std"))
 
