@@ -68,7 +68,7 @@ def test_a_report_names_the_gpu_that_was_used(split, original, tmp_path, monkeyp
     result = Forgotten(original, Plan(get_method("restart"), None, ""), measured, measured, {}, 1.0, 1.0, 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"the name of {device}")
     monkeypatch.setattr(type(split), "device", torch.device("cuda:1"))
-    assert record(SimpleNamespace(source="x", weights=file, sha256=""), split, result, file, "r")["device"] == "cuda (the name of cuda:1)"
+    assert record(SimpleNamespace(source="x", weights=file, sha256="", crop=None), split, result, file, "r")["device"] == "cuda (the name of cuda:1)"
 
 
 def test_all_recordings_of_a_device_share_a_stream(monkeypatch):
