@@ -320,11 +320,8 @@ def features_and_logits(
 ) -> tuple[Tensor, Tensor]:
     "Penultimate features [B, d] (the last layer's input, averaged over positions before a convolution) and logits [B, K], in one pass."
     seen: list[Tensor] = []
-    handle = head_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
+    with head_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
         logits = logits_of(model(x))
-    finally:
-        handle.remove()
     features = seen[-1]
     return features.mean((2, 3)) if features.ndim == 4 else features, logits
 

@@ -323,14 +323,14 @@ def test_timm_and_hugging_face(at, desk, capsys):
     ordered = in_model_order(train, sorted(train.classes))
     data = ordered.__class__(ordered.images, ordered.labels, ordered.classes, mean=(0.5,) * 3, std=(0.5,) * 3)
     g = torch.Generator().manual_seed(0)
-    net = fit(timm.create_model("test_resnet", num_classes=10), Examples.of(data), FitConfig(8, 32, lr=0.1, pad=0, flip=False), g)
+    net = fit(timm.create_model("test_resnet", num_classes=10), Examples.of(data), FitConfig(12, 32, lr=0.1, pad=0, flip=False), g)
     torch.save(net.state_dict(), desk / "timm.pth")
     config = ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=8, patch_size=2,
         id2label=dict(enumerate(reversed(ordered.classes))), label2id={c: k for k, c in enumerate(reversed(ordered.classes))},
     )  # fmt: skip
     turned = in_model_order(data, tuple(reversed(ordered.classes)))
-    own = FitConfig(15, 32, "adamw", lr=3e-3, weight_decay=0.01, pad=0, flip=False)
+    own = FitConfig(30, 32, "adamw", lr=3e-3, weight_decay=0.01, pad=0, flip=False)
     vit = fit(ViTForImageClassification(config), Examples.of(turned), own, g)
     vit.save_pretrained(desk / "hf")
     about = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -342,7 +342,7 @@ def test_timm_and_hugging_face(at, desk, capsys):
         code, _, err = at(f"maga forget {line} --data photos --forget three --out {out}", capsys)
         assert code == 0, err
         numbers = {n["name"]: n for n in json.loads((desk / out / "report.json").read_text())["numbers"]}
-        assert numbers["A_r"]["before"] > 60, numbers  # the classes are in the model's order
+        assert numbers["A_r"]["before"] > 80, numbers  # the classes are in the model's order
         assert numbers["A_f"]["after"] <= 5 and numbers["A_r"]["after"] >= numbers["A_r"]["before"] - 5, numbers
     before, after_ = (torch.load(desk / p) for p in ("timm.pth", "with_timm/timm.pth"))
     assert [(k, v.dtype, v.shape) for k, v in before.items()] == [(k, v.dtype, v.shape) for k, v in after_.items()]

@@ -158,8 +158,7 @@ SHOWN = [
 
 def asked_for(results: Sequence[Result]) -> dict[str, Row]:
     "The rows of the selected lines, by key."
-    lines = [line for r in results for line in zip(r.cells, r.rows, [r.settings] * len(r.cells), strict=True)]
-    return {row.key: row for cell, rows, settings in lines if selected(cell, settings) for row in rows}
+    return {row.key: row for r in results for cell, rows in zip(r.cells, r.rows, strict=True) if selected(cell, r.settings) for row in rows}
 
 
 def print_result(result: Result) -> None:

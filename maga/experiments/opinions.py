@@ -22,6 +22,7 @@ from .session import COARSE, Session, config_of, original_of, outputs_of, retrai
 from .settings import Cell, Changes, Settings, make_cell, names_of
 from .store import RETRAIN, Row, Spec
 from .studies import presets_of
+from .tables import shared_legend
 from ..device import seeded_generator
 from ..judges.controls import random_judge, superclass_judge
 from ..judges.contract import draw_exemplars
@@ -237,8 +238,7 @@ def show_judges(
         axis.set_title(f"{'hard label' if method == HARD else 'soft targets'}, {reading}", fontsize=9)
     axes[0, 0].invert_yaxis()
     figure.supxlabel("TV ratio to retrains, minus that of a random T; left: nearer", fontsize=8)
-    both = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(both.values(), both.keys(), loc="outside upper center", ncols=4, fontsize=7, frameon=False)
+    shared_legend(figure, axes[0], "outside upper center", 4)
     return figure
 
 # %% ../../nbs/511_opinions.ipynb #a18fbb15

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data import MagaError, write_whole
 from .catalogue import REFERENCES, budgets_of
-from .report import Experiment, Found, kept_scores, pending, register, value_of
+from .report import Experiment, Found, floor_of, kept_scores, pending, register, value_of
 from .session import Session
 from .settings import CHANGES, Backbone, Cell, Changes, Settings, changes_of, make_cell
 from .store import RETRAIN, TRAINED, Row
@@ -181,7 +181,7 @@ def tv_to_retrains(
         return {"TV_retrains": Score("TV_retrains", tuple(total_variation(one, g) for g in gold))}
 
     kept = kept_scores(session, [row, *others], {"TV_retrains"}, compute) if others else {}
-    return mean(kept["TV_retrains"].values) if kept else math.nan
+    return kept.get("TV_retrains", Score("TV_retrains")).mean
 
 
 def judged(
@@ -207,7 +207,7 @@ def tuning_table(found: Found) -> pd.DataFrame:
     "A line for each class, method and trial (of retrains: seed)."
     cases = list(zip(found.cells, found.rows, numbered(found.cells), strict=True))
     gold = {c.target: [r for r in some if not r.failed] for c, some, _ in cases if c.method == RETRAIN}
-    between = {t: mean(tv_to_retrains(found.session, r, some) for r in some) if some else math.nan for t, some in gold.items()}
+    between = {target: floor_of(found.session, some).mean for target, some in gold.items()}
     lines: list[dict[str, Any]] = []
     for cell, some, number in cases:
         changes = CHANGES.write([(cell.method, *change) for change in cell.changes])

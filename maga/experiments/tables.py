@@ -23,8 +23,8 @@ from ..measures.distances import show_tsne
 
 # %% auto #0
 __all__ = ['FEW', 'SAID', 'HEADLINE', 'NO_POPULATION', 'with_interval', 'number', 'side_by_side', 'made_with', 'like_for_like',
-           'rows_of_one_seed', 'show_table', 'show_times', 'swept', 'show_sweep', 'show_embeddings', 'beyond_table',
-           'headline_table', 'population_table', 'show_metrics', 'said_flow']
+           'rows_of_one_seed', 'shared_legend', 'show_table', 'show_times', 'swept', 'show_sweep', 'show_embeddings',
+           'beyond_table', 'headline_table', 'population_table', 'show_metrics', 'said_flow']
 
 # %% ../../nbs/506_tables.ipynb #54535eb2
 def with_interval(mean: float, half: float) -> str:
@@ -110,10 +110,10 @@ def rows_of_one_seed(result: Result) -> list[Row | None]:
 FEW = 3  # from so many seeds on a picture shows an interval
 
 
-def _legend_below(figure, axes, **more) -> None:
-    "One legend for all axes, below them, each label once."
+def shared_legend(figure, axes, loc: str = "outside lower center", ncols: int = 6, **more) -> None:
+    "One legend for all axes, each label once."
     both = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(both.values(), both.keys(), loc="outside lower center", ncols=6, fontsize=7, frameon=False, **more)
+    figure.legend(both.values(), both.keys(), loc=loc, ncols=ncols, fontsize=7, frameon=False, **more)
 
 
 def _dots(axis, result: Result, lines: pd.DataFrame, metric: str) -> None:
@@ -149,7 +149,7 @@ def show_table(result: Result):
             axis.tick_params(axis="x", labelsize=7)
             axis.invert_yaxis()
         row[0].set_ylabel(backbone, fontsize=8)
-    _legend_below(figure, axes.flat)
+    shared_legend(figure, axes.flat)
     return figure
 
 # %% ../../nbs/506_tables.ipynb #520c454b
@@ -207,7 +207,7 @@ def show_sweep(result: Result):
             axis.tick_params(labelsize=7)
         axes[1, column].set_xlabel(SAID.get(name, name), fontsize=8)
     if len(changes) > 1:
-        _legend_below(figure, axes.flat, title=" ".join(common) or None, title_fontsize=7)
+        shared_legend(figure, axes.flat, title=" ".join(common) or None, title_fontsize=7)
     return figure
 
 # %% ../../nbs/506_tables.ipynb #01c93c1c
@@ -228,14 +228,8 @@ def show_embeddings(
         figure.text(0.5, 0.5, "No run has kept its outputs on all test images.", ha="center", fontsize=8)
         return figure
     forgotten = torch.isin(torch.arange(len(split.test)), split.forget_test.cpu())
-    figure = show_tsne(kept, split.test.labels, forgotten, most)
-    others, crosses = figure.axes[0].collections
-    names = [split.test.classes[int(k)] for k in np.unique(others.get_array())]
-    figure.set_layout_engine("constrained")
-    figure.set_figheight(figure.get_figheight() + 0.4)
-    handles, labels = [*others.legend_elements()[0], crosses], [*names, " + ".join(split.test.classes[k] for k in split.forgotten)]
-    figure.legend(handles, labels, loc="outside lower center", ncols=11, fontsize=7, frameon=False, columnspacing=1, handletextpad=0.2)
-    return figure
+    crossed = " + ".join(split.test.classes[k] for k in split.forgotten)
+    return show_tsne(kept, split.test.labels, forgotten, most, classes=split.test.classes, crossed=crossed)
 
 # %% ../../nbs/506_tables.ipynb #f9a3df62
 def beyond_table(result: Result) -> pd.DataFrame:

@@ -183,11 +183,8 @@ def exact_words(
         bias = None if layer.bias is None else layer.bias[rows].float()
         return out.float().index_copy(-1, rows, nn.functional.linear(given[0].float(), layer.weight[rows].float(), bias))
 
-    handle = head.register_forward_hook(again)
-    try:
+    with head.register_forward_hook(again):
         yield
-    finally:
-        handle.remove()
 
 
 def read_answers(

@@ -114,6 +114,7 @@ def show_tsne(
     most: int = 500,  # images drawn, the same ones in every panel
     seed: int = 0,  # of the choice and of t-SNE
     classes: Sequence[str] = (),  # names of the labels, for a legend
+    crossed: str = "forgotten",  # what the legend calls the crosses
 ):
     "t-SNE of softmax outputs, a panel per model, coloured by label (the paper's Figure 6). Returns the figure."
     import matplotlib.pyplot as plt
@@ -136,6 +137,6 @@ def show_tsne(
     if classes:
         present = labels[~cross].unique().tolist()
         marks = [plt.Line2D([], [], marker="o", linestyle="", markersize=3, color=dots.to_rgba(k)) for k in present]
-        names = [*(classes[k] for k in present), "forgotten"]
-        figure.legend([*marks, crosses], names, ncols=5, fontsize=7, loc="outside lower center", frameon=False)
+        names, columns = [*(classes[k] for k in present), crossed], max(5, round(1.6 * len(predictions)))
+        figure.legend([*marks, crosses], names, ncols=columns, fontsize=7, loc="outside lower center", frameon=False)
     return figure

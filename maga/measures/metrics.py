@@ -41,11 +41,8 @@ def exact_logits(model: nn.Module) -> Iterator[None]:
         with torch.autocast(out.device.type, enabled=False):
             return nn.functional.linear(given[0].float(), layer.weight, layer.bias)
 
-    handle = head.register_forward_hook(again)
-    try:
+    with head.register_forward_hook(again):
         yield
-    finally:
-        handle.remove()
 
 # %% ../../nbs/100_metrics.ipynb #pr3d1ct0
 @torch.no_grad()

@@ -165,15 +165,15 @@ def forget_command(
 ) -> None:
     "Make a network forget, and write a folder with the weights, a report, the list of what still remembers, and a ledger."
     from maga.own.doubts import cautions
-    from maga.own.forgetting import Wanted, planned
+    from maga.own.forgetting import planned
     from maga.own.forgetting import forget as run
     from maga.own.ledger import gone_before, in_force
-    from maga.own.order import classes_given, lines_of
+    from maga.own.order import classes_given
     from maga.own.report import check_free, percent, write_result
     from maga.progress import ProgressBar
 
     given = {k: v for k, v in locals().items() if isinstance(v, str | int | float | list | None) and k not in ("out", "as_json", "device")}
-    named, wanted = classes_given(classes), Wanted((forget,) if forget.strip(" ,") else (), subclass, lines_of(files) if files else (), random, seed)
+    named, wanted = classes_given(classes), _wanted(forget, subclass, files, random, seed)
     request, unseen = _request(given | {"classes": named}, wanted)
     if check_free(out, request):
         print(f"This very request is done: {out}/report.html" + f" (not known: whether {', '.join(unseen)} changed since)" * bool(unseen))
@@ -196,6 +196,14 @@ def forget_command(
     print(json.dumps(record, indent=1) if as_json else "\n".join([*rows, f"Weights, report and the list of what still remembers: {out}"]))
 
 # %% ../../nbs/707_command.ipynb #de3b50ff
+def _wanted(forget: str, subclass: str, files: str, random: int, seed: int) -> Any:
+    "What must go, as it was asked for."
+    from maga.own.forgetting import Wanted
+    from maga.own.order import lines_of
+
+    return Wanted((forget,) if forget.strip(" ,") else (), subclass, lines_of(files) if files else (), random, seed)
+
+
 def _request(given: Mapping[str, Any], wanted: Any) -> tuple[str, list[str]]:
     "A hash of what was asked for and of its files as they are now, 16 hexadecimal digits; and what it depends on beside them."
     from maga.own.report import inputs_of
@@ -259,12 +267,12 @@ def audit_command(
     from maga.own.audit import audit
     from maga.own.audited import audited, check_audit, keep_audit
     from maga.own.doubts import check_same_view
-    from maga.own.forgetting import Wanted
     from maga.own.ledger import carried_out
-    from maga.own.order import classes_given, lines_of
+    from maga.own.order import classes_given
+
     if train_retrains and (trained_epochs is None or not out):
         raise MagaError("--train-retrains needs --trained-epochs, as many as the original was trained for, and --out, where they are kept.")
-    wanted = Wanted((forget,) if forget.strip(" ,") else (), subclass, lines_of(files) if files else (), random, seed)
+    wanted = _wanted(forget, subclass, files, random, seed)
     folder: Any = writable_folder(out) if out else None
     given = (data, data_root, device, classes_given(classes), size, numbers_of("mean", mean), numbers_of("std", std), head, crop)
 

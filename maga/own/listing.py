@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..checks import number_of
 from ..judges.named import KINDS
 from ..measures.contract import METRICS
 from ..methods.contract import METHODS
@@ -41,7 +42,7 @@ def methods_there_are() -> list[dict[str, str]]:
     def cost(m: Any) -> str:
         p = next(m.presets[n] for n in ("paper_resnet18", *m.presets) if n in m.presets)
         epochs = getattr(getattr(p, "fit", None), "epochs", None)
-        return "passes over the images, no training" if epochs is None else f"published settings: {epochs} epoch{'s' * (epochs != 1)}"
+        return "passes over the images, no training" if epochs is None else f"published settings: {number_of(epochs, 'epoch')}"
 
     return [
         {"name": n, "says": _first_sentence(m.run), "cost": cost(m), "tasks": ", ".join(m.tasks), "source": m.source}

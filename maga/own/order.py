@@ -16,6 +16,7 @@ import torch
 from ..checks import MagaError
 from ..data import ImageSet
 from ..decoding import Crop
+from ..experiments.settings import names_of
 from .networks import Network
 from ..sources import NAMES, from_parquet, load
 
@@ -97,8 +98,7 @@ def classes_given(
     text: str,  # names with commas between them, or the path of a text file (.txt)
 ) -> tuple[str, ...]:
     "The names of classes; of a file its lines."
-    names = lines_of(text, "a class") if text.strip().endswith(".txt") else text.split(",")
-    return tuple(n.strip() for n in names if n.strip())
+    return lines_of(text, "a class") if text.strip().endswith(".txt") else names_of(text)
 
 # %% ../../nbs/710_order.ipynb #c40b0022
 def images_named(
@@ -134,8 +134,9 @@ def crop_of(
     if share is None and said is not None and data in NAMES:
         warnings.warn(f"The network sees the middle of an image, {said:g} of its shorter side; of {data} it is shown all of it.", stacklevel=2)
         return None
-    if share is None and said is None:
+    share = said if share is None else share
+    if share is None:
         return None
     if side is None:
         raise MagaError("--crop needs --size: the side of the square that is cut out.")
-    return Crop(side, share or said or 1.0)
+    return Crop(side, share)
