@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from maga.data import MagaError
+from maga.experiments.published import labels_only, published_folder
 from maga.experiments.report import EXPERIMENTS, compute, open_session
 from maga.experiments.search import HELD_OUT, SPACES, objective, trials_of, tuned_presets, tuning_cells, winners
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN, TRAINED
 from maga.methods.contract import METHODS, get_method, with_change
 from maga.methods.tuning import TUNED_FILE
-from maga.sources import TUNING, load, put_aside
+from maga.sources import CIFAR20_NAMES, CIFAR100_COARSE, TUNING, load, put_aside
 
 from .forked import ROOT, Forked, tool
 
@@ -26,7 +27,7 @@ def test_every_method_has_the_same_number_of_trials():
     "Sixteen cells for each method and held-out class, the first the published setting, drawn alike in every process."
     cells = [c for c in tuning_cells(Settings("small")) if c.method not in TRAINED]
     counts = pd.DataFrame([(c.method, c.target) for c in cells]).value_counts()
-    assert set(counts) == {16} and len(counts) == len(HELD_OUT) * (len(METHODS) - 2)  # without retrain and retrain_head
+    assert set(counts) == {16} and len(counts) == 2 * (len(METHODS) - 2)  # without retrain and retrain_head
     for name in SPACES:
         assert trials_of(name, 16) == trials_of(name, 16) and trials_of(name, 16)[0] == ()
     rates = [{dict(t)[next(iter(s.fields))] for t in s.trials(16)[1:]} for s in SPACES.values()]
@@ -52,6 +53,11 @@ def test_no_table_shows_what_tuning_saw():
         seen = {(c.spec.data.removesuffix(TUNING), c.spec.target) for c in tuning_cells(Settings(preset))}
         assert preset == "smoke" or not shown & seen  # ten digits stand for more than ten classes
     assert all(c.spec.data.endswith(TUNING) for c in tuning_cells(Settings("paper")))
+    superclass = dict(zip(labels_only(published_folder() / "labels" / "cifar100.safetensors")[0].classes, CIFAR100_COARSE, strict=True))
+    shown = {c.spec.target for e in EXPERIMENTS.values() if e.name != "tuning" for c in e.cells(Settings("laptop"))}
+    touched = {superclass[t] for t in shown & set(superclass)} | {CIFAR20_NAMES.index(t) for t in shown & set(CIFAR20_NAMES)}
+    free = sorted(name for name, k in superclass.items() if k not in touched)
+    assert HELD_OUT["cifar100"] == (free[0], free[-1]) and len(free) < 100
     train, test = load("digits")
     parts = load("digits" + TUNING)
     rows = [{i.numpy().tobytes() for i in images.images} for images in (*parts, train, test)]
@@ -71,7 +77,7 @@ def test_objective_is_a_sum_of_distances_in_units():
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     "Two methods and the retrains on digits: settings and the table's path."
-    settings = Settings(device="cpu", results=str(tmp_path_factory.mktemp("tuning")), target=("deer",), methods=("retrain", "ssd", "head_distillation"))
+    settings = Settings(device="cpu", results=str(tmp_path_factory.mktemp("tuning")), target=("aquarium_fish",), methods=("retrain", "ssd", "head_distillation"))
     return settings, compute("tuning", settings)
 
 
@@ -94,7 +100,7 @@ def test_the_table_judges_by_three_retrains(searched):
         gold = some[some.method == RETRAIN][["A_r", "MIA", "A_f"]].to_dict("records")
         between = some[some.method == RETRAIN].TV.mean()
         tried = some[~some.method.isin(TRAINED)]
-        assert target in HELD_OUT and len(gold) == 3 and len(tried) == 4
+        assert target in HELD_OUT["cifar100"] and len(gold) == 3 and len(tried) == 4
         for line in tried.to_dict("records"):
             assert line["objective"] == pytest.approx(objective(line, gold, between))
     best = winners(table)
@@ -138,7 +144,7 @@ def test_a_method_without_a_space_says_so():
 def test_the_notebook_runs(searched, tmp_path):
     "The study beside the rows that are there: spaces, trials, picture and sentences."
     settings = searched[0]
-    parameters = ["preset=smoke", "device=cpu", f"results={settings.results}", "target=deer", f"methods={','.join(settings.methods)}"]
+    parameters = ["preset=smoke", "device=cpu", f"results={settings.results}", "target=aquarium_fish", f"methods={','.join(settings.methods)}"]
     ended = Forked(tool, "execute", str(STUDIES / "tuning.ipynb"), str(tmp_path / "tuning.ipynb"), *parameters).ended()
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert Path(settings.results, "tuning", "tuning.png").stat().st_size > 5000

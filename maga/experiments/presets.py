@@ -88,8 +88,8 @@ SMOKE_TARGETS = {
     "fox": "four",
     "skyscraper": "six",
     "bird": "two",
-    "deer": "eight",
-    "frog": "six",
+    "aquarium_fish": "eight",
+    "willow_tree": "six",
     "vehicles_2": "eight or nine",
     "fruit_and_vegetables": "two or three",
     "random": "random",
@@ -145,6 +145,7 @@ PRESETS = {
         fine_seeds=(0, 1),
         frontier=(ON_ROCKET,),
         columns=("resnet18",),
+        trials=8,  # minutes each
         threads=1,
         gpu=False,
         bfloat16=True,

@@ -128,28 +128,31 @@ def trials_of(method: str, n: int) -> list[Changes]:
     return SPACES[method].trials(n)
 
 # %% ../../nbs/510_search.ipynb #eda0a7e9
-HELD_OUT = ("deer", "frog")  # forgotten for the choice of settings, and nowhere else
+HELD_OUT = {  # data set -> classes that are forgotten for the choice of settings, and nowhere else
+    "cifar10": ("deer", "frog"),
+    "cifar100": ("aquarium_fish", "willow_tree"),
+}
 
 
 def published_preset(method: str, network: Backbone) -> str:
     "The preset that a method's search starts from."
-    return next(iter(budgets_of(method, network.budgets)), network.preset)
+    return next(iter(budgets_of(method, network.budgets)), network.preset_of(method))
 
 
-def tuning_cell(settings: Settings, target: str, method: str, preset: str, changes: Changes, seeds: tuple[int, ...]) -> Cell:
+def tuning_cell(settings: Settings, data: str, target: str, method: str, preset: str, changes: Changes, seeds: tuple[int, ...]) -> Cell:
     "A trial on the held-out part of the training images."
-    cell = make_cell(settings, "resnet18", "cifar10", "class", target, method, changes)
+    cell = make_cell(settings, "resnet18", data, "class", target, method, changes)
     return replace(cell, seeds=seeds, spec=replace(cell.spec, data=cell.spec.data + TUNING, preset=preset))
 
 
 def tuning_cells(settings: Settings) -> list[Cell]:
-    "For each held-out class: the original, three retrains, and every trial of every method."
-    network, cells = settings.network("resnet18"), []
-    for target in HELD_OUT:
-        cells += [tuning_cell(settings, target, m, network.preset, (), REFERENCES if m == RETRAIN else (0,)) for m in TRAINED]
+    "For each held-out class of the frontier's data: the original, three retrains, and every trial of every method."
+    network, data, cells = settings.network("resnet18"), settings.size.frontier[0][1], []
+    for target in HELD_OUT[data]:
+        cells += [tuning_cell(settings, data, target, m, network.preset, (), REFERENCES if m == RETRAIN else (0,)) for m in TRAINED]
         for method in (m for m in sorted(SPACES) if "class" in METHODS[m].tasks):
             preset = published_preset(method, network)
-            cells += [tuning_cell(settings, target, method, preset, c, (0,)) for c in trials_of(method, settings.size.trials)]
+            cells += [tuning_cell(settings, data, target, method, preset, c, (0,)) for c in trials_of(method, settings.size.trials)]
     return cells
 
 # %% ../../nbs/510_search.ipynb #93a638c0
