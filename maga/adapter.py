@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -72,15 +73,23 @@ def _one_channel(model: nn.Module, x: Tensor) -> str:
     return f"images here have three channels, also grey ones, and it takes one: give a class of it that averages them ({how})"
 
 
+@contextmanager
+def _heard(layers: Mapping[str, nn.Module], hear: Callable[[str, Any], Any]) -> Iterator[None]:
+    "A context in which `hear` gets the output of each named layer, and may return another in its place."
+    with ExitStack() as stack:
+        for name, m in layers.items():
+            stack.enter_context(m.register_forward_hook(lambda _m, _i, out, name=name: hear(name, out)))
+        yield
+
+
 def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor]]:
     "What the model returns for two images, on their device, and what each of its linear layers gave, by name."
     x, given = images.batch(torch.arange(min(2, len(images)), device=images.device)), dict[str, Tensor]()
     if _lies_elsewhere(model, x.device):
         model = to_device(copy.deepcopy(model), x.device)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    handles = [m.register_forward_hook(lambda _m, _i, out, name=name: given.__setitem__(name, out)) for name, m in layers.items()]
     try:
-        with evaluating(model):
+        with evaluating(model), _heard(layers, given.__setitem__):
             return _Uncounted(model)(lambda: x), given
     except MagaError:
         raise
@@ -90,9 +99,6 @@ def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor]]:
             f"The model cannot take a batch {list(x.shape)} of {str(x.dtype).removeprefix('torch.')} images ({type(e).__name__}: {said}); "
             f"{_one_channel(model, x) or 'is it a classifier of images of this size?'}"
         ) from e
-    finally:
-        for handle in handles:
-            handle.remove()
 
 # %% ../nbs/011_adapter.ipynb #c40b0011
 def _checked_answer(
@@ -132,15 +138,10 @@ def _last_layers(model: nn.Module, x: Tensor, named: str | None = None) -> tuple
         return given[-1][1].clone()  # which may be changed in place
 
     layers = {name: m for name, m in model.named_modules() if _is_layer(m) or name == named}
-    handles = [m.register_forward_hook(lambda _m, _i, out, name=name: cut(name, out)) for name, m in layers.items()]
-    try:
-        with torch.enable_grad():
-            logits = logits_of(_Uncounted(model)(lambda: x))
-            leaves = [z for _, z in given]
-            reached = torch.autograd.grad(logits.sum(), leaves, allow_unused=True) if leaves and logits.requires_grad else [None] * len(leaves)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.enable_grad(), _heard(layers, cut):
+        logits = logits_of(_Uncounted(model)(lambda: x))
+        leaves = [z for _, z in given]
+        reached = torch.autograd.grad(logits.sum(), leaves, allow_unused=True) if leaves and logits.requires_grad else [None] * len(leaves)
     return logits, {name: z for (name, z), g in zip(given, reached, strict=True) if g is not None}
 
 

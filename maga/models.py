@@ -52,23 +52,12 @@ def _resnet10(num_classes: int, size: int) -> nn.Module:
     return model
 
 
-def _whole_patches(arch: str, size: int, patches: int) -> None:
+def _vit(arch: str, patches: int, width: int, depth: int, heads: int, num_classes: int, size: int) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
     if size % patches:
         raise MagaError(f"{arch} cuts an image into {patches} × {patches} patches, so the side must be a multiple of {patches}, not {size}.")
-
-
-def _vit_small(num_classes: int, size: int) -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer
-
-    _whole_patches("vit_small", size, 8)
-    return VisionTransformer(size, size // 8, num_classes=num_classes, embed_dim=192, depth=6, num_heads=3)
-
-
-def _vit_tiny(num_classes: int, size: int) -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer
-
-    _whole_patches("vit_tiny", size, 4)
-    return VisionTransformer(size, size // 4, num_classes=num_classes, embed_dim=64, depth=3, num_heads=2)
+    return VisionTransformer(size, size // patches, num_classes=num_classes, embed_dim=width, depth=depth, num_heads=heads)
 
 
 def _small_cnn(num_classes: int, size: int, norm: bool = True) -> nn.Module:
@@ -132,8 +121,8 @@ BUILT_HERE: dict[str, Callable[[int, int], nn.Module]] = {  # (classes, side of 
     "resnet6_haar": partial(_resnet6, lambda: nn.Sequential(_Haar(), nn.BatchNorm2d(12, affine=False))),
     "resnet6_s2d": partial(_resnet6, lambda: nn.PixelUnshuffle(2)),
     "small_cnn": _small_cnn,
-    "vit_small": _vit_small,
-    "vit_tiny": _vit_tiny,
+    "vit_small": partial(_vit, "vit_small", 8, 192, 6, 3),
+    "vit_tiny": partial(_vit, "vit_tiny", 4, 64, 3, 2),
 }
 ARCHITECTURES = (*BUILT_HERE, *PRETRAINED)
 
@@ -280,6 +269,8 @@ class Classifier(nn.Module):
 # %% ../nbs/003_models.ipynb #6978d6df
 def head_of(model: nn.Module) -> nn.Module:
     "The layer that makes the logits: a `Classifier`'s named one, else the last linear layer; `MagaError` if there is none."
+    if isinstance(model, Penultimate):
+        return head_of(model.model)
     network, head = (model.model, model.head) if isinstance(model, Classifier) else (model, None)
     if head:
         return network.get_submodule(head)
@@ -329,12 +320,17 @@ def features_and_logits(
 class Penultimate(nn.Module):
     "The model up to the input of its last linear layer, so that functions that read logits (such as `predict`) read features instead."
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        logits: bool = False,  # append the logits: [B, d + K], in single precision
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.logits = model, logits
 
     def forward(self, x: Tensor) -> Tensor:
-        return features_and_logits(self.model, x)[0]
+        features, logits = features_and_logits(self.model, x)
+        return torch.cat([features.float(), logits.float()], 1) if self.logits else features
 
 # %% ../nbs/003_models.ipynb #ab9250f3
 def save_checkpoint(

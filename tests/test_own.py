@@ -1049,7 +1049,7 @@ AUDITED = "maga audit --model net.py:Net --original net.pth --data photos --forg
 
 def test_an_audit_refuses_networks_that_do_not_work(at, retrained, capsys):
     "A wrong normalisation, an untrained retrain, one whose classes are in another order: each would give a confident verdict."
-    own, check = "--mean 0.5 --std 0.5", "check the normalisation (--mean, --std), the order of the classes, and the weights"
+    own, check = "--mean 0.5 --std 0.5", "check the normalisation (--mean, --std), the size of the images, the order of the classes, and the weights"
     given = " ".join(f"--retrain {r}" for r in retrained)
     code, out, err = at(f"{AUDITED} {own} --unlearned net.pth {given}", capsys)
     assert code == 0 and out.startswith("DISTINGUISHABLE"), err

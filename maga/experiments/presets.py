@@ -96,10 +96,12 @@ SMOKE_TARGETS = {
 }
 RANDOM_IMAGES = "100"  # how many the random task forgets
 
-# %% ../../nbs/514_presets.ipynb #697855fc
+# %% ../../nbs/514_presets.ipynb #0nr0cket
 ON_ROCKET = ("resnet18", "cifar100", "class", "rocket")
 SIX_LAYERS = {"eu_k": "resnet6"}  # the paper's settings, where a network has six layers with weights
 QUARTER_NOISE = dict.fromkeys(("maga", "no_noise", "random_label"), "fast")  # and with noise that a CPU affords
+
+# %% ../../nbs/514_presets.ipynb #697855fc
 PRESETS = {
     "paper": Preset(
         (

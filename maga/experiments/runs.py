@@ -130,23 +130,25 @@ def unlearn(session: Session, resolved: Resolved, split: ForgetSplit) -> tuple[n
     return model, clock(session.device) - start, float(passes)
 
 # %% ../../nbs/504_runs.ipynb #5e993077
-def subject_of(session: Session, training: Training | Given, split: ForgetSplit) -> Subject:
-    "A shared model as a subject of the evaluation, kept in memory."
+def subject_of(session: Session, training: Training | Given, split: ForgetSplit, whole: bool = False) -> Subject:
+    "A shared model as a subject of the evaluation, kept in memory; for the whole of the metrics with its features."
 
     def make() -> Subject:
-        model, out = trained(session, training), outputs_of(session, training, split)
-        return Subject(split, model, training_seconds(session, training), {"outputs": out})
+        subject = Subject(split, trained(session, training), training_seconds(session, training))
+        subject = subject.in_one_pass() if whole else subject
+        subject.once("outputs", lambda _: outputs_of(session, training, split))
+        return subject
 
-    return session.recent_subjects.get((session.key(training.key, training.data), split.digest), make)
+    return session.recent_subjects.get((session.key(training.key, training.data), split.digest, whole), make)
 
 
 def evidence_of(session: Session, spec: Spec, split: ForgetSplit, unlearned: Subject) -> Evidence:
     "The input of the metrics: the unlearned model, the retrains of several seeds, the original and an untrained model."
-    retrains = {s: subject_of(session, retrain_of(spec, s), split) for s in spec.references}
+    retrains = {s: subject_of(session, retrain_of(spec, s), split, whole=True) for s in spec.references}
     if spec.method == RETRAIN:
         unlearned = retrains.get(spec.training_seed, unlearned)  # not compared with itself
     teacher = session.model_spec(spec.data, spec.backbone).make(seeded_generator("teacher", spec.evaluation_seed))
-    original = subject_of(session, original_of(spec), split)
+    original = subject_of(session, original_of(spec), split, whole=True)
     return Evidence((unlearned,), tuple(retrains.values()), (original,), Subject(split, to_device(teacher, session.device)))
 
 
@@ -205,7 +207,9 @@ NO_RETRAIN = "the retrain has not been run yet (method retrain)"
 def retrain_outputs(session: Session, resolved: Resolved, split: ForgetSplit) -> Outputs:
     "The retrain's logits. Where its checkpoint is gone: those that its row has kept of the forgotten images, and nothing is trained."
     spec, gone = resolved.spec, not session.store.checkpoint(resolved.dependencies.retrain).exists()
-    enough = gone and spec.method != RETRAIN and spec.measures != "all"  # those metrics need the model, which is trained for them
+    if spec.measures == "all":  # these metrics need the model, which is trained for them
+        return subject_of(session, retrain_of(spec), split, whole=True).outputs
+    enough = gone and spec.method != RETRAIN
     gold = remembered_outputs(session, resolve(session, spec.retrain).key, split) if enough else None
     return outputs_of(session, retrain_of(spec), split) if gold is None else gold
 
@@ -225,9 +229,11 @@ def row_of(session: Session, resolved: Resolved) -> Row:
     model, seconds, passes = unlearn(session, resolved, split)
     start = clock(session.device)
     if spec.trained and not brief:  # others look at this model, too
-        subject = subject_of(session, retrain_of(spec) if spec.method == RETRAIN else original_of(spec), split)
+        subject = subject_of(session, retrain_of(spec) if spec.method == RETRAIN else original_of(spec), split, whole)
     else:
-        subject = Subject(split, model, seconds, {"outputs": Outputs.of(model, split, rows=split.forget_train if brief else None)})
+        known = {"outputs": Outputs.of(model, split, rows=split.forget_train)} if brief else {}
+        subject = Subject(split, model, seconds, known)
+        subject = subject.in_one_pass() if whole else subject
     everything, out = evidence_of(session, spec, split, subject) if whole else None, subject.outputs
     with torch.autocast("cpu", enabled=False):  # models may run in bfloat16; metrics are computed in single precision
         more, missing = all_measures(everything) if everything is not None else ({}, dict[str, str]())

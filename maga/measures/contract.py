@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from ..adapter import prepared
 from ..data import TASKS, ForgetSplit, MagaError, no_such
 from ..device import clock
 from .metrics import Measurement, Outputs, accuracy, measure
-from ..models import Penultimate
+from ..models import Penultimate, head_of
 
 # %% auto #0
 __all__ = ['A_RETRAIN', 'RETRAINS', 'AN_ORIGINAL', 'A_TEACHER', 'TWO_SEEDS', 'THREE_SEEDS', 'TIMES', 'A_CLASS', 'FOUR_IMAGES',
@@ -48,7 +49,17 @@ class Subject:
     @cached_property
     def features(self) -> Outputs:
         "Penultimate features of all images: float32 [N_train, d] and [N_test, d]."
-        return Outputs.of(Penultimate(self.network), self.split)
+        return self.once("features", lambda s: Outputs.of(Penultimate(s.network), s.split))
+
+    def in_one_pass(self) -> Subject:
+        "The subject, with logits and features from one pass, for measures that ask for both; as it is where it has logits, or gives no features."
+        if "outputs" not in self.remembered and len(self.split.forget_test):
+            with suppress(MagaError):  # whoever asks for features gets the reason
+                head_of(self.network)
+                both, k = Outputs.of(Penultimate(self.network, logits=True), self.split), self.split.num_classes
+                parts = [(z[:, :-k].contiguous(), z[:, -k:].contiguous()) for z in (both.train, both.test)]
+                self.remembered["features"], self.remembered["outputs"] = (Outputs(*some) for some in zip(*parts, strict=True))
+        return self
 
     @cached_property
     def measurement(self) -> Measurement:

@@ -23,8 +23,8 @@ from ..models import logits_of
 from .order import order_of
 
 # %% auto #0
-__all__ = ['FAR', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'check_useful', 'check_same_view', 'class_of',
-           'names_among', 'behaviour_of']
+__all__ = ['FAR', 'CHECK', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'useless', 'check_useful', 'check_same_view',
+           'class_of', 'names_among', 'behaviour_of']
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7004
 def lost_classes(split: ForgetSplit) -> list[str]:
@@ -69,6 +69,18 @@ def near_chance(
     return right < chance + 0.1 * (100 - chance)
 
 
+CHECK = "check the normalisation (--mean, --std), the size of the images, the order of the classes, and the weights"
+
+
+def useless(
+    original: float,  # its accuracy on retained test images, percent
+    classes: int,
+) -> str:
+    "What there is to say of an original near chance; empty where it is not."
+    said = f"The original is right on {original:.1f} % of the retained test images, near chance ({100 / classes:.1f} %): {CHECK}."
+    return said if near_chance(original, classes) else ""
+
+
 def check_useful(
     original: float,  # accuracy on retained test images, percent
     retrains: Sequence[float],  # the same of each
@@ -76,9 +88,9 @@ def check_useful(
     images: int,  # so many were counted
 ) -> None:
     "`MagaError` where the original is near chance, or a retrain is far from what retrains are."
-    what, chance = "check the normalisation (--mean, --std), the order of the classes, and the weights", 100 / classes
-    if near_chance(original, classes):
-        raise MagaError(f"The original is right on {original:.1f} % of the retained test images, near chance ({chance:.1f} %): {what}.")
+    chance = 100 / classes
+    if said := useless(original, classes):
+        raise MagaError(said)
     for i, right in enumerate(retrains):
         others = [*retrains[:i], *retrains[i + 1 :]]
         usual = min(original, float(np.median(others))) if len(others) > 1 else original
@@ -87,7 +99,7 @@ def check_useful(
             beside = f", the other retrains on {min(others):.1f} to {max(others):.1f} %" if others else ""
             raise MagaError(
                 f"Retrain {i + 1} is right on {right:.1f} % of the retained test images (the original on {original:.1f} %{beside}), "
-                f"so it is no retrain, or is read wrongly: {what}."
+                f"so it is no retrain, or is read wrongly: {CHECK}."
             )
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7016

@@ -32,7 +32,7 @@ from ..judges.named import is_matrix, local_weights
 from ..measures.metrics import Measurement
 from ..methods.contract import show_flow
 from ..models import Classifier
-from .doubts import cautions, near_chance, put_aside
+from .doubts import cautions, put_aside, useless
 from .forgetting import Forgotten
 from .ledger import Artefact, Entry, Ledger, artefacts, read_from, write_artefacts
 from .networks import Network, revision_of
@@ -79,11 +79,8 @@ def share_of_retrain(result: Forgotten, split: ForgetSplit) -> float | None:
 def warnings_of(result: Forgotten, split: ForgetSplit) -> list[str]:
     "What a reader should know before accepting the result, a sentence each."
     before, after, found = result.before, result.after, cautions(split)
-    if near_chance(before.A_r, split.num_classes):
-        found.append(
-            f"The original is right on {before.A_r:.1f} % of the test images, near chance ({100 / split.num_classes:.1f} %): "
-            "check normalisation, size and order of the classes before anything else."
-        )
+    if said := useless(before.A_r, split.num_classes):
+        found.append(said)
     if after.A_r < before.A_r - 2:
         found.append(f"Accuracy on what stays fell by {before.A_r - after.A_r:.1f} points: give more epochs (--set fit.epochs=…), or another rate.")
     if split.task == "class" and after.A_f > 5:

@@ -113,7 +113,7 @@ def _subject(model: nn.Module | Outputs | Subject, split: ForgetSplit, role: str
         subject = Subject(split, nn.Identity(), remembered={"outputs": model})
     else:
         check_value(f"The {role}", model, nn.Module | Subject)
-        subject = model if isinstance(model, Subject) else Subject(split, prepared(model, split.train, split.num_classes))
+        subject = model if isinstance(model, Subject) else Subject(split, prepared(model, split.train, split.num_classes)).in_one_pass()
     fitting_outputs(role, subject.outputs, split)
     return subject, not isinstance(model, Outputs)
 
