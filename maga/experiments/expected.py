@@ -17,7 +17,7 @@ from .settings import Settings
 from .store import RETRAIN
 
 # %% auto #0
-__all__ = ['TOLERATED', 'results_of', 'other_trainings', 'training_minutes', 'costs', 'tolerances']
+__all__ = ['TOLERATED', 'results_of', 'other_trainings', 'training_minutes', 'costs', 'total_cost', 'tolerances']
 
 # %% ../../nbs/515_expected.ipynb #51500005
 def results_of(settings: Settings, session: Session) -> list[Result]:
@@ -54,6 +54,19 @@ def costs(results: Sequence[Result]) -> pd.DataFrame:
         counted = {"runs": f"{len(rows)} of {wanted}", "minutes": minutes_of(rows), "models": len(others), "their minutes": more}
         lines.append({"experiment": result.experiment.name, "command": result.settings.command(result.experiment.name)} | counted | made)
     return pd.DataFrame(lines).set_index("experiment")
+
+
+def total_cost(results: Sequence[Result]) -> str:
+    "All experiments in a sentence, each run and model counted once: runs, failures, hours of one process, and of two on two cores."
+    rows = {r.key: r for result in results for some in result.rows for r in some}
+    good, long = [r for r in rows.values() if not r.failed], training_minutes(results)
+    shown = {retrain_of(r.spec).key for r in good if r.spec.method == RETRAIN}
+    others = {t.key: t for result in results for t in other_trainings(result) if t.key not in shown}
+    own, more = minutes_of(good) / 60, sum(long.get((t.data, t.recipe), math.nan) for t in others.values()) / 60
+    return (
+        f"{len(rows)} different runs, {len(rows) - len(good)} failed: {own:.1f} hours of one process, and {more:.1f} for {len(others)} models "
+        f"without a row. On two cores two processes share them: {(own + more) / 2:.1f} hours. {hardware(good)}."
+    )
 
 # %% ../../nbs/515_expected.ipynb #9a352c76
 TOLERATED = ("A_r", "A_f", "MIA", "TV")
