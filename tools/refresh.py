@@ -1,15 +1,17 @@
 """Run notebooks from top to bottom in place and keep their outputs tidy: printed lines in one piece, no progress bars, no execution times.
 
     python tools/refresh.py nbs/304_maga.ipynb [more notebooks …]
-    python tools/refresh.py --set preset=laptop --set results=published nbs/experiments/paper/table1.ipynb
+    python tools/refresh.py --set preset=laptop --set results=published --at-once 2 nbs/experiments/paper/table1.ipynb nbs/experiments/paper/table2.ipynb
 
 `--set` gives an experiment's parameters for this run. The cell tagged `parameters` is written back as it was, so a reader's own run has the defaults.
+`--at-once` is for notebooks that take no times, such as those that draw from published rows.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +61,22 @@ def refresh(path: Path, texts: Mapping[str, str]) -> None:
 def main(arguments: Sequence[str]) -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     p.add_argument("notebooks", nargs="+", type=Path)
+    p.add_argument("--at-once", type=int, default=1, metavar="N", help="notebooks that run side by side; one: nothing disturbs the times they take")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of an experiment, for this run")
     a = p.parse_args(arguments)
     wrong = [text for text in a.set if "=" not in text]
     if wrong:
         p.error(f"--set takes NAME=VALUE, not {wrong[0]}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the tests: equal bits on every machine
-    for path in a.notebooks:
-        try:
-            refresh(path, dict(text.split("=", 1) for text in a.set))
-        except CellExecutionError as e:
-            sys.exit(f"{path} stopped in a cell: {e.ename}: {e.evalue}")
-        except ValueError as e:
-            sys.exit(str(e))
-        print(path)
+    texts = dict(text.split("=", 1) for text in a.set)
+    with ThreadPoolExecutor(max(1, a.at_once)) as pool:
+        for path, run in [(path, pool.submit(refresh, path, texts)) for path in a.notebooks]:
+            try:
+                run.result()
+            except (CellExecutionError, ValueError) as e:
+                pool.shutdown(cancel_futures=True)
+                sys.exit(f"{path} stopped in a cell: {e.ename}: {e.evalue}" if isinstance(e, CellExecutionError) else str(e))
+            print(path)
 
 
 if __name__ == "__main__":
