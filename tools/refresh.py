@@ -58,6 +58,17 @@ def refresh(path: Path, texts: Mapping[str, str]) -> None:
     nbformat.write(notebook, path)
 
 
+def why_not(path: Path, texts: Mapping[str, str]) -> str:
+    "Run one notebook; why it stopped, or nothing where it ran to its end."
+    try:
+        refresh(path, texts)
+    except CellExecutionError as e:
+        return f"{path} stopped in a cell: {e.ename}: {e.evalue}"
+    except ValueError as e:
+        return str(e)
+    return ""
+
+
 def main(arguments: Sequence[str]) -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     p.add_argument("notebooks", nargs="+", type=Path)
@@ -67,15 +78,15 @@ def main(arguments: Sequence[str]) -> None:
     wrong = [text for text in a.set if "=" not in text]
     if wrong:
         p.error(f"--set takes NAME=VALUE, not {wrong[0]}")
+    if a.at_once < 1:
+        p.error(f"--at-once takes 1 or more notebooks, not {a.at_once}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the tests: equal bits on every machine
     texts = dict(text.split("=", 1) for text in a.set)
-    with ThreadPoolExecutor(max(1, a.at_once)) as pool:
-        for path, run in [(path, pool.submit(refresh, path, texts)) for path in a.notebooks]:
-            try:
-                run.result()
-            except (CellExecutionError, ValueError) as e:
+    with ThreadPoolExecutor(a.at_once) as pool:
+        for path, why in zip(a.notebooks, pool.map(lambda path: why_not(path, texts), a.notebooks), strict=True):
+            if why:
                 pool.shutdown(cancel_futures=True)
-                sys.exit(f"{path} stopped in a cell: {e.ename}: {e.evalue}" if isinstance(e, CellExecutionError) else str(e))
+                sys.exit(why)
             print(path)
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,11 @@ def training_minutes(results: Sequence[Result]) -> dict[tuple[str, str], float]:
     return {place: float(np.median(some)) for place, some in of.items()}
 
 
+def _minutes_to_train(models: Iterable[Training], long: Mapping[tuple[str, str], float]) -> float:
+    "Minutes of so many trainings, each as long as a retrain on the same data; NaN where there is none."
+    return sum(long.get((t.data, t.recipe), math.nan) for t in models)
+
+
 def costs(results: Sequence[Result]) -> pd.DataFrame:
     """A row an experiment: command, runs and their minutes of one process, models without a row and their minutes, device and dates.
 
@@ -50,8 +55,8 @@ def costs(results: Sequence[Result]) -> pd.DataFrame:
         rows, others = result.good, other_trainings(result)
         wanted = sum(len(c.specs(result.settings.all_seeds)) for c in result.cells)
         made = {"device": hardware(rows), "date": distinct(rows, "date")}
-        more = sum(long.get((t.data, t.recipe), math.nan) for t in others)
-        counted = {"runs": f"{len(rows)} of {wanted}", "minutes": minutes_of(rows), "models": len(others), "their minutes": more}
+        counted = {"runs": f"{len(rows)} of {wanted}", "minutes": minutes_of(rows)}
+        counted |= {"models": len(others), "their minutes": _minutes_to_train(others, long)}
         lines.append({"experiment": result.experiment.name, "command": result.settings.command(result.experiment.name)} | counted | made)
     return pd.DataFrame(lines).set_index("experiment")
 
@@ -62,7 +67,7 @@ def total_cost(results: Sequence[Result]) -> str:
     good, long = [r for r in rows.values() if not r.failed], training_minutes(results)
     shown = {retrain_of(r.spec).key for r in good if r.spec.method == RETRAIN}
     others = {t.key: t for result in results for t in other_trainings(result) if t.key not in shown}
-    own, more = minutes_of(good) / 60, sum(long.get((t.data, t.recipe), math.nan) for t in others.values()) / 60
+    own, more = minutes_of(good) / 60, _minutes_to_train(others.values(), long) / 60
     return (
         f"{len(rows)} different runs, {len(rows) - len(good)} failed: {own:.1f} hours of one process, and {more:.1f} for {len(others)} models "
         f"without a row. On two cores two processes share them: {(own + more) / 2:.1f} hours. {hardware(good)}."

@@ -206,11 +206,11 @@ NO_RETRAIN = "the retrain has not been run yet (method retrain)"
 
 def retrain_outputs(session: Session, resolved: Resolved, split: ForgetSplit) -> Outputs:
     "The retrain's logits. Where its checkpoint is gone: those that its row has kept of the forgotten images, and nothing is trained."
-    spec, gone = resolved.spec, not session.store.checkpoint(resolved.dependencies.retrain).exists()
+    spec = resolved.spec
     if spec.measures == "all":  # these metrics need the model, which is trained for them
         return subject_of(session, retrain_of(spec), split, whole=True).outputs
-    enough = gone and spec.method != RETRAIN
-    gold = remembered_outputs(session, resolve(session, spec.retrain).key, split) if enough else None
+    gone = not session.store.checkpoint(resolved.dependencies.retrain).exists()
+    gold = remembered_outputs(session, resolve(session, spec.retrain).key, split) if gone and spec.method != RETRAIN else None
     return outputs_of(session, retrain_of(spec), split) if gold is None else gold
 
 

@@ -19,7 +19,7 @@ from ..adapter import prepared
 from ..data import TASKS, ForgetSplit, MagaError, no_such
 from ..device import clock
 from .metrics import Measurement, Outputs, accuracy, measure
-from ..models import Penultimate, head_of
+from ..models import Penultimate
 
 # %% auto #0
 __all__ = ['A_RETRAIN', 'RETRAINS', 'AN_ORIGINAL', 'A_TEACHER', 'TWO_SEEDS', 'THREE_SEEDS', 'TIMES', 'A_CLASS', 'FOUR_IMAGES',
@@ -55,7 +55,6 @@ class Subject:
         "The subject, with logits and features from one pass, for measures that ask for both; as it is where it has logits, or gives no features."
         if "outputs" not in self.remembered and len(self.split.forget_test):
             with suppress(MagaError):  # whoever asks for features gets the reason
-                head_of(self.network)
                 both, k = Outputs.of(Penultimate(self.network, logits=True), self.split), self.split.num_classes
                 parts = [(z[:, :-k].contiguous(), z[:, -k:].contiguous()) for z in (both.train, both.test)]
                 self.remembered["features"], self.remembered["outputs"] = (Outputs(*some) for some in zip(*parts, strict=True))
