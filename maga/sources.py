@@ -35,7 +35,7 @@ from .device import pick_device
 from .packaged import no_waiting
 
 # %% auto #0
-__all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'HELD_OUT', 'ASIDE', 'ASIDE_SEED', 'Samples', 'NAMES', 'TUNING',
+__all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'TEST_FOLDERS', 'ASIDE', 'ASIDE_SEED', 'Samples', 'NAMES', 'TUNING',
            'digits', 'from_parquet', 'from_torchvision', 'aside_files', 'from_folder', 'from_hub', 'load', 'halved',
            'without_tuning', 'put_aside']
 
@@ -194,7 +194,7 @@ def from_torchvision(
     return read(True), read(False)
 
 # %% ../nbs/002_sources.ipynb #94dc83fe
-HELD_OUT = ("test", "val", "valid", "validation")  # folders that may hold the test images
+TEST_FOLDERS = ("test", "val", "valid", "validation")  # folders that may hold the test images
 ASIDE, ASIDE_SEED = 0.2, 0  # of every class, where no folder does
 Samples = tuple[list[str], list[tuple[str, int]]]
 
@@ -230,7 +230,7 @@ def aside_files(
 
 def _parts(root: Path) -> dict[str, Samples]:
     "Samples of train and test: of the folders of these names, else a split of all that is there, which a warning tells."
-    there = [p for p in ("train", *HELD_OUT) if any(f.is_dir() for f in (root / p).glob("[!.]*"))]
+    there = [p for p in ("train", *TEST_FOLDERS) if any(f.is_dir() for f in (root / p).glob("[!.]*"))]
     if not there:
         classes, samples = _samples(root, root)
         aside = aside_files(samples, root)
@@ -244,7 +244,7 @@ def _parts(root: Path) -> dict[str, Samples]:
         return {part: (classes, [s for s, out in zip(samples, aside, strict=True) if out == (part == "test")]) for part in ("train", "test")}
     if len(there) < 2 or "train" not in there:
         raise MagaError(
-            f"{root} is no folder of class folders: it has {' and '.join(there)} alone; expected train and test (or {', '.join(HELD_OUT[1:])}) "
+            f"{root} is no folder of class folders: it has {' and '.join(there)} alone; expected train and test (or {', '.join(TEST_FOLDERS[1:])}) "
             f"with the same class folders. To put a fifth of the images aside for testing, pass {root / there[0]} itself."
         )
     found = {part: _samples(root, root / place) for part, place in (("train", "train"), ("test", there[1]))}

@@ -42,7 +42,7 @@ def everything(train: ImageSet, test: ImageSet, listed: list[str | int]) -> list
     "Train, forget a class with MaGA and a list with fine-tuning, measure; what came out."
     said = []
     config = FitConfig(1, 16, lr=0.02, pad=2)
-    model = fit(ModelSpec.of("resnet10", train).make(generator()), Examples.of(train), config, generator())
+    model = fit(ModelSpec.of("small_cnn", train).make(generator()), Examples.of(train), config, generator())
     split = forget_class(train, test, 0)
     exemplars = draw_exemplars(train, 3, generator())
     method = get_method("maga")

@@ -134,12 +134,12 @@ def subject_of(session: Session, training: Training | Given, split: ForgetSplit,
     "A shared model as a subject of the evaluation, kept in memory; for the whole of the metrics with its features."
 
     def make() -> Subject:
-        subject = Subject(split, trained(session, training), training_seconds(session, training))
-        subject = subject.in_one_pass() if whole else subject
-        subject.once("outputs", lambda _: outputs_of(session, training, split))
-        return subject
+        return Subject(split, trained(session, training), training_seconds(session, training))
 
-    return session.recent_subjects.get((session.key(training.key, training.data), split.digest, whole), make)
+    subject = session.recent_subjects.get((session.key(training.key, training.data), split.digest), make)
+    subject = subject.in_one_pass() if whole else subject
+    subject.once("outputs", lambda _: outputs_of(session, training, split))
+    return subject
 
 
 def evidence_of(session: Session, spec: Spec, split: ForgetSplit, unlearned: Subject) -> Evidence:

@@ -83,7 +83,8 @@ class _Means:
         self.layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)}
         self.of: dict[str, Tensor] = {}  # layer -> float64 [groups, d]
         self.groups, self.now = groups, torch.empty(0, dtype=torch.int64)  # the groups of the images of this batch
-        self.handles = [m.register_forward_pre_hook(lambda _, given, name=name: self.add(name, given)) for name, m in self.layers.items()]
+        for name, m in self.layers.items():
+            m.register_forward_pre_hook(lambda _, given, name=name: self.add(name, given))
 
     def add(self, name: str, given: tuple[Any, ...]) -> None:
         x = given[0] if given else None

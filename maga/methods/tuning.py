@@ -95,7 +95,7 @@ def tune(
 
 # %% ../../nbs/312_tuning.ipynb #422d6753
 TUNED_FILE = Path(next(iter(maga.__path__))) / "methods" / "tuned.json"  # name of presets -> method -> preset and changes
-BEST_TRIAL = "the best of sixteen trials on other classes and training images (studies/tuning)"
+BEST_TRIAL = "the best trial on another class and on training images alone (studies/tuning)"
 
 
 def add_tuned(path: Path = TUNED_FILE) -> None:
