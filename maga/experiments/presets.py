@@ -30,6 +30,7 @@ class Backbone:
     budgets: str | None = None  # presets with a budget have this before the share: "small_" for small_5%; None: there are none
     presets: Mapping[str, str] = field(default_factory=dict)  # methods with another preset -> its name
     recipes: Mapping[str, str] = field(default_factory=dict)  # data sets with another recipe -> its name
+    layers: int | None = None  # with weights, where they are fewer than a search for settings asks for
 
     @property
     def label(self) -> str:
@@ -119,7 +120,7 @@ PRESETS = {
         ),
     ),
     "smoke": Preset(
-        (Backbone("small_cnn", "resnet18", "smoke", "digits"), Backbone("vit_tiny", "vit", "smoke_vit", "digits")),
+        (Backbone("small_cnn", "resnet18", "smoke", "digits", layers=4), Backbone("vit_tiny", "vit", "smoke_vit", "digits")),
         seeds=(0,),
         grid=(0.3, 0.7),
         noise_sizes=(4, 16),
@@ -138,9 +139,9 @@ PRESETS = {
         (
             Backbone(
                 "resnet6_haar", "resnet18", "haar", "paper_resnet18", stand_in=True,
-                presets=SIX_LAYERS | QUARTER_NOISE | {"retrain_head": "haar"}, recipes={"cifar10": "haar_cifar10"}, budgets="haar_",
+                presets=SIX_LAYERS | QUARTER_NOISE | {"retrain_head": "haar"}, recipes={"cifar10": "haar_cifar10"}, budgets="haar_", layers=6,
             ),
-            Backbone("resnet6_s2d", "resnet18", "laptop", "paper_resnet18", stand_in=True, presets=SIX_LAYERS),
+            Backbone("resnet6_s2d", "resnet18", "laptop", "paper_resnet18", stand_in=True, presets=SIX_LAYERS, layers=6),
             Backbone("efficientnet_lite0", "vit", "lite0", "paper_vit", stand_in=True),
         ),
         seeds=(0, 1, 2),

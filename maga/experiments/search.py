@@ -30,10 +30,10 @@ from ..methods.tuning import TUNED_FILE
 from ..sources import TUNING
 
 # %% auto #0
-__all__ = ['Fields', 'EPOCHS', 'SGD', 'ADAM', 'SLOW', 'NOISY', 'RANKED', 'ANEW', 'SPACES', 'HELD_OUT', 'GAPS', 'Between', 'Among',
-           'shares', 'SearchSpace', 'trials_of', 'published_preset', 'tuning_cell', 'tuning_cells', 'objective',
-           'tv_to_retrains', 'judged', 'numbered', 'tuning_table', 'trial_means', 'winners', 'tuned_presets',
-           'keep_tuned', 'show_trials', 'said_trials']
+__all__ = ['Fields', 'EPOCHS', 'SGD', 'ADAM', 'SLOW', 'NOISY', 'RANKED', 'ANEW', 'SPACES', 'LAYERS', 'HELD_OUT', 'GAPS',
+           'Between', 'Among', 'shares', 'SearchSpace', 'trials_of', 'published_preset', 'tuning_cell', 'tuning_cells',
+           'objective', 'tv_to_retrains', 'judged', 'numbered', 'tuning_table', 'trial_means', 'winners',
+           'tuned_presets', 'keep_tuned', 'show_trials', 'said_trials']
 
 # %% ../../nbs/510_search.ipynb #78439604
 @dataclass(frozen=True)
@@ -62,6 +62,10 @@ class Among:
     def at(self, share: float) -> Any:  # from 0 to 1, below 1
         "The value at a share of the list."
         return self.values[int(share * len(self.values))]
+
+    def below(self, limit: int) -> Among:
+        "The values that are smaller."
+        return Among(tuple(v for v in self.values if v < limit))
 
     def __str__(self) -> str:
         return ", ".join("all" if v is None else f"{v:g}" for v in self.values)
@@ -121,11 +125,20 @@ SPACES = {
 }
 
 
-def trials_of(method: str, n: int) -> list[Changes]:
+LAYERS = ("k", "layer")  # fields that count or number a network's layers with weights
+
+
+def trials_of(
+    method: str,
+    n: int,
+    layers: int | None = None,  # with weights, that the network has; None: more than any space asks for
+) -> list[Changes]:
     "The n trials of a method, as changes of its preset; `MagaError` where no space is defined."
     if method not in SPACES:
         raise MagaError(f"{method} has no search space; add SPACES[{method!r}] = SearchSpace({{field: Between(low, high)}}).")
-    return SPACES[method].trials(n)
+    fields = SPACES[method].fields
+    few = {name: values.below(layers) for name, values in fields.items() if layers and name in LAYERS and isinstance(values, Among)}
+    return SearchSpace({**fields, **few}).trials(n)
 
 # %% ../../nbs/510_search.ipynb #eda0a7e9
 HELD_OUT = {  # data set -> classes that are forgotten for the choice of settings, and nowhere else
@@ -152,7 +165,7 @@ def tuning_cells(settings: Settings) -> list[Cell]:
         cells += [tuning_cell(settings, data, target, m, network.preset, (), REFERENCES if m == RETRAIN else (0,)) for m in TRAINED]
         for method in (m for m in sorted(SPACES) if "class" in METHODS[m].tasks):
             preset = published_preset(method, network)
-            cells += [tuning_cell(settings, data, target, method, preset, c, (0,)) for c in trials_of(method, settings.size.trials)]
+            cells += [tuning_cell(settings, data, target, method, preset, c, (0,)) for c in trials_of(method, settings.size.trials, network.layers)]
     return cells
 
 # %% ../../nbs/510_search.ipynb #93a638c0
