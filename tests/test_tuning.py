@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from maga.data import MagaError
+from maga.experiments.presets import PRESETS
 from maga.experiments.published import labels_only, published_folder
 from maga.experiments.report import EXPERIMENTS, compute, open_session
-from maga.experiments.search import HELD_OUT, SPACES, objective, trials_of, tuned_presets, tuning_cells, winners
+from maga.experiments.search import HELD_OUT, LAYERS, SPACES, objective, trials_of, tuned_presets, tuning_cells, winners
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN, TRAINED
 from maga.methods.contract import METHODS, get_method, with_change
+from maga.methods.restart import weight_layers
 from maga.methods.tuning import TUNED_FILE
+from maga.models import BUILT_HERE
 from maga.sources import CIFAR20_NAMES, CIFAR100_COARSE, TUNING, load, put_aside
 
 from .forked import ROOT, Forked, tool
@@ -44,6 +47,17 @@ def test_shares_cover_each_range():
                 shares = (drawn - low) / (high - low) if values.even else (drawn / low).log() / (high / low).log()
                 begins = torch.arange(15) / 15
                 assert ((shares.sort().values > begins - 0.01) & (shares.sort().values < begins + 1 / 15 + 0.01)).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_search_asks_for_layers_that_the_network_has(preset):
+    "No trial resets or negates a layer that is not there, and both fields are searched."
+    settings = Settings(preset)
+    network = settings.network("resnet18")
+    there = len(weight_layers(BUILT_HERE[network.name](10, 8)))
+    assert network.layers in (None, there)
+    asked = [(place, value) for c in tuning_cells(settings) for place, value in c.changes if place in LAYERS]
+    assert {place for place, _ in asked} == {*LAYERS} and max(value for _, value in asked) <= (network.layers or 12) - 1 < there
 
 
 def test_no_table_shows_what_tuning_saw():
