@@ -69,8 +69,9 @@ refresh: $(READY)  ## run notebooks from top to bottom and keep their outputs: m
 	python tools/refresh.py $(NB)
 	nbdev_clean
 
-published: $(READY)  ## draw the paper's notebooks, beyond, the frontier, the expected numbers and the claims from the published rows
+published: $(READY)  ## draw the paper's notebooks, beyond, the frontier, the search, the expected numbers and the claims from the published rows
 	python tools/refresh.py --set preset=laptop --set results=published --at-once 2 $(DRAWN)
+	python tools/refresh.py --set preset=laptop --set results=published --set target=aquarium_fish nbs/experiments/studies/tuning.ipynb
 	python tools/refresh.py nbs/516_claims.ipynb
 	nbdev_clean
 
