@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 DATA := $(firstword $(wildcard data ../shared/data) data)
-DRAWN := $(wildcard nbs/experiments/paper/*.ipynb) $(addprefix nbs/experiments/studies/,beyond.ipynb expected.ipynb frontier.ipynb)
+DRAWN := $(wildcard nbs/experiments/paper/*.ipynb) $(addprefix nbs/experiments/studies/,beyond.ipynb expected.ipynb frontier.ipynb tuning.ipynb)
 export MAGA_DATA ?= $(abspath $(DATA))
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PLATFORM_DIRS := 1
@@ -71,7 +71,6 @@ refresh: $(READY)  ## run notebooks from top to bottom and keep their outputs: m
 
 published: $(READY)  ## draw the paper's notebooks, beyond, the frontier, the search, the expected numbers and the claims from the published rows
 	python tools/refresh.py --set preset=laptop --set results=published --at-once 2 $(DRAWN)
-	python tools/refresh.py --set preset=laptop --set results=published --set target=aquarium_fish nbs/experiments/studies/tuning.ipynb
 	python tools/refresh.py nbs/516_claims.ipynb
 	nbdev_clean
 

@@ -43,7 +43,6 @@ from maga.training import RECIPES
 
 NOTEBOOKS = {p.stem: p for p in (Path(__file__).parents[1] / "nbs" / "experiments").rglob("*.ipynb")}
 SETTINGS = Settings("laptop", data_root="no data here", results="published")
-SEARCHED = replace(SETTINGS, target=("aquarium_fish",))  # of the search for settings
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def session(tmp_path_factory):
 @cache
 def result_of(session: PublishedSession, name: str) -> Result:
     "The experiment, computed once for all tests; its table is written."
-    result = compute(name, SEARCHED if name == "tuning" else SETTINGS, session)
+    result = compute(name, SETTINGS, session)
     assert len(pd.read_csv(session.store.folder / name / "table.csv")) == len(result.table) > 0
     return result
 
@@ -93,7 +92,7 @@ def test_a_notebook_is_drawn_from_published_rows(session, name, monkeypatch):
     monkeypatch.setattr(report, "open_session", lambda settings: session)
     monkeypatch.setattr(report, "compute", lambda name, *_, **__: result_of(session, name))
     monkeypatch.setattr(expected, "results_of", lambda *_: [result_of(session, n) for n in together()])
-    names, compared = dict((SEARCHED if name == "tuning" else SETTINGS).texts()), 0
+    names, compared = dict(SETTINGS.texts()), 0
     with pd.option_context("display.max_colwidth", 50, "display.max_rows", 60):  # which a notebook may change
         for source, kept in kept_cells(name):
             said = run_cell(source, names)

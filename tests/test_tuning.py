@@ -11,7 +11,7 @@ from maga.data import MagaError
 from maga.experiments.presets import PRESETS
 from maga.experiments.published import labels_only, published_folder
 from maga.experiments.report import EXPERIMENTS, compute, open_session
-from maga.experiments.search import HELD_OUT, LAYERS, SPACES, objective, trials_of, tuned_presets, tuning_cells, winners
+from maga.experiments.search import HELD_OUT, SPACES, objective, trials_of, tuned_presets, tuning_cells, winners
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN, TRAINED
 from maga.methods.contract import METHODS, get_method, with_change
@@ -56,8 +56,8 @@ def test_a_search_asks_for_layers_that_the_network_has(preset):
     network = settings.network("resnet18")
     there = len(weight_layers(BUILT_HERE[network.name](10, 8)))
     assert network.layers in (None, there)
-    asked = [(place, value) for c in tuning_cells(settings) for place, value in c.changes if place in LAYERS]
-    assert {place for place, _ in asked} == {*LAYERS} and max(value for _, value in asked) <= (network.layers or 12) - 1 < there
+    asked = [(place, value) for c in tuning_cells(settings) for place, value in c.changes if place in ("k", "layer")]
+    assert {place for place, _ in asked} == {"k", "layer"} and max(value for _, value in asked) <= (network.layers or 12) - 1 < there
 
 
 def test_no_table_shows_what_tuning_saw():

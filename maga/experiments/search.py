@@ -30,8 +30,8 @@ from ..methods.tuning import TUNED_FILE
 from ..sources import TUNING
 
 # %% auto #0
-__all__ = ['Fields', 'EPOCHS', 'SGD', 'ADAM', 'SLOW', 'NOISY', 'RANKED', 'ANEW', 'SPACES', 'LAYERS', 'HELD_OUT', 'GAPS',
-           'Between', 'Among', 'shares', 'SearchSpace', 'trials_of', 'published_preset', 'tuning_cell', 'tuning_cells',
+__all__ = ['Fields', 'EPOCHS', 'SGD', 'ADAM', 'SLOW', 'NOISY', 'RANKED', 'ANEW', 'SPACES', 'HELD_OUT', 'GAPS', 'Between', 'Among',
+           'Layers', 'shares', 'SearchSpace', 'trials_of', 'published_preset', 'tuning_cell', 'tuning_cells',
            'objective', 'tv_to_retrains', 'judged', 'numbered', 'tuning_table', 'trial_means', 'winners',
            'tuned_presets', 'keep_tuned', 'show_trials', 'said_trials']
 
@@ -63,14 +63,19 @@ class Among:
         "The value at a share of the list."
         return self.values[int(share * len(self.values))]
 
-    def below(self, limit: int) -> Among:
-        "The values that are smaller."
-        return Among(tuple(v for v in self.values if v < limit))
-
     def __str__(self) -> str:
         return ", ".join("all" if v is None else f"{v:g}" for v in self.values)
 
 
+class Layers(Among):
+    "Counts or places of layers with weights; a network with fewer layers has the smaller ones only."
+
+    def of(self, layers: int) -> Layers:
+        "The values for a network with so many layers."
+        return Layers(tuple(v for v in self.values if v < layers))
+
+
+# %% ../../nbs/510_search.ipynb #948095c4
 def shares(n: int, width: int) -> Tensor:
     "A Latin hypercube, the same for everyone: float64 [n, width], each column once in every nth part of [0, 1)."
     generator = torch.Generator().manual_seed(0)
@@ -83,6 +88,13 @@ class SearchSpace:
     "The fields of a method's configuration that are searched, the learning rate first."
 
     fields: Mapping[str, Between | Among]
+
+    def within(self, layers: int | None) -> SearchSpace:
+        "The space for a network with so many layers with weights; None: with more than it asks for."
+        return SearchSpace({name: v.of(layers) if layers and isinstance(v, Layers) else v for name, v in self.fields.items()})
+
+    def __str__(self) -> str:
+        return "; ".join(f"{name}: {values}" for name, values in self.fields.items())
 
     def trials(self, n: int) -> list[Changes]:
         "n changes of a preset: none at first, then those drawn."
@@ -117,15 +129,12 @@ SPACES = {
         {"fit.lr": Between(2e-3, 0.1), **EPOCHS, "experts.power": Between(0.25, 2.0), "retain_images": Among((2_500, 5_000, None))}
     ),
     "restart": SearchSpace({**ANEW, "shrink": Between(0.3, 0.9, even=True), "perturb": Between(0.0, 0.3, even=True)}),
-    "eu_k": SearchSpace({**ANEW, "k": Among((1, 3, 5, 7, 9, 11))}),
-    "not_": SearchSpace({**ANEW, "layer": Among((0, 1, 2, 4, 8))}),
+    "eu_k": SearchSpace({**ANEW, "k": Layers((1, 3, 5, 7, 9, 11))}),
+    "not_": SearchSpace({**ANEW, "layer": Layers((0, 1, 2, 4, 8))}),
     "random_mask": SearchSpace({**ANEW, "share": Between(0.05, 0.9, even=True)}),
     "undo": SearchSpace({**ANEW, "alpha": Between(0.1, 0.7, even=True), "beta": Between(0.01, 0.5)}),
     "directional_damage": SearchSpace({**ANEW, "shrink": Between(0.3, 0.9, even=True), "strength": Between(0.1, 1.0, even=True)}),
 }
-
-
-LAYERS = ("k", "layer")  # fields that count or number a network's layers with weights
 
 
 def trials_of(
@@ -136,9 +145,7 @@ def trials_of(
     "The n trials of a method, as changes of its preset; `MagaError` where no space is defined."
     if method not in SPACES:
         raise MagaError(f"{method} has no search space; add SPACES[{method!r}] = SearchSpace({{field: Between(low, high)}}).")
-    fields = SPACES[method].fields
-    few = {name: values.below(layers) for name, values in fields.items() if layers and name in LAYERS and isinstance(values, Among)}
-    return SearchSpace({**fields, **few}).trials(n)
+    return SPACES[method].within(layers).trials(n)
 
 # %% ../../nbs/510_search.ipynb #eda0a7e9
 HELD_OUT = {  # data set -> classes that are forgotten for the choice of settings, and nowhere else
