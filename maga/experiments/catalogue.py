@@ -27,8 +27,9 @@ from ..methods.labels import label_choices, label_entropy
 # %% auto #0
 __all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'TUNED', 'PLACES', 'ULIRA',
            'FINE_CLASSES', 'FINE_PARTS', 'TABLES', 'FIGURES', 'crossed', 'sweep', 'slow_sweep', 'sensitivity_cells',
-           'beyond_cells', 'budgets_of', 'tuned_of', 'frontier_cells', 'settings_table', 'birds', 'birds_transition',
-           'transition_table', 'chosen_labels', 'labels_table', 'shown_method', 'frontier_table', 'fine']
+           'beyond_cells', 'budgets_of', 'published_preset', 'tuned_of', 'frontier_cells', 'settings_table', 'birds',
+           'birds_transition', 'transition_table', 'chosen_labels', 'labels_table', 'shown_method', 'frontier_table',
+           'fine']
 
 # %% ../../nbs/502_catalogue.ipynb #3022286f
 COMPARED = (*TRAINED, "finetune", "unsir", "amnesiac", "ssd", "maga")
@@ -86,9 +87,15 @@ def budgets_of(method: str, prefix: str | None) -> list[str]:
     return sorted(found, key=lambda n: -float(n.removeprefix(prefix or "")[:-1]))
 
 
+def published_preset(method: str, network: Backbone) -> str:
+    "The preset that a method's search starts from."
+    return next(iter(budgets_of(method, network.budgets)), network.preset_of(method))
+
+
 def tuned_of(method: str, network: Backbone) -> list[str]:
-    "The method's preset that was tuned for the network: one, or none."
-    return [network.tuned] if method in METHODS and network.tuned in METHODS[method].presets else []
+    "The method's preset that was tuned for the network: one, or none. Where the search kept the setting it started from, that one's name."
+    presets = METHODS[method].presets if method in METHODS else {}
+    return [p for p in (published_preset(method, network), network.tuned) if p in presets and presets[p] == presets.get(network.tuned)][:1]
 
 
 def frontier_cells(settings: Settings) -> list[Cell]:

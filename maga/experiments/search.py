@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..data import MagaError, write_whole
-from .catalogue import REFERENCES, budgets_of
+from .catalogue import REFERENCES, published_preset
 from .report import Experiment, Found, floor_of, kept_scores, pending, register, value_of
 from .session import Session
 from .settings import CHANGES, Backbone, Cell, Changes, Settings, changes_of, make_cell
@@ -31,9 +31,9 @@ from ..sources import TUNING
 
 # %% auto #0
 __all__ = ['Fields', 'EPOCHS', 'SGD', 'ADAM', 'SLOW', 'NOISY', 'RANKED', 'ANEW', 'SPACES', 'HELD_OUT', 'GAPS', 'Between', 'Among',
-           'Layers', 'shares', 'SearchSpace', 'trials_of', 'published_preset', 'tuning_cell', 'tuning_cells',
-           'objective', 'tv_to_retrains', 'judged', 'numbered', 'tuning_table', 'trial_means', 'winners',
-           'tuned_presets', 'keep_tuned', 'show_trials', 'said_trials']
+           'Layers', 'shares', 'SearchSpace', 'trials_of', 'tuning_cell', 'tuning_cells', 'objective', 'tv_to_retrains',
+           'judged', 'numbered', 'tuning_table', 'trial_means', 'winners', 'tuned_presets', 'keep_tuned', 'show_trials',
+           'said_trials']
 
 # %% ../../nbs/510_search.ipynb #78439604
 @dataclass(frozen=True)
@@ -152,11 +152,6 @@ HELD_OUT = {  # data set -> classes that are forgotten for the choice of setting
     "cifar10": ("deer", "frog"),
     "cifar100": ("aquarium_fish", "willow_tree"),
 }
-
-
-def published_preset(method: str, network: Backbone) -> str:
-    "The preset that a method's search starts from."
-    return next(iter(budgets_of(method, network.budgets)), network.preset_of(method))
 
 
 def tuning_cell(settings: Settings, data: str, target: str, method: str, preset: str, changes: Changes, seeds: tuple[int, ...]) -> Cell:

@@ -73,7 +73,7 @@ def methods_cells(settings: Settings) -> list[Cell]:
     "Every registered method with its usual settings and, where there are some, with tuned ones; and DELETE with frozen batch norm."
     names, network = (*TRAINED, *sorted(set(METHODS) - set(TRAINED))), settings.network(settings.size.frontier[0][0])
     usual, tuned = [study_cell(settings, m) for m in names], [study_cell(settings, m, preset=p) for m in names for p in tuned_of(m, network)]
-    return [*usual, study_cell(settings, "delete", (("fit.freeze_batch_norm", True),)), *tuned]
+    return [*usual, study_cell(settings, "delete", (("fit.freeze_batch_norm", True),)), *(c for c in tuned if c not in usual)]
 
 
 def rocket_cells(settings: Settings) -> list[Cell]:
