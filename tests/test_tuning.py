@@ -138,8 +138,8 @@ def test_the_table_needs_no_logits_once_it_was_drawn(searched):
 
 def searches():
     "Name of presets -> the table that they come from, of the class that was forgotten."
-    published = Settings("laptop", data_root="no data here", results="published", target=("aquarium_fish",))
-    return {"small_tuned": pd.read_csv(KEPT), "haar_tuned": compute("tuning", published).table}
+    table = compute("tuning", Settings("laptop", data_root="no data here", results="published")).table
+    return {"small_tuned": pd.read_csv(KEPT), "haar_tuned": table[table.target == "aquarium_fish"]}
 
 
 def test_winners_follow_from_the_tables():
@@ -157,7 +157,8 @@ def test_winners_follow_from_the_tables():
         counts = tried.groupby(["method", "target"]).trial.nunique()
         assert set(counts) == {trials} and set(counts.index.get_level_values("method")) == set(SPACES)
     assert not tables["haar_tuned"].note.any()
-    assert (tables["small_tuned"].loc[lambda t: ~t.method.isin(TRAINED)].cost < 1 / 3).all()  # of a retrain of forty epochs
+    small = tables["small_tuned"]
+    assert small[~small.method.isin(TRAINED)].cost.max() < 1 / 3  # of a retrain of forty epochs
 
 
 def test_a_method_without_a_space_says_so():

@@ -185,10 +185,11 @@ ULIRA = ("ulira_auc", "ulira_auc_centred", "ulira_auc_retained_margin", "ulira_a
 
 
 def shown_method(cell: Cell) -> str:
-    "The method's name, and `fresh head` where the last layer of this budget starts anew and that of another budget does not."
+    "The method's name, and `fresh head` where its last layer starts anew and that of another budget does not."
     presets = METHODS[cell.method].presets if cell.method in METHODS else {}
-    heads = {name: getattr(config, "head", None) for name, config in presets.items() if name.endswith("%")}
-    return f"{cell.method}, fresh head" if heads.get(cell.spec.preset) == "fresh" and len({*heads.values()}) > 1 else cell.method
+    heads = {name: getattr(config, "head", None) for name, config in presets.items()}
+    apart = len({head for name, head in heads.items() if name.endswith("%")}) > 1
+    return f"{cell.method}, fresh head" if heads.get(cell.spec.preset) == "fresh" and apart else cell.method
 
 
 def frontier_table(found: Found) -> pd.DataFrame:

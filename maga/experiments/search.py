@@ -21,7 +21,7 @@ from ..data import MagaError, write_whole
 from .catalogue import REFERENCES, published_preset
 from .report import Experiment, Found, floor_of, kept_scores, pending, register, value_of
 from .session import Session
-from .settings import CHANGES, Backbone, Cell, Changes, Settings, changes_of, make_cell
+from .settings import CHANGES, Cell, Changes, Settings, changes_of, make_cell
 from .store import RETRAIN, TRAINED, Row
 from ..measures.contract import Score, Subject
 from ..measures.metrics import total_variation
