@@ -99,9 +99,9 @@ def tuned_of(method: str, network: Backbone) -> list[str]:
 
 
 def frontier_cells(settings: Settings) -> list[Cell]:
-    "Every method at every budget, for all cases of the preset; a method that is not defined for a task is left out."
+    "Every method at every budget, for the preset's cases and those further ones whose target is named; a method without the task is left out."
     cells = []
-    for model, data, task, target in settings.size.frontier:
+    for model, data, task, target in (*settings.size.frontier, *(c for c in settings.size.further if c[-1] in settings.target)):
         defined = [m for m in sorted(set(METHODS) - {*TRAINED, "retrain_head"}) if task in METHODS[m].tasks]
         network = settings.network(model)
         prefix = network.budgets

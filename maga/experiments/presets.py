@@ -58,6 +58,7 @@ class Preset:
     backbones: tuple[Backbone, ...]  # the first for each of the paper's columns is the default
     seeds: tuple[int, ...]
     frontier: tuple[tuple[str, str, str, str], ...]  # its cases: the paper's column, data, task, target
+    further: tuple[tuple[str, str, str, str], ...] = ()  # its cases that are run only where the settings name their target
     grid: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)  # of τ and α in Figures 7 and 8
     noise_sizes: tuple[int, ...] = (16, 64, 256)
     epochs: tuple[int, ...] = (1, 3, 5, 10)
@@ -147,6 +148,12 @@ PRESETS = {
         seeds=(0, 1, 2),
         fine_seeds=(0, 1),
         frontier=(ON_ROCKET,),
+        further=(
+            ("resnet18", "cifar100", "class", "mushroom"),
+            ("resnet18", "cifar100", "class", "baby"),
+            ("resnet18", "cifar20", "subclass", "sea"),
+            ("resnet18", "cifar10", "random", "random"),
+        ),
         columns=("resnet18",),
         trials=8,  # minutes each
         threads=1,
