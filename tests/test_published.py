@@ -90,7 +90,11 @@ def run_cell(source: str, names: dict) -> list[str]:
 def test_a_notebook_is_drawn_from_published_rows(session, name, monkeypatch):
     "Nothing is trained or loaded, and every table and sentence is what the notebook shows. Pictures are not drawn."
     monkeypatch.setattr(report, "open_session", lambda settings: session)
-    monkeypatch.setattr(report, "compute", lambda name, *_, **__: result_of(session, name))
+
+    def computed(name, settings, *_, **__):
+        return compute(name, settings, session) if settings.target else result_of(session, name)
+
+    monkeypatch.setattr(report, "compute", computed)
     monkeypatch.setattr(expected, "results_of", lambda *_: [result_of(session, n) for n in together()])
     names, compared = dict(SETTINGS.texts()), 0
     with pd.option_context("display.max_colwidth", 50, "display.max_rows", 60):  # which a notebook may change
