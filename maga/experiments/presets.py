@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from ..pretrained import PRETRAINED
 
 # %% auto #0
-__all__ = ['BOTH', 'SMOKE_DATA', 'SMOKE_TARGETS', 'RANDOM_IMAGES', 'ON_ROCKET', 'SIX_LAYERS', 'QUARTER_NOISE', 'PRESETS',
-           'BACKBONES', 'Backbone', 'Preset']
+__all__ = ['BOTH', 'SMOKE_DATA', 'SMOKE_TARGETS', 'RANDOM_IMAGES', 'ON_ROCKET', 'FURTHER', 'SIX_LAYERS', 'QUARTER_NOISE',
+           'PRESETS', 'BACKBONES', 'Backbone', 'Preset']
 
 # %% ../../nbs/514_presets.ipynb #1e17a9df
 BOTH = ("resnet18", "vit")  # the networks of the paper's tables
@@ -100,6 +100,12 @@ RANDOM_IMAGES = "100"  # how many the random task forgets
 
 # %% ../../nbs/514_presets.ipynb #0nr0cket
 ON_ROCKET = ("resnet18", "cifar100", "class", "rocket")
+FURTHER = (
+    ("resnet18", "cifar100", "class", "mushroom"),
+    ("resnet18", "cifar100", "class", "baby"),
+    ("resnet18", "cifar20", "subclass", "sea"),
+    ("resnet18", "cifar10", "random", "random"),
+)
 SIX_LAYERS = {"eu_k": "resnet6"}  # the paper's settings, where a network has six layers with weights
 QUARTER_NOISE = dict.fromkeys(("maga", "no_noise", "random_label"), "fast")  # and with noise that a CPU affords
 
@@ -148,12 +154,7 @@ PRESETS = {
         seeds=(0, 1, 2),
         fine_seeds=(0, 1),
         frontier=(ON_ROCKET,),
-        further=(
-            ("resnet18", "cifar100", "class", "mushroom"),
-            ("resnet18", "cifar100", "class", "baby"),
-            ("resnet18", "cifar20", "subclass", "sea"),
-            ("resnet18", "cifar10", "random", "random"),
-        ),
+        further=FURTHER,
         columns=("resnet18",),
         trials=8,  # minutes each
         threads=1,
