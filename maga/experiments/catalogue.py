@@ -95,7 +95,10 @@ def published_preset(method: str, network: Backbone) -> str:
 def tuned_of(method: str, network: Backbone) -> list[str]:
     "The method's preset that was tuned for the network: one, or none. Where the search kept the setting it started from, that one's name."
     presets = METHODS[method].presets if method in METHODS else {}
-    return [p for p in (published_preset(method, network), network.tuned) if p in presets and presets[p] == presets.get(network.tuned)][:1]
+    if network.tuned not in presets:
+        return []
+    started = published_preset(method, network)
+    return [started if presets.get(started) == presets[network.tuned] else network.tuned]
 
 
 def frontier_cells(settings: Settings) -> list[Cell]:
