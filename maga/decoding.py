@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from .checks import Checked, Count, MagaError, Part, check_value, shown
+from .device import usable_cores
 from .progress import ProgressBar, preparing
 
 # %% auto #0
@@ -79,7 +80,7 @@ def decoded(
     report = preparing(ProgressBar("decoding", "image") if n >= QUIET else None, "")
     shapes: set[tuple[int, ...]] = set()
     left, done = iter(sources), 0
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(min(32, usable_cores() + 4)) as pool:  # Python's default counts the machine's cores, before 3.13
         while some := list(islice(left, AT_ONCE)):
             for place, source in enumerate(some, done):
                 if not isinstance(source, bytes | str | Path):
@@ -88,9 +89,11 @@ def decoded(
             shapes |= {a.shape for a in arrays}
             if len(shapes) > 1:
                 raise MagaError(f"The images have different sizes, for example {sorted(shapes)[:2]}; pass size=… to resize them to one.")
-            yield torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-            done += len(arrays)
-            if report and (done % 1024 < len(arrays) or done == n):
+            together = np.stack(arrays)
+            del arrays  # else they are held while the next ones are decoded
+            yield torch.from_numpy(together).permute(0, 3, 1, 2)
+            done += len(together)
+            if report and (done % 1024 < len(together) or done == n):
                 report(done, n)
 
 

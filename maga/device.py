@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import platform
 import statistics
 import time
@@ -26,8 +27,8 @@ from .data import ImageSet, MagaError
 T = TypeVar("T")
 
 # %% auto #0
-__all__ = ['T', 'pick_device', 'device_name', 'processor_name', 'seeded', 'seeded_generator', 'to_device', 'autocast',
-           'single_precision', 'rounded_alike', 'has_bfloat16', 'pass_size', 'clock', 'clocked', 'in_turns',
+__all__ = ['T', 'pick_device', 'device_name', 'processor_name', 'usable_cores', 'seeded', 'seeded_generator', 'to_device',
+           'autocast', 'single_precision', 'rounded_alike', 'has_bfloat16', 'pass_size', 'clock', 'clocked', 'in_turns',
            'out_of_memory', 'recovered']
 
 # %% ../nbs/001_device.ipynb #4fcb250f
@@ -65,6 +66,11 @@ def processor_name(device: torch.device) -> str:
         lines = []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return model or (platform.processor() if device.type == "cpu" else "")
+
+
+def usable_cores() -> int:
+    "Cores that this process may run on; a container or a batch system often grants a few of the machine's."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../nbs/001_device.ipynb #2754094c
 @contextmanager

@@ -8,6 +8,7 @@ reserved, and no read-only views of files: what copies the images whole fails, w
 with a package that believes that there is always room: it must fail, or the limit is none.
 """
 
+import os
 import re
 import resource
 import sys
@@ -63,6 +64,7 @@ def everything(train: ImageSet, test: ImageSet, listed: list[str | int]) -> list
 if __name__ == "__main__":
     folder, budget = sys.argv[1], int(sys.argv[2])
     torch.set_num_threads(1)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # a thread of decoding takes memory, and there are more on a machine with more cores
     threading.stack_size(2**19)  # of the threads that decode
     warnings.simplefilter("ignore")
     if "blind" in sys.argv:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..data import MagaError
+from ..device import usable_cores
 from .published import publish, published_folder, restore
 from maga.experiments.report import (
     EXPERIMENTS,
@@ -98,9 +99,8 @@ def processes_of(wanted: int, settings: Settings, session: Session) -> int:
     "How many processes share the work; 0 means one, or one per core, at most four, where the preset limits a process's threads on a CPU."
     if wanted < 0:
         raise MagaError(f"--processes is {wanted}; expected the number of processes that share the work, or 0 for the default.")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = settings.size.threads
-    return wanted or (1 if threads is None or session.device.type != "cpu" else max(1, min(4, cores // threads)))
+    return wanted or (1 if threads is None or session.device.type != "cpu" else max(1, min(4, usable_cores() // threads)))
 
 
 def end_with_parent() -> None:
