@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .catalogue import PUBLISHED, TUNED, ULIRA
+from .catalogue import PUBLISHED, TUNED
 from ..measures.contract import interval
 
 # %% auto #0
-__all__ = ['CASE', 'PANELS', 'BUDGETED', 'APART', 'SIZE', 'GOALS', 'RECORD_COSTS', 'with_gaps', 'frontier_points', 'by_case',
-           'Panel', 'at_least', 'on_frontier', 'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned',
-           'point_name', 'said_frontier', 'Bound', 'goals_met', 'records']
+__all__ = ['CASE', 'PANELS', 'BUDGETED', 'APART', 'SIZE', 'with_gaps', 'frontier_points', 'by_case', 'Panel', 'at_least',
+           'on_frontier', 'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned', 'point_name',
+           'said_frontier']
 
 # %% ../../nbs/507_frontier.ipynb #928cef9f
 CASE = ["model", "task", "target"]
@@ -313,82 +313,3 @@ def said_frontier(
             if steps:
                 sentences.append(f"{name and f'{name}: '}{panel.label}, ideal {panel.ideal:g}: {'; '.join(steps)}.")
     return sentences
-
-# %% ../../nbs/507_frontier.ipynb #7d45dd4a
-@dataclass(frozen=True)
-class Bound:
-    "A target for a column: its mean lies in [low, high]."
-
-    metric: str
-    low: float = -math.inf
-    high: float = math.inf
-
-    def missed_by(self, value: float, at_least: bool = False) -> float:  # at_least: the value may be larger than this
-        "By how much a value lies outside: 0 where the bound holds, NaN for NaN, and where a value that may be larger leaves it open."
-        if at_least and value <= self.high:
-            return 0.0 if value >= self.low and self.high == math.inf else math.nan
-        return max(self.low - value, value - self.high, 0.0)
-
-
-def _bounds(
-    tv: float,  # largest TV ratio
-    mia: float,  # largest MIA gap
-    a_r: float,  # smallest A_r gap
-    relearn: tuple[float, float] = (-math.inf, math.inf),
-    ulira: float = math.inf,  # largest AUC, in every form; 1 − it is the smallest
-    probe: float = math.inf,  # largest gap, to either side
-) -> tuple[Bound, ...]:
-    "What is asked for at a cost, with an A_f gap of at most one point to either side."
-    near = Bound("neighbour_tv_ratio", high=tv), Bound("MIA_gap", high=mia), Bound("A_r_gap", low=a_r), Bound("A_f_gap", -1.0, 1.0)
-    hidden = Bound("relearn_ratio", *relearn), *(Bound(name, 1 - ulira, ulira) for name in ULIRA), Bound("probe_gap", -probe, probe)
-    return *near, *(b for b in hidden if (b.low, b.high) != (-math.inf, math.inf))
-
-
-GOALS = {  # largest cost -> bounds
-    0.125: _bounds(tv=1.05, mia=3.0, a_r=-0.3, relearn=(0.8, 1.25), ulira=0.60, probe=5.0),
-    0.05: _bounds(tv=1.10, mia=4.0, a_r=-0.5, relearn=(0.75, math.inf), ulira=0.70, probe=8.0),
-    0.035: _bounds(tv=1.10, mia=4.0, a_r=-0.5, relearn=(0.6, math.inf)),
-    0.015: _bounds(tv=1.20, mia=5.0, a_r=-0.5),
-}
-
-
-def _missed(bound: Bound, point: pd.Series) -> float:
-    "By how much the point misses the bound; of a class that never came back in some seeds only a smallest mean is known."
-    return bound.missed_by(point.get(bound.metric, math.nan), at_least(point, bound.metric))
-
-
-def goals_met(points: pd.DataFrame) -> pd.DataFrame:
-    "A row for each target and point within its cost: how many bounds it misses or leaves unknown, and by how much it misses each (0: it holds)."
-    lines = []
-    for cost, bounds in GOALS.items():
-        within = points[(points.cost <= cost) & ~points.method.isin(["original", "retrain"])]
-        for _, point in within.iterrows():
-            missed = {b.metric: _missed(b, point) for b in bounds}
-            counted = {"missed": sum(v > 0 for v in missed.values()), "unknown": sum(v != v for v in missed.values())}
-            lines.append({"cost at most": cost} | point[[*CASE, "method", "budget"]].to_dict() | counted | missed)
-    metrics = dict.fromkeys(b.metric for bounds in GOALS.values() for b in bounds)
-    return pd.DataFrame(lines, columns=["cost at most", *CASE, "method", "budget", "missed", "unknown", *metrics])
-
-# %% ../../nbs/507_frontier.ipynb #50700052
-RECORD_COSTS = (0.01, 0.025, 0.05, 0.125)
-
-
-def records(points: pd.DataFrame) -> pd.DataFrame:  # of `frontier_points`
-    """A row a case and cost: the point with the record, and the mean that would beat it with an interval as wide. No row where no point qualifies.
-
-    `beaten below` is NaN where it would be below 1, which no mean counts as, and where the record has no interval.
-    """
-    qualified = points[~points.method.isin(["original", "retrain"]) & (points.A_r_gap > -2) & (points.A_f_gap.abs() < 5)]
-    qualified = qualified[qualified.neighbour_tv_ratio.notna()].assign(counted=lambda p: p.neighbour_tv_ratio.clip(lower=1.0))
-    lines = []
-    for case, some in qualified.groupby(CASE, sort=False):
-        for most in RECORD_COSTS:
-            within = some[some.cost <= most]
-            if len(within):
-                best = within.loc[within.counted.idxmin()]
-                about = {"cost at most": most, "method": best.method, "budget": best.budget, "cost": best.cost, "seeds": best.rows}
-                half = best.neighbour_tv_ratio_ci95
-                bound = best.counted - 2 * half
-                beaten = {"TV ratio": best.neighbour_tv_ratio, "±": half, "beaten below": bound if bound > 1 else math.nan}
-                lines.append(dict(zip(CASE, case, strict=True)) | about | beaten)
-    return pd.DataFrame(lines, columns=[*CASE, "cost at most", "method", "budget", "cost", "seeds", "TV ratio", "±", "beaten below"])
