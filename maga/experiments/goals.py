@@ -15,7 +15,7 @@ from .frontier import CASE, at_least
 
 
 # %% auto #0
-__all__ = ['GOALS', 'RECORD_COSTS', 'Bound', 'goals_met', 'over_targets', 'records']
+__all__ = ['GOALS', 'RECORD_COSTS', 'Bound', 'goals_met', 'over_targets', 'forgetting', 'records']
 
 # %% ../../nbs/517_goals.ipynb #7d45dd4a
 @dataclass(frozen=True)
@@ -96,13 +96,17 @@ def over_targets(
 RECORD_COSTS = (0.01, 0.025, 0.05, 0.125)
 
 
+def forgetting(points: pd.DataFrame) -> pd.DataFrame:  # of `frontier_points`
+    "The points that forget (A_f within 5 points of the retrains') and keep (A_r at most 2 points lower), without original and retrain."
+    return points[~points.method.isin(["original", "retrain"]) & (points.A_r_gap > -2) & (points.A_f_gap.abs() < 5)]
+
+
 def records(points: pd.DataFrame) -> pd.DataFrame:  # of `frontier_points`
     """A row a case and cost: the point with the record, and the mean that would beat it with an interval as wide. No row where no point qualifies.
 
     `beaten below` is NaN where it would be below 1, which no mean counts as, and where the record has no interval.
     """
-    qualified = points[~points.method.isin(["original", "retrain"]) & (points.A_r_gap > -2) & (points.A_f_gap.abs() < 5)]
-    qualified = qualified[qualified.neighbour_tv_ratio.notna()].assign(counted=lambda p: p.neighbour_tv_ratio.clip(lower=1.0))
+    qualified = forgetting(points).dropna(subset="neighbour_tv_ratio").assign(counted=lambda p: p.neighbour_tv_ratio.clip(lower=1.0))
     lines = []
     for case, some in qualified.groupby(CASE, sort=False):
         for most in RECORD_COSTS:
