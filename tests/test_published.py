@@ -16,7 +16,7 @@ from unittest.mock import MagicMock
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from maga.data import MagaError, write_whole
 from maga.experiments import expected, report, studies, tables
@@ -284,6 +284,24 @@ def two_retrains(store: Store, day: str) -> list[Row]:
         store.put(row)
         write_whole(store.outputs(row.key), partial(save_file, tensors))
     return rows
+
+
+def test_a_retrain_that_two_rows_show_keeps_its_file(tmp_path):
+    "A second row of the same training has other logits: its model was trained anew. The first row's file stays until that row itself is replaced."
+    folder, store = tmp_path / "rows", Store(tmp_path / "store")
+    session = open_session(replace(HERE, results=str(store.folder)))
+    _, first = two_retrains(store, "2026-01-02")
+    publish(session, HERE, (), folder)
+    (file,) = (folder / "retrains").glob("*seed1*")
+    before = file.read_bytes()
+    for key in ("aaa", "zzz"):  # before and after the first in order
+        store.put(replace(first, key=key))
+        write_whole(store.outputs(key), partial(save_file, {k: v + 1 for k, v in load_file(store.outputs(first.key)).items()}))
+        publish(session, HERE, (), folder)
+        assert file.read_bytes() == before, key
+    two_retrains(store, "2026-01-04")
+    publish(session, HERE, (), folder)
+    assert file.read_bytes() != before
 
 
 def test_a_kept_score_is_of_the_rows_that_are_there(tmp_path):

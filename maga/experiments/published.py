@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ..packaged import file_hash
 
 # %% auto #0
 __all__ = ['LISTS', 'ROWS', 'SCORES', 'ABOUT_FILES', 'RESTORED', 'line_of_row', 'row_of_line', 'save_labels', 'labels_only',
-           'published_folder', 'unreadable', 'read_json', 'read_rows', 'request_name', 'retrain_file', 'model_in',
+           'published_folder', 'unreadable', 'read_json', 'read_rows', 'request_name', 'retrain_file', 'header_in',
            'forgotten_test', 'own_rows', 'made_from', 'scores_in', 'made_on', 'publish', 'read_about',
            'check_published', 'check_file', 'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
 
@@ -133,12 +133,12 @@ def retrain_file(spec: Spec) -> str:
     return f"{request_name(spec.data, spec.task, spec.target)}{spec.backbone}-{spec.recipe}-seed{spec.training_seed}{drawn}.safetensors"
 
 
-def model_in(path: Path) -> str:
-    "The key of the retrain whose logits a published file holds; empty where there is no file."
+def header_in(path: Path) -> dict[str, str]:
+    "What a published retrain's file says of itself: the keys of its `model` and of its row (`key`); empty where there is no file."
     if not path.exists():
-        return ""
+        return {}
     with safe_open(path, "pt") as f:
-        return (f.metadata() or {}).get("model", "")
+        return f.metadata() or {}
 
 # %% ../../nbs/513_published.ipynb #51300025
 def forgotten_test(session: Session, spec: Spec, kept: Mapping[str, Tensor]) -> Tensor:
@@ -146,14 +146,19 @@ def forgotten_test(session: Session, spec: Spec, kept: Mapping[str, Tensor]) -> 
     return kept["forget_test"] if "forget_test" in kept else kept["test"][session.split(spec).forget_test.cpu()]
 
 
-def _publish_retrain(session: Session, row: Row, folder: Path) -> None:
-    "Logits [n, K] of a retrain on forgotten training and test images, as float16, with its key; nothing where the store has none."
+def _publish_retrain(session: Session, row: Row, folder: Path, published: Container[str]) -> None:
+    """Logits [n, K] of a retrain on forgotten training and test images, as float16, with its key; nothing where the store has none.
+
+    Several rows may show one retrain, which may have been trained more than once: the file stays with the row that it was published with.
+    """
     source, target = session.store.outputs(row.key), folder / "retrains" / retrain_file(row.spec)
-    if not source.exists():
+    there_about = header_in(target)
+    of_same = there_about.get("model") == row.dependencies["retrain"]
+    if not source.exists() or (of_same and there_about["key"] != row.key and there_about["key"] in published):
         return
     kept, there = load_file(source), load_file(target) if target.exists() else {}
     tensors = {"forget_train": kept["forget_train"], "forget_test": forgotten_test(session, row.spec, kept)}
-    if model_in(target) == row.dependencies["retrain"] and all(name in there and torch.equal(there[name], t) for name, t in tensors.items()):
+    if of_same and all(name in there and torch.equal(there[name], t) for name, t in tensors.items()):
         return
     about = {"model": row.dependencies["retrain"], "key": row.key, "run": str(row.spec), "A_r": f"{row.metrics['A_r']:.2f}"}
     write_whole(target, lambda p: save_file({k: v.contiguous() for k, v in tensors.items()}, p, about))
@@ -211,7 +216,7 @@ def publish(
     write_whole(folder / ROWS, lambda p: frame.to_parquet(p, index=False, compression="zstd"))
     for key in sorted(ours):  # the store's logits are those of its own row
         if rows[key].spec.method == RETRAIN:
-            _publish_retrain(session, rows[key], folder)
+            _publish_retrain(session, rows[key], folder, rows)
     for path, images in labelled.items():
         save_labels(path, *images)
     for key in ours.intersection(shown):
@@ -285,7 +290,7 @@ def _copy_into(store: Store, folder: Path, overwrite: bool) -> int:
     for key, row in rows.items():
         source = folder / "retrains" / retrain_file(row.spec)
         pictured = (folder / "pictured" / "outputs" / f"{key}.safetensors").exists()  # holds more than the forgotten images
-        if row.spec.method == RETRAIN and not pictured and key not in others and model_in(source) == row.dependencies["retrain"]:
+        if row.spec.method == RETRAIN and not pictured and key not in others and header_in(source).get("model") == row.dependencies["retrain"]:
             _copy(source, store.outputs(key), overwrite)
     for key, scores in ({} if others else read_json(folder / SCORES)).items():  # a score does not say whose rows it is of
         target = store.folder / "scores" / f"{key}.json"
