@@ -27,7 +27,7 @@ from maga.experiments import session as session_module
 from maga.experiments.__main__ import main, parser, run_missing
 from maga.experiments.report import EXPERIMENTS, experiment, hardware, open_session, paper_folder, selected, shared_trainings, specs_of, together
 from maga.experiments.runs import run_batch
-from maga.experiments.session import Session, config_of, retrain_of
+from maga.experiments.session import Session, config_of, resolve, retrain_of
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
 from maga.experiments.store import Claims, Row, Spec, Store, key_of
 from maga.experiments.studies import STUDIES, kept_about
@@ -275,6 +275,26 @@ def test_failed_runs_are_counted_among_those_that_are_asked_for(tmp_path, capsys
         assert main([*line, methods]) == code
         err = capsys.readouterr().err
         assert ("runs failed" in err) == bool(said) and said in err
+
+
+def test_a_process_trains_the_retrain_that_no_other_does(tmp_path, monkeypatch):
+    "A run is compared with three retrains. While another process trains that of its own seed, this one begins with the next."
+    session, order = Session(Store(tmp_path), "cpu"), []
+    spec = Spec("digits", "class", "nine", "small_cnn", "ssd", "digits", recipe="smoke", measures="all", references=(0, 1, 2))
+
+    def trained(_, training):
+        order.append(str(training))
+        if len(order) == 2:
+            raise RuntimeError("seen")
+
+    monkeypatch.setattr(runs_module, "trained", trained)
+    resolved = resolve(session, spec)
+    with Claims(session.store.claims.folder).held(resolved.dependencies.retrain) as mine:
+        assert mine
+        (row,) = run_batch([spec], session)
+    assert "seen" in row.error and order == ["small_cnn on digits, seed 0", "small_cnn on digits without nine (class), seed 1"]
+    alone = resolve(session, replace(spec, training_seed=3))
+    assert alone.dependencies.retrain in runs_module.models_of(alone), "a retrain that is no reference is waited for"
 
 
 @pytest.mark.parametrize(("asked", "there"), [

@@ -221,11 +221,11 @@ def row_of(session: Session, resolved: Resolved) -> Row:
     spec, split = resolved.spec, session.split(resolved.spec)
     brief, whole = spec.measures == "brief", spec.measures == "all"
     if spec.method != RETRAIN:
-        trained(session, original_of(spec))  # before the retrain, so that others can train that one meanwhile
-    retrained = None if compared_later(spec) else retrain_outputs(session, resolved, split)
+        trained(session, original_of(spec))  # before the retrains, so that others can train those meanwhile
     references, taken = [retrain_of(spec, s) for s in spec.references if whole], session.store.claims.taken()
     for training in sorted(references, key=lambda t: model_key(session, t) in taken):  # first those that no other process trains
         trained(session, training)  # before the clock starts: a training is no evaluation
+    retrained = None if compared_later(spec) else retrain_outputs(session, resolved, split)
     model, seconds, passes = unlearn(session, resolved, split)
     start = clock(session.device)
     if spec.trained and not brief:  # others look at this model, too
@@ -344,9 +344,10 @@ def missing_of(
 
 
 def models_of(resolved: Resolved) -> set[str]:
-    "Keys of the models and the matrix that a run loads."
-    needed = resolved.dependencies
-    return {needed.retrain, needed.transition, "" if resolved.spec.method == RETRAIN else needed.original} - {""}
+    "Keys of the models and the matrix that a run cannot begin without: of several retrains any may be trained first."
+    needed, spec = resolved.dependencies, resolved.spec
+    retrain = "" if spec.measures == "all" and spec.training_seed in spec.references and len(spec.references) > 1 else needed.retrain
+    return {retrain, needed.transition, "" if spec.method == RETRAIN else needed.original} - {""}
 
 # %% ../../nbs/504_runs.ipynb #51fe142d
 def run_batch(
