@@ -26,7 +26,7 @@ from maga.experiments import runs as runs_module
 from maga.experiments import session as session_module
 from maga.experiments.__main__ import main, parser, run_missing
 from maga.experiments.report import EXPERIMENTS, experiment, hardware, open_session, paper_folder, selected, shared_trainings, specs_of, together
-from maga.experiments.runs import run_batch
+from maga.experiments.runs import forget_failures, run_batch
 from maga.experiments.session import Session, config_of, resolve, retrain_of
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
 from maga.experiments.store import Claims, Row, Spec, Store, key_of
@@ -621,3 +621,25 @@ def test_a_split_is_made_and_hashed_once(tmp_path, monkeypatch):
     spec = Spec("digits", "class", "three", "small_cnn", "finetune", "digits")
     splits = [session.split(replace(spec, **changes)) for changes in ({}, {"method": "ssd"}, {"training_seed": 3}, {"target": "five"}, {})]
     assert made == ["three", "five"] and splits[0] is splits[1] is splits[2] is splits[4]
+
+
+def test_failed_runs_are_tried_again_whatever_the_clock_says(tmp_path, monkeypatch):
+    "Rows may lie on a file system whose clock is late or early; a batch counts what it computed all the same, and ends."
+    session = Session(Store(tmp_path), "cpu")
+    specs = [Spec("digits", "class", "nine", "small_cnn", method, "digits", recipe="smoke") for method in ("ssd", "delete")]
+    put = Store.put
+
+    def late(store, row):
+        kept = put(store, row)
+        os.utime(store.row_path(row.key), (0, 0))
+        return kept
+
+    monkeypatch.setattr(Store, "put", late)
+    monkeypatch.setattr(runs_module, "row_of", raising(ValueError("no luck")))
+    for _ in range(2):
+        reports = []
+        forget_failures(specs, session)
+        assert all(row.failed for row in run_batch(specs, session, reports.append))
+        assert (reports[-1].computed, reports[-1].failed) == (2, 2)
+    run_batch(specs, session, reports.append)
+    assert reports[-1].computed == 0

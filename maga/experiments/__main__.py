@@ -33,15 +33,14 @@ from maga.experiments.report import (
     table_of,
     together,
 )
-from .runs import BatchBar, kept, missing_of, run_batch
-from .session import Session, model_key, resolve, trained
+from .runs import BatchBar, forget_failures, missing_of, run_batch
+from .session import Session, model_key, trained
 from .settings import Cell, Settings, selected, settings_of
-from .store import Row, Spec, Store
+from .store import Row, Store
 
 # %% auto #0
 __all__ = ['SHOWN', 'MOVES', 'Arguments', 'parser', 'given_settings', 'show_experiments', 'train_one', 'processes_of',
-           'end_with_parent', 'helpers', 'forget_failures', 'run_missing', 'asked_for', 'print_result', 'move_rows',
-           'main']
+           'end_with_parent', 'helpers', 'run_missing', 'asked_for', 'print_result', 'move_rows', 'main']
 
 # %% ../../nbs/508_command.ipynb #cd62587c
 class Arguments(argparse.ArgumentParser):
@@ -121,15 +120,6 @@ def helpers(arguments: Sequence[str], n: int) -> Iterator[None]:
         for process in started:
             process.kill()
             process.wait()
-
-
-def forget_failures(specs: Sequence[Spec], session: Session) -> None:
-    "Delete the failed rows of these runs, so that every process of the command tries them again; not one that another process works on."
-    for resolved in {r.key: r for r in (resolve(session, s) for s in specs)}.values():
-        if (row := kept(session, resolved)) is not None and row.failed:
-            with session.store.claims.held(resolved.key) as mine:
-                if mine and (row := kept(session, resolved)) is not None and row.failed:
-                    session.store.row_path(row.key).unlink(missing_ok=True)
 
 
 def run_missing(cells: Sequence[Cell], settings: Settings, session: Session, a: argparse.Namespace, arguments: Sequence[str]) -> None:

@@ -382,7 +382,6 @@ def compute(
     name: str,  # a table or figure
     settings: Settings,
     session: Session | None = None,
-    retry: bool = False,  # try failed runs again
     progress: Callable[[BatchReport], None] | None = None,
 ) -> Result:
     "Run what is missing of an experiment, and write its table. From published rows nothing is run: `MagaError` where there is none."
@@ -390,7 +389,7 @@ def compute(
     session = open_session(settings) if session is None else session
     with precision(settings, session):
         if not settings.published:
-            run_batch(specs_of(cells_of(exp, settings, session), settings, session), session, retry, progress)
+            run_batch(specs_of(cells_of(exp, settings, session), settings, session), session, progress)
         result = table_of(exp, settings, session)
     if settings.published and not any(result.rows) and (result.cells or exp.apart):
         asked = f"{name} {settings.options('data_root', 'results', 'device')}"

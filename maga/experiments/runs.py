@@ -5,7 +5,6 @@
 # %% ../../nbs/504_runs.ipynb #6e27fc6e
 from __future__ import annotations
 
-import math
 import platform
 import subprocess
 import time
@@ -54,7 +53,8 @@ from ..training import RECIPES
 __all__ = ['COMPARISONS', 'NO_RETRAIN', 'BatchBar', 'package_versions', 'git_commit', 'provenance_of', 'retrain_passes', 'filled',
            'untimed', 'unlearn', 'subject_of', 'evidence_of', 'all_measures', 'as_float16', 'keep_outputs',
            'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'retrain_outputs', 'row_of', 'run',
-           'by_other_code', 'kept', 'compared', 'finished', 'attempt', 'missing_of', 'models_of', 'run_batch']
+           'by_other_code', 'kept', 'compared', 'finished', 'attempt', 'missing_of', 'forget_failures', 'models_of',
+           'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
 def package_versions() -> dict[str, str]:
@@ -290,15 +290,12 @@ BatchBar = partial(ProgressBar, unit="run")  # a bar over a batch: BatchBar("tab
 def finished(
     session: Session,
     resolved: Resolved,
-    since: float | None = None,  # a failed row counts only if it was written after this (seconds since the epoch); None: any of this code
+    retry: bool = False,  # a failed run has to be computed, too
 ) -> Row | None:
     "The row if the run need not be computed: it succeeded, or it failed with the present code."
     row = kept(session, resolved)
-    if row is None or not row.failed:
-        return row
-    if since is not None:
-        return row if session.store.row_path(row.key).stat().st_mtime >= since else None
-    return None if by_other_code(session, row) else row
+    again = row is not None and row.failed and (retry or by_other_code(session, row))
+    return None if again else row
 
 
 def attempt(
@@ -339,8 +336,17 @@ def missing_of(
     retry: bool = False,  # a failed run counts as missing
 ) -> tuple[int, int]:
     "How many different runs are not finished, and how many there are."
-    runs, since = {r.key: r for r in (resolve(session, s) for s in specs)}, math.inf if retry else None
-    return sum(finished(session, r, since) is None for r in runs.values()), len(runs)
+    runs = {r.key: r for r in (resolve(session, s) for s in specs)}
+    return sum(finished(session, r, retry) is None for r in runs.values()), len(runs)
+
+
+def forget_failures(specs: Sequence[Spec], session: Session) -> None:
+    "Delete the failed rows of these runs, so that every process tries them again; not one that another process works on. Failed trainings, too."
+    session.failures.clear()
+    for resolved in (resolve(session, s) for s in specs):
+        with session.store.claims.held(resolved.key) as mine:
+            if mine and (row := kept(session, resolved)) is not None and row.failed:
+                session.store.row_path(row.key).unlink(missing_ok=True)
 
 
 def models_of(resolved: Resolved) -> set[str]:
@@ -353,40 +359,34 @@ def models_of(resolved: Resolved) -> set[str]:
 def run_batch(
     specs: Sequence[Spec],
     session: Session,
-    retry: bool = False,  # try failed runs again
     progress: Callable[[BatchReport], None] | None = None,
 ) -> list[Row]:
     "The rows of all specifications, in their order: found, computed here, or computed by another process meanwhile."
-    begun, started, put_off = time.perf_counter(), time.time(), set[str]()
-    since = started if retry else None
-    if retry:
-        session.failures.clear()
+    begun, put_off = time.perf_counter(), set[str]()
     wanted = [resolve(session, s) for s in specs]
     waiting, rows = {r.key: r for r in wanted}, dict[str, Row]()
-    computed = 0
 
-    def gather() -> None:
-        nonlocal computed
+    def gather() -> int:
         for key in list(waiting):
-            row = finished(session, waiting[key], since)
+            row = finished(session, waiting[key])
             if row is not None:
-                computed += session.store.row_path(row.key).stat().st_mtime >= started
                 rows[key] = row
                 del waiting[key]
+        return len(rows)
 
     def report(now: str = "") -> None:
         if progress is not None:
             failed, running = sum(r.failed for r in rows.values()), len(session.store.claims.taken() & waiting.keys())
-            progress(BatchReport(len(rows), failed, running, len(waiting) - running, computed, time.perf_counter() - begun, now))
+            progress(BatchReport(len(rows), failed, running, len(waiting) - running, len(rows) - found, time.perf_counter() - begun, now))
 
-    gather()
+    found = gather()
     while waiting:
         before, taken = len(waiting), session.store.claims.taken()
         now = [(k, r) for k, r in waiting.items() if k not in put_off] or list(waiting.items())
         for key, resolved in now:
             if key in waiting and not models_of(resolved) & taken:  # else: first what needs no waiting
                 with session.store.claims.held(key) as mine:
-                    if mine and finished(session, resolved, since) is None:
+                    if mine and finished(session, resolved) is None:
                         report(str(resolved.spec))
                         if attempt(session, resolved, key in put_off) is None:
                             put_off.add(key)
