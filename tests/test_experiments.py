@@ -27,7 +27,7 @@ from maga.experiments import session as session_module
 from maga.experiments.__main__ import main, parser, run_missing
 from maga.experiments.report import EXPERIMENTS, experiment, hardware, open_session, paper_folder, selected, shared_trainings, specs_of, together
 from maga.experiments.runs import forget_failures, run_batch
-from maga.experiments.session import Session, config_of, resolve, retrain_of
+from maga.experiments.session import Session, config_of, content_digest, resolve, retrain_of
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
 from maga.experiments.store import Claims, Row, Spec, Store, key_of
 from maga.experiments.studies import STUDIES, kept_about
@@ -643,3 +643,13 @@ def test_failed_runs_are_tried_again_whatever_the_clock_says(tmp_path, monkeypat
         assert (reports[-1].computed, reports[-1].failed) == (2, 2)
     run_batch(specs, session, reports.append)
     assert reports[-1].computed == 0
+
+
+def test_an_original_written_anew_in_the_same_moment_is_another(tmp_path):
+    "Clocks of file systems tick every few milliseconds: two files of one size may have the same times."
+    path, digests = tmp_path / "mine.safetensors", set()
+    for content in ("one", "two"):
+        write_whole(path, lambda p, content=content: p.write_text(content))
+        os.utime(path, (1, 1))
+        digests.add(content_digest(path))
+    assert len(digests) == 2

@@ -76,14 +76,15 @@ def retrain_of(spec: Spec, seed: int | None = None) -> Training:
 
 # %% ../../nbs/503_session.ipynb #ba52e62d
 @lru_cache
-def _digest(path: str, changed: int) -> str:
+def _digest(path: str, *changed: int) -> str:
     return file_revision(path)
 
 
 def content_digest(path: str | Path) -> str:
     "The hash of a file's content, 16 hexadecimal digits, remembered until the file changes; `MagaError` if it cannot be read."
     try:
-        return _digest(str(path), Path(path).stat().st_mtime_ns)
+        now = Path(path).stat()  # two files written within a tick of the clock have the same times
+        return _digest(str(path), now.st_mtime_ns, now.st_ctime_ns, now.st_ino, now.st_size)
     except OSError as e:
         raise MagaError(f"The original {path} cannot be read ({e.strerror}); expected a safetensors file with a trained model.") from e
 
