@@ -19,7 +19,8 @@ from urllib.parse import urlparse
 from .checks import MagaError, did_you_mean
 
 # %% auto #0
-__all__ = ['PACKAGED', 'PATIENCE', 'Packaged', 'weights_at', 'file_hash', 'file_revision', 'hub_answers', 'no_waiting']
+__all__ = ['PACKAGED', 'PATIENCE', 'Packaged', 'weights_at', 'file_hash', 'file_revision', 'file_state', 'hub_answers',
+           'no_waiting']
 
 # %% ../nbs/008_packaged.ipynb #c7cf2d2d
 @dataclass(frozen=True)
@@ -80,6 +81,12 @@ def file_hash(path: str | Path) -> str:
 def file_revision(path: str | Path) -> str:
     "The hash of a file's content: 16 hexadecimal digits. It says which weights a result was made with."
     return file_hash(path)[:16]
+
+
+def file_state(path: str | Path) -> tuple[int, int, int, int]:
+    "What changes with a file, to remember its hash by: size, both times, inode. Two files written within a tick of the clock have the same times."
+    now = Path(path).stat()
+    return now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino
 
 # %% ../nbs/008_packaged.ipynb #ade5e8a3
 PATIENCE = 5.0  # seconds

@@ -287,12 +287,8 @@ def compared(session: Session, row: Row) -> Row:
 BatchBar = partial(ProgressBar, unit="run")  # a bar over a batch: BatchBar("table1")
 
 # %% ../../nbs/504_runs.ipynb #4d2cf7e0
-def finished(
-    session: Session,
-    resolved: Resolved,
-    retry: bool = False,  # a failed run has to be computed, too
-) -> Row | None:
-    "The row if the run need not be computed: it succeeded, or it failed with the present code."
+def finished(session: Session, resolved: Resolved, retry: bool = False) -> Row | None:
+    "The row if the run need not be computed: it succeeded or, unless failed runs are tried again (`retry`), failed with the present code."
     row = kept(session, resolved)
     again = row is not None and row.failed and (retry or by_other_code(session, row))
     return None if again else row
@@ -343,10 +339,11 @@ def missing_of(
 def forget_failures(specs: Sequence[Spec], session: Session) -> None:
     "Delete the failed rows of these runs, so that every process tries them again; not one that another process works on. Failed trainings, too."
     session.failures.clear()
-    for resolved in (resolve(session, s) for s in specs):
-        with session.store.claims.held(resolved.key) as mine:
-            if mine and (row := kept(session, resolved)) is not None and row.failed:
-                session.store.row_path(row.key).unlink(missing_ok=True)
+    for resolved in {r.key: r for r in (resolve(session, s) for s in specs)}.values():
+        if (row := kept(session, resolved)) is not None and row.failed:
+            with session.store.claims.held(resolved.key) as mine:
+                if mine and (row := kept(session, resolved)) is not None and row.failed:
+                    session.store.row_path(row.key).unlink(missing_ok=True)
 
 
 def models_of(resolved: Resolved) -> set[str]:

@@ -30,7 +30,7 @@ from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.metrics import Outputs
 from ..methods.contract import get_method, with_change
 from ..models import ModelSpec, load_checkpoint, save_checkpoint
-from ..packaged import file_revision
+from ..packaged import file_revision, file_state
 from ..sources import load
 from ..training import RECIPES, Examples, fit
 
@@ -76,15 +76,14 @@ def retrain_of(spec: Spec, seed: int | None = None) -> Training:
 
 # %% ../../nbs/503_session.ipynb #ba52e62d
 @lru_cache
-def _digest(path: str, *changed: int) -> str:
+def _digest(path: str, state: tuple[int, ...]) -> str:
     return file_revision(path)
 
 
 def content_digest(path: str | Path) -> str:
     "The hash of a file's content, 16 hexadecimal digits, remembered until the file changes; `MagaError` if it cannot be read."
     try:
-        now = Path(path).stat()  # two files written within a tick of the clock have the same times
-        return _digest(str(path), now.st_mtime_ns, now.st_ctime_ns, now.st_ino, now.st_size)
+        return _digest(str(path), file_state(path))
     except OSError as e:
         raise MagaError(f"The original {path} cannot be read ({e.strerror}); expected a safetensors file with a trained model.") from e
 

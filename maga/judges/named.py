@@ -22,7 +22,7 @@ from .families import family_of, guessed_family
 from .prompt import PROMPT, ExampleChoice, PromptLength, checked_prompt, usual_length
 from .tiny import IMAGE_TOKENS
 from .weights import Source, folder_revision
-from ..packaged import PACKAGED, file_revision
+from ..packaged import PACKAGED, file_revision, file_state
 
 # %% auto #0
 __all__ = ['LOADING', 'KINDS', 'JudgeOptions', 'JudgeKind', 'JudgingCost', 'cost_of_images', 'judge_forms', 'judge_kind',
@@ -275,11 +275,11 @@ def weights_of(name: str) -> list[str]:
     if path is None:
         return []
     files = [path] if path.is_file() else sorted(path.iterdir())
-    return [_revision(path, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files))]
+    return [_revision(path, tuple((f.name, *file_state(f)) for f in files))]
 
 
 @lru_cache(maxsize=32)
-def _revision(path: Path, state: tuple[tuple[str, int, int], ...]) -> str:  # state: the files' names, sizes and times
+def _revision(path: Path, state: tuple[tuple[str | int, ...], ...]) -> str:  # state: the files' names, and what changes with them
     return file_revision(path) if path.is_file() else folder_revision(path)
 
 
