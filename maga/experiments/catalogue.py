@@ -15,7 +15,7 @@ import torch
 from ..device import seeded_generator
 from .presets import BOTH, ON_ROCKET, Backbone
 from .report import EXPERIMENTS, Experiment, Found, case_of, paper_folder, pending, precision, register, scores_of_many, value_of
-from .runs import as_float16, kept_outputs
+from .outputs import as_float16, kept_outputs
 from .session import Session, original_of, outputs_of, resolve, transition_of
 from .settings import Cell, Changes, Settings, cifar10_spec, make_cell
 from .store import ORIGINAL, TRAINED, Spec

@@ -19,8 +19,8 @@ from ..measures.contract import interval
 
 # %% auto #0
 __all__ = ['CASE', 'PANELS', 'BUDGETED', 'APART', 'SIZE', 'with_gaps', 'frontier_points', 'by_case', 'Panel', 'at_least',
-           'on_frontier', 'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned', 'point_name',
-           'said_frontier']
+           'on_frontier', 'retrain_band', 'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned',
+           'point_name', 'said_frontier']
 
 # %% ../../nbs/507_frontier.ipynb #928cef9f
 CASE = ["model", "task", "target"]
@@ -108,14 +108,21 @@ def on_frontier(
     before = known.distance.cummin().shift(fill_value=float("inf"))
     return known[known.distance < before]
 
-# %% ../../nbs/507_frontier.ipynb #0531f9ed
-BUDGETED = ("restart", "restart, fresh head", "maga_soft", "eu_k", "not_", "random_mask", "undo", "directional_damage")
-
-
-def _band(rows: pd.DataFrame, metric: str) -> tuple[float, float] | None:
+# %% ../../nbs/507_frontier.ipynb #507f0001
+def retrain_band(rows: pd.DataFrame, metric: str) -> tuple[float, float] | None:
     "Mean ± two standard deviations of the retrains' own values; `None` for fewer than two."
     own = rows.loc[rows.method == "retrain", metric].astype(float).dropna()
     return (own.mean() - 2 * own.std(), own.mean() + 2 * own.std()) if len(own) > 1 else None
+
+
+def _bars(points: pd.DataFrame, metric: str) -> np.ndarray:
+    "How far vertical lines reach below and above the points [2, n]: half of the interval; of means over targets to the smallest and largest one."
+    if f"{metric}_least" in points:
+        return np.stack([points[metric] - points[f"{metric}_least"], points[f"{metric}_most"] - points[metric]])
+    return np.stack([points[f"{metric}_ci95"].fillna(0.0)] * 2)
+
+# %% ../../nbs/507_frontier.ipynb #0531f9ed
+BUDGETED = ("restart", "restart, fresh head", "maga_soft", "eu_k", "not_", "random_mask", "undo", "directional_damage")
 
 
 def styles_of(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -156,9 +163,9 @@ def _draw_panel(
         if not plain:
             axis.plot(100 * both.cost, both[panel.metric], color=style["color"], linewidth=0.5, zorder=1)
         for marker, part in (("o", some[some.budget != TUNED]), ("s", some[some.budget == TUNED])):
-            half = part[f"{panel.metric}_ci95"].fillna(0) * (not plain)
             look = style | {"markersize": 2.5, "color": "0.7", "zorder": 1} if plain else style
-            axis.errorbar(100 * part.cost, part[panel.metric], half, marker=marker, elinewidth=0.7, capsize=0, **look)
+            bars = _bars(part, panel.metric) * (not plain)
+            axis.errorbar(100 * part.cost, part[panel.metric], bars, marker=marker, elinewidth=0.7, capsize=0, **look)
         above = some[at_least(some, panel.metric)]
         axis.plot(100 * above.cost, above[panel.metric], "^", color=style["color"], markerfacecolor="white", markersize=7, zorder=3)
     axis.set_ylim(_limits([*drawn[panel.metric], panel.ideal, *(band or ())]))
@@ -277,7 +284,7 @@ def show_frontier(
         known = points[~points.method.isin(["original", "retrain"])]
         drawn = [p for p in panels if known[p.metric].notna().any()]
         part.suptitle(name, fontsize=9)
-        draw_frontier(points, {p.metric: _band(rows, p.metric) for p in drawn}, drawn, part)
+        draw_frontier(points, {p.metric: retrain_band(rows, p.metric) for p in drawn}, drawn, part)
     return figure
 
 # %% ../../nbs/507_frontier.ipynb #0fcbcfd9

@@ -78,7 +78,7 @@ def over_targets(
 ) -> pd.DataFrame:
     """A row a network, task, method and budget that every target has: means over the targets, which `target` names. `rows` and `never_back` are sums.
 
-    The targets share their originals, so no interval follows from theirs: there is none.
+    `…_least` and `…_most`: the smallest and the largest target. They share their originals, so no interval follows from theirs: there is none.
     """
     run = points[points.rows > 0]
     sums, words = ["rows", "never_back"], [*CASE, "method", "budget"]
@@ -88,8 +88,11 @@ def over_targets(
         names = targets[model, task]
         if len(some) == len(names):
             place = {"model": model, "task": task, "target": ", ".join(names), "method": method, "budget": budget}
-            lines.append(place | some[sums].sum().to_dict() | some[metrics].mean(skipna=False).to_dict())
-    return pd.DataFrame(lines, columns=[*words, *sums, *metrics])
+            mean, least, most = (getattr(some[metrics], which)(skipna=False) for which in ("mean", "min", "max"))
+            ends = least.add_suffix("_least").to_dict() | most.add_suffix("_most").to_dict()
+            lines.append(place | some[sums].sum().to_dict() | mean.to_dict() | ends)
+    ends = [f"{metric}_{end}" for end in ("least", "most") for metric in metrics]
+    return pd.DataFrame(lines, columns=[*words, *sums, *metrics, *ends])
 
 
 # %% ../../nbs/517_goals.ipynb #50700052

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data import MagaError
 from .opinions import JUDGED, judged_cell, judges_of
 from .report import Experiment, Found, register
-from .runs import kept_outputs
+from .outputs import kept_outputs
 from .session import Session, resolve, transition_of
 from .settings import Settings, cifar10_spec
 from .store import RETRAIN, Spec

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from ..checks import MagaError
-from .published import forgotten_test
+from .outputs import forgotten_test, kept_outputs
 from .report import Experiment, Found, register
-from .runs import kept_outputs
 from .session import COARSE, Session, config_of, original_of, outputs_of, retrain_of, trained, transition_of
 from .settings import Cell, Changes, Settings, make_cell, names_of
 from .store import RETRAIN, Row, Spec

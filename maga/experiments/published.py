@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..data import ImageSet, MagaError, write_whole
+from .outputs import forgotten_test
 from .session import COARSE, Session, resolve, transition_keys
 from .settings import Settings, cifar10_spec
 from .store import PUBLISHED_RESULTS, RETRAIN, Row, Spec, Store, experiments_folder, key_of
@@ -26,8 +27,8 @@ from ..packaged import file_hash
 # %% auto #0
 __all__ = ['LISTS', 'ROWS', 'SCORES', 'ABOUT_FILES', 'RESTORED', 'line_of_row', 'row_of_line', 'save_labels', 'labels_only',
            'published_folder', 'unreadable', 'read_json', 'read_rows', 'request_name', 'retrain_file', 'header_in',
-           'forgotten_test', 'own_rows', 'made_from', 'scores_in', 'made_on', 'publish', 'read_about',
-           'check_published', 'check_file', 'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
+           'own_rows', 'made_from', 'scores_in', 'made_on', 'publish', 'read_about', 'check_published', 'check_file',
+           'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
 
 # %% ../../nbs/513_published.ipynb #51300006
 LISTS = ("spec.changes", "spec.references", "made_from_forgotten")  # columns with JSON
@@ -141,11 +142,6 @@ def header_in(path: Path) -> dict[str, str]:
         return f.metadata() or {}
 
 # %% ../../nbs/513_published.ipynb #51300025
-def forgotten_test(session: Session, spec: Spec, kept: Mapping[str, Tensor]) -> Tensor:
-    "A run's kept logits on forgotten test images [n, K]; a restored retrain has no others."
-    return kept["forget_test"] if "forget_test" in kept else kept["test"][session.split(spec).forget_test.cpu()]
-
-
 def _publish_retrain(session: Session, row: Row, folder: Path, published: Container[str]) -> None:
     """Logits [n, K] of a retrain on forgotten training and test images, as float16, with its key; nothing where the store has none.
 

@@ -21,7 +21,8 @@ from ..checks import writable_folder
 from ..data import MagaError, no_such, write_whole
 from .presets import BACKBONES
 from .published import PublishedSession, made_from, published_folder, scores_in
-from .runs import by_other_code, compared, kept, remembered_outputs, run_batch
+from .outputs import remembered_outputs
+from .runs import by_other_code, compared, kept, run_batch
 from .session import Given, Session, Training, content_digest, original_of, resolve, retrain_of, trained
 from .settings import Cell, Settings, checked_selection, selected
 from .store import RETRAIN, Row, Spec, Store, key_of

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import maga
 
 from ..checks import one_sentence
-from ..data import ForgetSplit, MagaError, write_whole
+from ..data import ForgetSplit, MagaError
 from ..device import clock, device_name, out_of_memory, processor_name, recovered, seeded_generator, to_device
+from .outputs import keep_outputs, kept_outputs, remembered_outputs
 from maga.experiments.session import (
     Given,
     Resolved,
@@ -51,10 +51,9 @@ from ..training import RECIPES
 
 # %% auto #0
 __all__ = ['COMPARISONS', 'NO_RETRAIN', 'BatchBar', 'package_versions', 'git_commit', 'provenance_of', 'retrain_passes', 'filled',
-           'untimed', 'unlearn', 'subject_of', 'evidence_of', 'all_measures', 'as_float16', 'keep_outputs',
-           'kept_outputs', 'remembered_outputs', 'forgotten_traces', 'retrain_outputs', 'row_of', 'run',
-           'by_other_code', 'kept', 'compared', 'finished', 'attempt', 'missing_of', 'forget_failures', 'models_of',
-           'run_batch']
+           'untimed', 'unlearn', 'subject_of', 'evidence_of', 'all_measures', 'forgotten_traces', 'retrain_outputs',
+           'row_of', 'run', 'by_other_code', 'kept', 'compared', 'finished', 'attempt', 'missing_of', 'forget_failures',
+           'models_of', 'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
 def package_versions() -> dict[str, str]:
@@ -158,36 +157,6 @@ def all_measures(evidence: Evidence) -> tuple[dict[str, float], dict[str, str]]:
     return {s.metric: s.mean for s in scores}, {s.metric: s.missing for s in scores if s.missing}
 
 # %% ../../nbs/504_runs.ipynb #db734afa
-def as_float16(logits: torch.Tensor) -> torch.Tensor:
-    "Logits [n, K] as float16. A row beyond its range is shifted so that the largest is 0, which leaves the probabilities as they are."
-    most = torch.finfo(torch.float16).max
-    shifted = (logits - logits.amax(-1, keepdim=True)).clamp(min=-most)
-    return torch.where((logits.abs() > most).any(-1, keepdim=True), shifted, logits).half()
-
-
-def keep_outputs(session: Session, key: str, out: Outputs, split: ForgetSplit) -> None:
-    "Logits as float16: of all test images, and of the forgotten training images."
-    tensors = {"test": as_float16(out.test).cpu(), "forget_train": as_float16(out.train[split.forget_train]).cpu()}
-    write_whole(session.store.outputs(key), lambda p: save_file(tensors, p))
-
-
-def kept_outputs(session: Session, key: str) -> dict[str, torch.Tensor] | None:
-    "The logits that `keep_outputs` wrote, as float32; `None` where the file is missing."
-    path = session.store.outputs(key)
-    return {k: v.float() for k, v in load_file(path).items()} if path.exists() else None
-
-
-def remembered_outputs(session: Session, key: str, split: ForgetSplit) -> Outputs | None:
-    "Kept logits on their places: of test images and forgotten training images, zeros elsewhere; `None` where the file is missing."
-    kept = kept_outputs(session, key)
-    if kept is None:
-        return None
-    train, test = kept["forget_train"].to(split.device), kept.get("test")
-    if test is None:  # a published retrain: only the forgotten ones
-        test = torch.zeros(len(split.test), train.shape[1]).index_copy_(0, split.forget_test.cpu(), kept["forget_test"])
-    return Outputs.placed(split, split.forget_train, train, test.to(split.device))
-
-
 def forgotten_traces(session: Session, resolved: Resolved) -> tuple[str, ...]:
     "Files that were made from forgotten images: to be deleted with them."
     spec, needed = resolved.spec, resolved.dependencies

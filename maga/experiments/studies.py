@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ..data import MagaError, write_whole
 from .catalogue import REFERENCES, budgets_of, tuned_of
-from .published import forgotten_test
+from .outputs import forgotten_test, kept_outputs
 from .report import Experiment, Found, Result, lines_table, register, value_of
-from .runs import kept_outputs
 from .session import Session, config_of
 from .settings import Cell, Changes, Settings, make_cell
 from .store import TRAINED, Spec, experiments_folder

@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .published import forgotten_test
+from .outputs import forgotten_test, kept_outputs
 from .report import Result, case_of, distinct, hardware, line_of, minutes_of, paper_numbers, scores_of_many, value_of
-from .runs import kept_outputs
 from .session import Session
 from .settings import Cell, Settings, cifar10_spec
 from .store import ORIGINAL, RETRAIN, TRAINED, Row
