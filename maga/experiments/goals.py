@@ -89,8 +89,8 @@ def over_targets(
         if len(some) == len(names):
             place = {"model": model, "task": task, "target": ", ".join(names), "method": method, "budget": budget}
             mean, least, most = (getattr(some[metrics], which)(skipna=False) for which in ("mean", "min", "max"))
-            ends = least.add_suffix("_least").to_dict() | most.add_suffix("_most").to_dict()
-            lines.append(place | some[sums].sum().to_dict() | mean.to_dict() | ends)
+            means = mean.to_dict() | least.add_suffix("_least").to_dict() | most.add_suffix("_most").to_dict()
+            lines.append(place | some[sums].sum().to_dict() | means)
     ends = [f"{metric}_{end}" for end in ("least", "most") for metric in metrics]
     return pd.DataFrame(lines, columns=[*words, *sums, *metrics, *ends])
 
