@@ -221,7 +221,7 @@ def test_a_broken_gpu_ends_the_process_with_one_row(batch, tmp_path):
     with pytest.raises(SystemExit, match=r"A GPU does not work any more in this process .*illegal memory access.*; the same command goes on"):
         batch.run(breaks)
     (row,) = Store(tmp_path).rows()
-    assert row.failed and row.provenance["device"] == "A GPU" and not list((tmp_path / "claims").iterdir())
+    assert row.failed and row.provenance["device"] == "A GPU" and not list((tmp_path / "locks").iterdir())
     batch.broken = False
     assert [r.failed for r in batch.run(lambda *given: None)] == [True, False, False]
 

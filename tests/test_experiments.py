@@ -25,11 +25,12 @@ from maga.experiments import __main__ as command_module
 from maga.experiments import runs as runs_module
 from maga.experiments import session as session_module
 from maga.experiments.__main__ import main, parser, run_missing
+from maga.experiments.locks import Locks
 from maga.experiments.report import EXPERIMENTS, experiment, hardware, open_session, paper_folder, selected, shared_trainings, specs_of, together
 from maga.experiments.runs import forget_failures, run_batch
 from maga.experiments.session import Session, config_of, content_digest, resolve, retrain_of
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
-from maga.experiments.store import Claims, Row, Spec, Store, key_of
+from maga.experiments.store import Row, Spec, Store, key_of
 from maga.experiments.studies import STUDIES, kept_about
 from maga.methods.contract import METHODS
 
@@ -90,17 +91,17 @@ def test_three_kills_change_nothing(tmp_path):
     "Killed while the first model is trained, while the first rows are written, and with a helper beside: the rows are those of two processes left alone, each made once."
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     assert command(alone, *SMALL, "--processes", "2").returncode == 0
-    assert len(metrics(alone)) == 5 and not list((alone / "claims").iterdir())
-    rows, claims = killed / "rows", killed / "claims"
+    assert len(metrics(alone)) == 5 and not list((alone / "locks").iterdir())
+    rows, locks = killed / "rows", killed / "locks"
 
-    def named() -> bool:  # every claim says whose it is; one that does not yet would be dead only after a minute
+    def named() -> bool:  # every lock says whose it is; one that does not yet would be dead only after a minute
         try:
-            return all(p.read_text() for p in claims.glob("*.*"))
+            return all(p.read_text() for p in locks.glob("*.*"))
         except FileNotFoundError:
             return False
 
-    def first_training() -> bool:  # the run's claim and the model's: training has begun, nothing is finished
-        return claims.is_dir() and len(list(claims.iterdir())) >= 2 and named()
+    def first_training() -> bool:  # the run's lock and the model's: training has begun, nothing is finished
+        return locks.is_dir() and len(list(locks.iterdir())) >= 2 and named()
 
     def finished(n: int):
         return lambda: rows.is_dir() and len(list(rows.glob("*.json"))) >= n and named()
@@ -109,7 +110,7 @@ def test_three_kills_change_nothing(tmp_path):
     assert not metrics(killed)
     kill_when(started(killed, *SMALL, "--processes", "1"), finished(1))
     assert 1 <= len(metrics(killed)) < 3
-    working = Store(killed).claims.taken
+    working = Store(killed).locks.taken
 
     kill_when(started(killed, *SMALL, "--processes", "2"), lambda: bool(working()) and finished(2)())
     until = time.monotonic() + 20
@@ -118,7 +119,7 @@ def test_three_kills_change_nothing(tmp_path):
         time.sleep(0.05)
     assert command(killed, *SMALL).returncode == 0
     assert metrics(killed) == metrics(alone)
-    assert not list(claims.iterdir())
+    assert not list(locks.iterdir())
 
 
 def share(results: Path, n: int) -> None:
@@ -235,7 +236,7 @@ def test_a_full_disk_ends_a_batch_without_a_row(tmp_path, monkeypatch):
     batch = [Spec("digits", "class", "nine", "small_cnn", m, "digits", recipe="smoke") for m in ("ssd", "original", "retrain")]
     with pytest.raises(MagaError, match=r"could not be written \(\[Errno 28\] No space left on device\)"):
         run_batch(batch, session)
-    assert [r.spec.method for r in Store(tmp_path).rows()] == ["ssd"] and not list((tmp_path / "claims").iterdir())
+    assert [r.spec.method for r in Store(tmp_path).rows()] == ["ssd"] and not list((tmp_path / "locks").iterdir())
     assert not any(r.failed for r in run_batch(batch, session)) and begun == ["ssd", "original", "original", "retrain"]
 
 
@@ -247,15 +248,15 @@ def test_a_shared_model_without_room_is_trained_later(tmp_path, monkeypatch):
     assert not session.store.rows() and not session.failures
 
 
-def test_a_claim_without_room_leaves_nothing(tmp_path):
+def test_a_lock_without_room_leaves_nothing(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
         with pytest.raises(MagaError, match=r"run\.1 could not be written \(\[Errno 27\]"):
-            Claims(tmp_path).take("run")
+            Locks(tmp_path).take("run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(tmp_path.iterdir()) and Claims(tmp_path).take("run") == 1
+    assert not list(tmp_path.iterdir()) and Locks(tmp_path).take("run") == 1
 
 
 def test_a_judge_that_does_not_exist_is_named_before_any_run(tmp_path, capsys):
@@ -289,7 +290,7 @@ def test_a_process_trains_the_retrain_that_no_other_does(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs_module, "trained", trained)
     resolved = resolve(session, spec)
-    with Claims(session.store.claims.folder).held(resolved.dependencies.retrain) as mine:
+    with Locks(session.store.locks.folder).held(resolved.dependencies.retrain) as mine:
         assert mine
         (row,) = run_batch([spec], session)
     assert "seen" in row.error and order == ["small_cnn on digits, seed 0", "small_cnn on digits without nine (class), seed 1"]
@@ -342,7 +343,7 @@ def test_all_is_filled(smoke):
             assert numbers.notna().all().all(), name
     everything = pd.read_parquet(smoke / "all.parquet")
     assert everything.error.isna().all() and everything.key.is_unique and len(everything) == len(pd.read_csv(smoke / "all.csv"))
-    assert not list((smoke / "claims").iterdir())
+    assert not list((smoke / "locks").iterdir())
 
 
 def test_rows_say_where_they_come_from(smoke):

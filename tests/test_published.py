@@ -33,7 +33,8 @@ from maga.experiments.published import (
     read_rows,
     restore,
 )
-from maga.experiments.report import EXPERIMENTS, Result, compute, floor_of, line_of, open_session, paper_numbers, precision, together
+from maga.experiments.report import EXPERIMENTS, Result, compute, line_of, open_session, paper_numbers, precision, together
+from maga.experiments.scores import floor_of
 from maga.experiments.session import Training, config_of, model_key, resolve
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN, Row, Spec, Store
@@ -363,7 +364,7 @@ def test_rows_that_are_published_no_more_are_not_drawn(tmp_path):
         (drawn / part / "b.json").write_text("{}")
     left = PublishedSession(tmp_path / "fewer", drawn, "smoke").store
     assert [row.key for row in left.rows()] == ["a"] and not list(drawn.glob("*/b.json"))
-    (own / "claims").mkdir(parents=True)
+    (own / "locks").mkdir(parents=True)
     kept = PublishedSession(tmp_path / "fewer", store_with(own, mine="2026-01-02").folder, "smoke").store
     assert [row.key for row in kept.rows()] == ["a", "mine"]
 

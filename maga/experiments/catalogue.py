@@ -14,7 +14,8 @@ import torch
 
 from ..device import seeded_generator
 from .presets import BOTH, ON_ROCKET, Backbone
-from .report import EXPERIMENTS, Experiment, Found, case_of, paper_folder, pending, precision, register, scores_of_many, value_of
+from .report import EXPERIMENTS, Experiment, Found, case_of, paper_folder, pending, precision, register, value_of
+from .scores import scores_of_many
 from .outputs import as_float16, kept_outputs
 from .session import Session, original_of, outputs_of, resolve, transition_of
 from .settings import Cell, Changes, Settings, cifar10_spec, make_cell

@@ -5,36 +5,32 @@
 # %% ../../nbs/505_report.ipynb #09818fb3
 from __future__ import annotations
 
-import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 from ..checks import writable_folder
 from ..data import MagaError, no_such, write_whole
 from .presets import BACKBONES
-from .published import PublishedSession, made_from, published_folder, scores_in
-from .outputs import remembered_outputs
+from .published import PublishedSession, published_folder
 from .runs import by_other_code, compared, kept, run_batch
+from .scores import floor_of
 from .session import Given, Session, Training, content_digest, original_of, resolve, retrain_of, trained
 from .settings import Cell, Settings, checked_selection, selected
-from .store import RETRAIN, Row, Spec, Store, key_of
+from .store import RETRAIN, Row, Spec, Store
 from ..judges.named import is_matrix, judge_kind
-from ..measures.contract import METRICS, Evidence, Score, Subject, interval
-from ..measures.metrics import total_variation
+from ..measures.contract import interval
 from ..progress import BatchReport
 
 # %% auto #0
 __all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'minutes_of', 'distinct',
-           'hardware', 'bounds_noted', 'line_of', 'kept_subject', 'paired', 'kept_scores', 'plain', 'score_of',
-           'scores_of_many', 'case_of', 'floor_of', 'Found', 'pending', 'lines_table', 'no_runs', 'Experiment',
+           'hardware', 'bounds_noted', 'line_of', 'case_of', 'Found', 'pending', 'lines_table', 'no_runs', 'Experiment',
            'Result', 'register', 'experiment', 'together', 'misfit', 'cells_of', 'specs_of', 'trainings_of',
            'shared_trainings', 'table_of', 'said_code', 'open_session', 'precision', 'compute']
 
@@ -112,81 +108,12 @@ def line_of(
     line["note"] = "; ".join([*errors, *absent, *bounds_noted(good)]) or ("" if good else missing)
     return line
 
-# %% ../../nbs/505_report.ipynb #ea7ab389
-def kept_subject(session: Session, row: Row) -> Subject | None:
-    "A subject with the logits that the store kept, and without a network; `None` where the file is missing."
-    split = session.split(row.spec)
-    out = remembered_outputs(session, row.key, split)
-    return None if out is None else Subject(split, nn.Identity(), row.seconds["unlearning"], {"outputs": out})
-
-
-def paired(unlearned: Sequence[Row], retrained: Sequence[Row]) -> list[tuple[Row, Row]]:
-    "Unlearned models and retrains of the same training seeds and of one draw."
-    rows = [(u, r) for u in unlearned for r in retrained if u.spec.training_seed == r.spec.training_seed and u.key != r.key]
-    return [(u, r) for u, r in rows if u.spec.draw == r.spec.draw == rows[0][0].spec.draw]
-
-# %% ../../nbs/505_report.ipynb #50500041
-def kept_scores(
-    session: Session,
-    runs: Sequence[Row],  # in an order of their own: what the scores are computed from
-    names: set[str],  # of the scores
-    compute: Callable[[Sequence[Subject]], dict[str, Score]],
-) -> dict[str, Score]:
-    "Scores of several runs: those in the store, if they are of these very rows; else computed from kept logits and kept, where there are logits."
-    path, of = session.store.folder / "scores" / f"{key_of('scores', [r.key for r in runs])}.json", made_from(runs)
-    found = scores_in(path)
-    changed = [p.stat().st_mtime_ns for r in runs if (p := session.store.row_path(r.key)).exists()]
-    old = bool(found) and path.stat().st_mtime_ns >= max(changed, default=0)  # whether a score that does not say its rows is of these
-    scores = {name: kept for name, kept in found.items() if (kept["of"] == of if "of" in kept else old)}
-    if not names <= scores.keys():
-        subjects = [s for r in runs if (s := kept_subject(session, r)) is not None]
-        scores |= {name: plain(s) for name, s in compute(subjects).items()} if len(subjects) == len(runs) else {}
-    scores = {name: kept | {"of": of} for name, kept in scores.items()}
-    if scores and scores != found:
-        write_whole(path, lambda p: p.write_text(json.dumps(scores)))
-    return {name: score_of(name, kept) for name, kept in scores.items()}
-
-
-def plain(score: Score) -> dict[str, Any]:
-    "A score as plain JSON."
-    return {"values": score.values, "missing": score.missing, "half": score.half}
-
-
-def score_of(name: str, kept: Mapping[str, Any]) -> Score:
-    "The score that `plain` wrote."
-    return Score(name, tuple(kept["values"]), kept["missing"], kept["half"])
-
-
-def scores_of_many(session: Session, unlearned: Sequence[Row], retrained: Sequence[Row]) -> dict[str, Score]:
-    "Every metric of several models, for a method's runs over the seeds; none where there is no pair or logits are missing."
-    rows = paired(unlearned, retrained)
-
-    def compute(subjects: Sequence[Subject]) -> dict[str, Score]:
-        evidence = Evidence(tuple(subjects[::2]), tuple(subjects[1::2]))
-        return {m.name: m(evidence) for m in METRICS.values() if m.of_populations}
-
-    names = {m.name for m in METRICS.values() if m.of_populations}
-    return kept_scores(session, [r for pair in rows for r in pair], names, compute) if rows else {}
-
-
+# %% ../../nbs/505_report.ipynb #820dd2c1
 def case_of(cell: Cell) -> tuple[str, ...]:
     "What the lines of one request have in common: network, data, task and target."
     return cell.spec.backbone, cell.spec.data, cell.task, cell.target
 
 
-def floor_of(session: Session, retrained: Sequence[Row]) -> Score:
-    "TV between retrains of different seeds on what is forgotten, in percent: a value a pair; missing for fewer than two of one draw."
-    rows = sorted((r for r in retrained if r.spec.draw == retrained[0].spec.draw), key=lambda r: r.key)
-
-    def compute(subjects: Sequence[Subject]) -> dict[str, Score]:
-        p = [s.outputs.forgotten(s.split)[0].softmax(1) for s in subjects]
-        pairs = tuple(total_variation(a, b) for i, a in enumerate(p) for b in p[:i])
-        return {"TV_floor": Score("TV_floor", pairs)}
-
-    nothing = Score("TV_floor", missing="it needs two retrains of different seeds and one draw")
-    return kept_scores(session, rows, {"TV_floor"}, compute).get("TV_floor", nothing) if len(rows) > 1 else nothing
-
-# %% ../../nbs/505_report.ipynb #820dd2c1
 @dataclass(frozen=True)
 class Found:
     "The cells of an experiment and the rows that the store has for them."

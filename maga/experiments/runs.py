@@ -191,7 +191,7 @@ def row_of(session: Session, resolved: Resolved) -> Row:
     brief, whole = spec.measures == "brief", spec.measures == "all"
     if spec.method != RETRAIN:
         trained(session, original_of(spec))  # before the retrains, so that others can train those meanwhile
-    references, taken = [retrain_of(spec, s) for s in spec.references if whole], session.store.claims.taken()
+    references, taken = [retrain_of(spec, s) for s in spec.references if whole], session.store.locks.taken()
     for training in sorted(references, key=lambda t: model_key(session, t) in taken):  # first those that no other process trains
         trained(session, training)  # before the clock starts: a training is no evaluation
     retrained = None if compared_later(spec) else retrain_outputs(session, resolved, split)
@@ -310,7 +310,7 @@ def forget_failures(specs: Sequence[Spec], session: Session) -> None:
     session.failures.clear()
     for resolved in {r.key: r for r in (resolve(session, s) for s in specs)}.values():
         if (row := kept(session, resolved)) is not None and row.failed:
-            with session.store.claims.held(resolved.key) as mine:
+            with session.store.locks.held(resolved.key) as mine:
                 if mine and (row := kept(session, resolved)) is not None and row.failed:
                     session.store.row_path(row.key).unlink(missing_ok=True)
 
@@ -342,22 +342,22 @@ def run_batch(
 
     def report(now: str = "") -> None:
         if progress is not None:
-            failed, running = sum(r.failed for r in rows.values()), len(session.store.claims.taken() & waiting.keys())
+            failed, running = sum(r.failed for r in rows.values()), len(session.store.locks.taken() & waiting.keys())
             progress(BatchReport(len(rows), failed, running, len(waiting) - running, len(rows) - found, time.perf_counter() - begun, now))
 
     found = gather()
     while waiting:
-        before, taken = len(waiting), session.store.claims.taken()
+        before, taken = len(waiting), session.store.locks.taken()
         now = [(k, r) for k, r in waiting.items() if k not in put_off] or list(waiting.items())
         for key, resolved in now:
             if key in waiting and not models_of(resolved) & taken:  # else: first what needs no waiting
-                with session.store.claims.held(key) as mine:
+                with session.store.locks.held(key) as mine:
                     if mine and finished(session, resolved) is None:
                         report(str(resolved.spec))
                         if attempt(session, resolved, key in put_off) is None:
                             put_off.add(key)
                 gather()
-                taken = session.store.claims.taken()
+                taken = session.store.locks.taken()
         if len(waiting) == before:
             report()
             time.sleep(0.3)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..data import MagaError, write_whole
 from .catalogue import REFERENCES, published_preset
-from .report import Experiment, Found, floor_of, kept_scores, pending, register, value_of
+from .report import Experiment, Found, pending, register, value_of
+from .scores import floor_of, kept_scores
 from .session import Session
 from .settings import CHANGES, Cell, Changes, Settings, changes_of, make_cell
 from .store import RETRAIN, TRAINED, Row

@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 
 from .outputs import forgotten_test, kept_outputs
-from .report import Result, case_of, distinct, hardware, line_of, minutes_of, paper_numbers, scores_of_many, value_of
+from .report import Result, case_of, distinct, hardware, line_of, minutes_of, paper_numbers, value_of
+from .scores import scores_of_many
 from .session import Session
 from .settings import Cell, Settings, cifar10_spec
 from .store import ORIGINAL, RETRAIN, TRAINED, Row
