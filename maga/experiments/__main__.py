@@ -21,6 +21,7 @@ from ..data import MagaError
 from ..device import usable_cores
 from .published import publish, published_folder, restore
 from maga.experiments.report import (
+    NOT_RUN,
     EXPERIMENTS,
     Result,
     cells_of,
@@ -32,6 +33,7 @@ from maga.experiments.report import (
     specs_of,
     table_of,
     together,
+    without_run,
 )
 from .runs import BatchBar, forget_failures, missing_of, run_batch
 from .session import Session, model_key, trained
@@ -154,8 +156,8 @@ def asked_for(results: Sequence[Result]) -> dict[str, Row]:
 def print_result(result: Result) -> None:
     "Print the lines that were run, how many were not, and the path of the table."
     table = result.table
-    notes = table.note.fillna("") if "note" in table else table.index.to_series().astype(str)
-    pending = notes.str.startswith("not run")
+    notes = table.note if "note" in table else table.index.to_series().astype(str)
+    pending = without_run(notes)
     table = table[~pending]
     shown = [c for c in SHOWN if result.settings.size.comparable or not c.endswith("_paper")]
     columns = [c for c in shown if c in table and not (table[c].isna() | (table[c] == "")).all()]
@@ -165,7 +167,7 @@ def print_result(result: Result) -> None:
         print(table[columns or list(table)].head(60).to_string(index=False, max_colwidth=44, float_format=lambda v: f"{v:.2f}", na_rep=""))
     if pending.any():
         print(f"{pending.sum()} of {len(pending)} lines were not run; the column note of the file has the command that fills each, such as")
-        print(f"    {notes[pending].iloc[0].removeprefix('not run: ')}")
+        print(f"    {notes[pending].iloc[0].removeprefix(NOT_RUN)}")
     print(f"-> {result.path}")
 
 # %% ../../nbs/508_command.ipynb #50800032

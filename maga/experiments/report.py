@@ -29,10 +29,10 @@ from ..measures.contract import interval
 from ..progress import BatchReport
 
 # %% auto #0
-__all__ = ['COLUMNS', 'BOUND_OF', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'minutes_of', 'distinct',
-           'hardware', 'bounds_noted', 'line_of', 'case_of', 'Found', 'pending', 'lines_table', 'no_runs', 'Experiment',
-           'Result', 'register', 'experiment', 'together', 'misfit', 'cells_of', 'specs_of', 'trainings_of',
-           'shared_trainings', 'table_of', 'said_code', 'open_session', 'precision', 'compute']
+__all__ = ['COLUMNS', 'BOUND_OF', 'NOT_RUN', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'minutes_of', 'distinct',
+           'hardware', 'bounds_noted', 'line_of', 'case_of', 'Found', 'pending', 'without_run', 'lines_table',
+           'no_runs', 'Experiment', 'Result', 'register', 'experiment', 'together', 'misfit', 'cells_of', 'specs_of',
+           'trainings_of', 'shared_trainings', 'table_of', 'said_code', 'open_session', 'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
 def paper_folder() -> Path:
@@ -130,10 +130,18 @@ class Found:
         return {case_of(c): [r for r in some if not r.failed] for c, some in zip(self.cells, self.rows, strict=True) if c.method == RETRAIN}
 
 
+NOT_RUN = "not run: "  # how the note of a line without a run begins; the command that fills it follows
+
+
 def pending(found: Found, cell: Cell) -> str:
     "The note of a line without a run: the command that fills it."
     place: dict[str, Any] = {"backbone": (cell.spec.backbone,), "target": (cell.target,), "methods": (cell.method,), "original": cell.spec.original}
-    return f"not run: {replace(found.settings, **place).command(found.experiment.name)}"
+    return NOT_RUN + replace(found.settings, **place).command(found.experiment.name)
+
+
+def without_run(notes: pd.Series) -> pd.Series:
+    "Which notes are those of lines without a run."
+    return notes.fillna("").str.startswith(NOT_RUN)
 
 
 def lines_table(found: Found) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from .outputs import forgotten_test, kept_outputs
-from .report import Result, case_of, distinct, hardware, line_of, minutes_of, paper_numbers, value_of
+from .report import Result, case_of, distinct, hardware, line_of, minutes_of, paper_numbers, value_of, without_run
 from .scores import scores_of_many
 from .session import Session
 from .settings import Cell, Settings, cifar10_spec
@@ -44,7 +44,7 @@ def side_by_side(result: Result) -> pd.DataFrame:
 
     `cost`: image passes in percent of a retrain's; seconds are means and depend on what ran beside; errors are in the column note.
     """
-    table = result.table[(result.table.seeds > 0) | ~result.table.note.fillna("").str.startswith("not run")]
+    table = result.table[(result.table.seeds > 0) | ~without_run(result.table.note)]
     lines = []
     for _, line in table.iterrows():
         shown = {k: line[k] for k in ("backbone", "target", "method", "variant") if k != "variant" or (table.variant != "").any()}
