@@ -17,7 +17,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from .checks import MagaError, check_value, number_of, shown
 from .data import ImageSet
 from .device import to_device
-from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, last_linear, logits_of
+from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, last_linear, logits_of, tensors_of
 
 # %% auto #0
 __all__ = ['floats', 'check_network', 'check_weights', 'check_pad', 'check_model', 'moving_head', 'unwrapped', 'prepared',
@@ -26,12 +26,12 @@ __all__ = ['floats', 'check_network', 'check_weights', 'check_pad', 'check_model
 # %% ../nbs/011_adapter.ipynb #26475ce8
 def floats(model: nn.Module) -> dict[str, Tensor]:
     "The parameters and buffers that are floating-point numbers, by name."
-    return {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor) and v.is_floating_point()}
+    return {k: v for k, v in tensors_of(model).items() if v.is_floating_point()}
 
 
 def _lies_elsewhere(model: nn.Module, device: torch.device) -> bool:
     "Whether a number of the model is on another device."
-    return any(v.device != device for v in model.state_dict().values() if isinstance(v, Tensor))
+    return any(v.device != device for v in tensors_of(model).values())
 
 
 def check_network(model: Any) -> None:

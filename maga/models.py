@@ -29,7 +29,7 @@ from .pretrained import PRETRAINED, check_parameters, fill, timm_name
 # %% auto #0
 __all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'from_timm', 'ModelSpec', 'batch_norms', 'frozen_batch_norms',
            'recomputing', 'logits_of', 'Classifier', 'head_of', 'last_linear', 'evaluating', 'features_and_logits',
-           'Penultimate', 'save_checkpoint', 'load_checkpoint']
+           'Penultimate', 'tensors_of', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/003_models.ipynb #56629c46
 def _resnet18(num_classes: int, size: int) -> nn.Module:
@@ -332,6 +332,11 @@ class Penultimate(nn.Module):
         features, logits = features_and_logits(self.model, x)
         return torch.cat([features.float(), logits.float()], 1) if self.logits else features
 
+# %% ../nbs/003_models.ipynb #00300070
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    "Parameters and buffers under the names of the state dict; extra states, which are no tensors, are left out."
+    return {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+
 # %% ../nbs/003_models.ipynb #ab9250f3
 def save_checkpoint(
     path: str | Path,
@@ -344,7 +349,7 @@ def save_checkpoint(
     check_value("spec", spec, ModelSpec)
     if all(len(p) != len(spec.classes) for p in model.parameters() if p.ndim):
         raise MagaError(f"The description has {len(spec.classes)} classes, but no layer of the model has so many outputs; pass its own ModelSpec.")
-    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors_of(model).items()}
     header = {"maga": json.dumps(asdict(spec)), **{k: str(v) for k, v in about.items()}}
     return write_whole(path, lambda p: save_file(tensors, p, header))
 
@@ -365,11 +370,11 @@ def load_checkpoint(
         raise MagaError(f"The checkpoint {path} cannot be read ({e}); expected a safetensors file.") from e
     spec = spec or _described(path, header)
     model = _empty(spec, path) if model is None else copy.deepcopy(model)
-    expected = model.state_dict()
+    expected = tensors_of(model)
     check_parameters(path, f"{with_article(spec.arch)} with {number_of(len(spec.classes), 'class', 'classes')}", tensors, expected)
     if spoilt := [k for k, v in tensors.items() if not v.isfinite().all()]:
         raise MagaError(f"{path} holds weights that are not finite, first {spoilt[0]}: its training broke down; take an earlier checkpoint.")
-    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
+    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()}, strict=False)  # extra states stay
     return model.to(device).eval(), spec
 
 

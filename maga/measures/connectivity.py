@@ -21,7 +21,7 @@ from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import autocast, seeded
 from .contract import AN_ORIGINAL, Evidence, Need, Subject, mean_over, model_metric
 from .metrics import predict
-from ..models import frozen_batch_norms
+from ..models import frozen_batch_norms, tensors_of
 
 # %% auto #0
 __all__ = ['ITS_ORIGINAL', 'SAME_NETWORK', 'LINE', 'l2_distance', 'LineConfig', 'Line', 'barrier', 'set_between',
@@ -31,7 +31,7 @@ __all__ = ['ITS_ORIGINAL', 'SAME_NETWORK', 'LINE', 'l2_distance', 'LineConfig', 
 # %% ../../nbs/108_connectivity.ipynb #c0ca4577
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     "Name -> shape of all parameters and buffers."
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+    return {name: tensor.shape for name, tensor in tensors_of(model).items()}
 
 
 def _check_same_network(one: nn.Module, other: nn.Module) -> None:
@@ -97,8 +97,8 @@ def set_between(
     t: float,  # 0: the original, 1: the unlearned model
 ) -> None:
     "Put weights and floating-point buffers of a point of the line into the model."
-    ends = original.state_dict(), unlearned.state_dict()
-    for name, tensor in model.state_dict().items():
+    ends = tensors_of(original), tensors_of(unlearned)
+    for name, tensor in tensors_of(model).items():
         if tensor.is_floating_point():
             tensor.copy_(torch.lerp(ends[0][name].to(tensor), ends[1][name].to(tensor), t))
 

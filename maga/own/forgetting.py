@@ -32,7 +32,7 @@ from .doubts import behaviour_of, class_of, names_among
 from ..methods.contract import Method, get_method, sample_retained, with_change
 from ..methods.retraining import MakeModel, fresh_model
 from ..methods.restart import Distil, RestartConfig, passes_of, within_budget
-from ..models import batch_norms
+from ..models import batch_norms, tensors_of
 from ..progress import Progress
 from ..requests import forget_files
 from ..views import Views, random_views
@@ -341,8 +341,9 @@ def forget(
 def _read_into(network: nn.Module, file: Path) -> bool:
     "Whether a file held the weights that the network has now. Where it is not there, cut off or another network's, some may be in it."
     try:
-        network.load_state_dict(load_file(file))
-        return True
+        held = load_file(file)
+        network.load_state_dict(held, strict=False)  # extra states are not in it
+        return held.keys() == tensors_of(network).keys()
     except (OSError, SafetensorError, RuntimeError):
         return False
 
@@ -357,7 +358,7 @@ def retrain_files(
     source: str = "",
 ) -> list[Path]:
     "Where the retrains are kept; a name is a hash of all that a retrain depends on."
-    seen, shapes = split.train, {k: list(v.shape) for k, v in network.state_dict().items()}
+    seen, shapes = split.train, {k: list(v.shape) for k, v in tensors_of(network).items()}
     untrained = fresh_model(network, split, make_model, seeded_generator("retrain", 0)).cpu()
     behaviour = behaviour_of(untrained, seen.batch(split.retain_train[:8]).cpu())
     depends = [split.digest, seen.mean, seen.std, seen.sides, source, shapes, str(config), behaviour]
@@ -385,7 +386,7 @@ def trained_retrains(
         g = seeded_generator("retrain", seed)
         fresh = fresh_model(network, split, make_model, g)
         one = fit(fresh, Examples.of(split.train, split.retain_train), config, g, progress=progress)
-        state = {k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in one.state_dict().items()}
+        state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors_of(one).items()}
         write_whole(file, partial(save_file, state))
         made.append(one)
     return made

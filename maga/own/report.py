@@ -362,7 +362,7 @@ def write_result(
 def _plain_weights(network: nn.Module, part: Path) -> Path | None:
     "A plain state dict, where the form of the original cannot be written; None where that cannot be, either."
     with contextlib.suppress(Exception):
-        state = {k: v.detach().cpu() for k, v in network.state_dict().items()}
+        state = {k: v.detach().cpu() if isinstance(v, torch.Tensor) else v for k, v in network.state_dict().items()}
         return write_whole(part / "state_dict.pth", lambda p: torch.save(state, p))
     return None
 
