@@ -360,6 +360,15 @@ def test_reinitialised_resets_every_layer_or_refuses():
         reinitialised(model, torch.Generator())
 
 
+def test_attention_is_reset_as_its_constructor_does():
+    "torch calls it `_reset_parameters`, after the parts: the biases are zero, the projections drawn anew."
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    fresh, made = reinitialised(model, torch.Generator().manual_seed(0)).self_attn, model.self_attn
+    for name, p in fresh.named_parameters():
+        other = made.get_parameter(name)
+        assert (p == 0).all() == (other == 0).all() and abs(p.std() - other.std()) < 0.15 * other.std() + 1e-6, name
+
+
 class Gained(nn.Linear):
     "Its reset_parameters is the linear layer's, which knows nothing of the gain."
 

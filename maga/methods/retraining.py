@@ -46,6 +46,7 @@ def reinitialised(
 ) -> nn.Module:
     """A copy on the CPU with every module's `reset_parameters` called; `MagaError` where a parameter that moves is not reset.
 
+    torch's attention calls it `_reset_parameters`.
     Layers get torch's own default initialisation (Kaiming's uniform one, a = √5), which may differ from their constructor's: the weights
     in the body of a ResNet-18 of torchvision or timm have a standard deviation 2.45 times as large. A factory avoids it.
     What is frozen keeps its values: no training made them. These are parameters with requires_grad=False, and batch norms that the user froze.
@@ -59,6 +60,9 @@ def reinitialised(
         for module in fresh.modules():
             if callable(getattr(module, "reset_parameters", None)):
                 cast(Any, module).reset_parameters()
+        for module in reversed([*fresh.modules()]):  # of the parts first, as their constructors run
+            if callable(getattr(module, "_reset_parameters", None)):  # what torch's attention calls it
+                cast(Any, module)._reset_parameters()
     for name, module in fresh.named_modules():
         if left := [n for n, p in module.named_parameters(recurse=False) if p.requires_grad and not bool(p.isfinite().all())]:
             raise MagaError(
