@@ -204,7 +204,8 @@ def frontier_table(found: Found) -> pd.DataFrame:
         scores = scores_of_many(found.session, [r for r in some if not r.failed], retrained[case_of(cell)])
         said = {name: scores.get(name, Score(name)) for name in ULIRA}
         of_all = {n: s.mean for n, s in said.items()} | {f"{n}_ci95": s.ci95 for n, s in said.items()}
-        about: dict[str, Any] = {"method": shown_method(cell), "budget": cell.budget, "model": cell.model, "task": cell.task, "target": cell.target}
+        case = {"model": cell.spec.backbone, "task": cell.task, "target": cell.target}  # the network itself, not what it stands for
+        about: dict[str, Any] = {"method": shown_method(cell), "budget": cell.budget} | case
         names = ("cost", "seconds", "A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "relearn_ratio", "relearn_more_than", "probe_gap")
         lines += [about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | of_all | {"note": r.error} for r in some]
         if not some:
