@@ -65,7 +65,7 @@ def frontier_points(table: pd.DataFrame) -> pd.DataFrame:
 def by_case(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     "The rows of each case, with its name, which is empty where there is only one case."
     cases = list(rows.groupby(CASE, sort=False))
-    return [(" ".join(case) if len(cases) > 1 else "", some) for case, some in cases]
+    return [(" ".join(dict.fromkeys(case)) if len(cases) > 1 else "", some) for case, some in cases]  # random: task and target alike
 
 # %% ../../nbs/507_frontier.ipynb #6690f429
 @dataclass(frozen=True)
