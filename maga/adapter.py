@@ -17,7 +17,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from .checks import MagaError, check_value, number_of, shown
 from .data import ImageSet
 from .device import to_device
-from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, last_linear, logits_of, tensors_of
+from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, last_linear, logits_of
+from .pretrained import tensors_of
 
 # %% auto #0
 __all__ = ['floats', 'check_network', 'check_weights', 'check_pad', 'check_model', 'moving_head', 'unwrapped', 'prepared',

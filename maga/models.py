@@ -17,19 +17,19 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .checks import Checked, Count, MagaError, check_generator, check_value, did_you_mean, number_of, shown, with_article, write_whole
+from .checks import Checked, Count, MagaError, check_generator, check_value, did_you_mean, number_of, shown, with_article
 from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, check_normalisation
 from .device import pick_device, seeded, to_device
 from .packaged import no_waiting
-from .pretrained import PRETRAINED, check_parameters, fill, timm_name
+from .pretrained import PRETRAINED, check_parameters, fill, save_tensors, tensors_of, timm_name
 
 # %% auto #0
 __all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'from_timm', 'ModelSpec', 'batch_norms', 'frozen_batch_norms',
            'recomputing', 'logits_of', 'Classifier', 'head_of', 'last_linear', 'evaluating', 'features_and_logits',
-           'Penultimate', 'tensors_of', 'save_checkpoint', 'load_checkpoint']
+           'Penultimate', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/003_models.ipynb #56629c46
 def _resnet18(num_classes: int, size: int) -> nn.Module:
@@ -332,11 +332,6 @@ class Penultimate(nn.Module):
         features, logits = features_and_logits(self.model, x)
         return torch.cat([features.float(), logits.float()], 1) if self.logits else features
 
-# %% ../nbs/003_models.ipynb #00300070
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    "Parameters and buffers under the names of the state dict; extra states, which are no tensors, are left out."
-    return {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
-
 # %% ../nbs/003_models.ipynb #ab9250f3
 def save_checkpoint(
     path: str | Path,
@@ -349,9 +344,8 @@ def save_checkpoint(
     check_value("spec", spec, ModelSpec)
     if all(len(p) != len(spec.classes) for p in model.parameters() if p.ndim):
         raise MagaError(f"The description has {len(spec.classes)} classes, but no layer of the model has so many outputs; pass its own ModelSpec.")
-    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors_of(model).items()}
     header = {"maga": json.dumps(asdict(spec)), **{k: str(v) for k, v in about.items()}}
-    return write_whole(path, lambda p: save_file(tensors, p, header))
+    return save_tensors(path, model, header)
 
 
 def load_checkpoint(

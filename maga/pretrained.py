@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .checks import MagaError, number_of
+from .checks import MagaError, number_of, write_whole
 from .packaged import PACKAGED, weights_at
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'INNER', 'EXTRA', 'Pretrained', 'timm_name', 'unpickled', 'stored_weights', 'read_weights',
-           'model_names', 'timm_efficientnet', 'check_parameters', 'fill']
+           'model_names', 'tensors_of', 'save_tensors', 'timm_efficientnet', 'check_parameters', 'fill']
 
 # %% ../nbs/009_pretrained.ipynb #43a1c1c5
 @dataclass(frozen=True)
@@ -126,6 +126,21 @@ def model_names(
     prefixes = ["", *sorted({p[: -len(longest)] for p in plain.values() if p.endswith(f".{longest}")}, key=len)]
     best = max(prefixes, key=lambda x: sum(p.startswith(x) and p.removeprefix(x) in known for p in plain.values()))
     return {k: p.removeprefix(best) if p.removeprefix(best) in known else p for k, p in plain.items()}
+
+# %% ../nbs/009_pretrained.ipynb #00900071
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    "Parameters and buffers under the names of the state dict; extra states, which are no tensors, are left out."
+    return {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+
+
+def save_tensors(
+    path: str | Path,
+    model: nn.Module,
+    header: dict[str, str] | None = None,
+) -> Path:
+    "Write parameters and buffers to a safetensors file."
+    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors_of(model).items()}
+    return write_whole(path, lambda p: save_file(tensors, p, header))
 
 # %% ../nbs/009_pretrained.ipynb #c8b70da0
 _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}

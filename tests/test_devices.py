@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from maga import capture
 from maga.capture import Replayed
@@ -55,7 +55,7 @@ def test_a_kept_retrain_that_the_device_has_no_room_for_is_not_trained_on(split,
             trained_retrains(original, make, split, 1, brief, tmp_path)
     assert file.read_bytes() == whole
     state = {k: torch.full_like(v, 7) for k, v in load_file(file).items()}
-    forgetting.save_file(state | {"fc.weight": torch.zeros(3, 3)}, file)
+    save_file(state | {"fc.weight": torch.zeros(3, 3)}, file)
     (again,) = trained_retrains(original, make, split, 1, brief, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
     assert load_file(file)["fc.weight"].shape == (10, *load_file(file)["fc.weight"].shape[1:])

@@ -353,7 +353,8 @@ def test_what_a_merge_left_is_named(tmp_path):
         read_about(tmp_path / "rows")
 
 
-def test_rows_that_are_published_no_more_are_not_drawn(tmp_path):
+@pytest.mark.parametrize("computed", ["locks", "claims"])
+def test_rows_that_are_published_no_more_are_not_drawn(computed, tmp_path):
     "They are deleted where tables are drawn from, and in no folder where something was computed."
     for name, rows in (("more", {"a": "2026-01-02", "b": "2026-01-02"}), ("fewer", {"a": "2026-01-02"})):
         published_by(store_with(tmp_path / f"store of {name}", **rows), tmp_path / name)
@@ -364,7 +365,7 @@ def test_rows_that_are_published_no_more_are_not_drawn(tmp_path):
         (drawn / part / "b.json").write_text("{}")
     left = PublishedSession(tmp_path / "fewer", drawn, "smoke").store
     assert [row.key for row in left.rows()] == ["a"] and not list(drawn.glob("*/b.json"))
-    (own / "locks").mkdir(parents=True)
+    (own / computed).mkdir(parents=True)
     kept = PublishedSession(tmp_path / "fewer", store_with(own, mine="2026-01-02").folder, "smoke").store
     assert [row.key for row in kept.rows()] == ["a", "mine"]
 

@@ -156,18 +156,17 @@ def asked_for(results: Sequence[Result]) -> dict[str, Row]:
 def print_result(result: Result) -> None:
     "Print the lines that were run, how many were not, and the path of the table."
     table = result.table
-    notes = table.note if "note" in table else table.index.to_series().astype(str)
-    pending = without_run(notes)
-    table = table[~pending]
+    pending = without_run(table)
+    left, table = table[pending], table[~pending]
     shown = [c for c in SHOWN if result.settings.size.comparable or not c.endswith("_paper")]
     columns = [c for c in shown if c in table and not (table[c].isna() | (table[c] == "")).all()]
     digits = "" if result.settings.size.comparable else " (smoke, digits: not the paper's numbers)"
     print(f"\n{result.experiment.name}: {result.experiment.title}{digits}")
     if len(table):
         print(table[columns or list(table)].head(60).to_string(index=False, max_colwidth=44, float_format=lambda v: f"{v:.2f}", na_rep=""))
-    if pending.any():
-        print(f"{pending.sum()} of {len(pending)} lines were not run; the column note of the file has the command that fills each, such as")
-        print(f"    {notes[pending].iloc[0].removeprefix(NOT_RUN)}")
+    if len(left):
+        print(f"{len(left)} of {len(pending)} lines were not run; the column note of the file has the command that fills each, such as")
+        print(f"    {left.note.iloc[0].removeprefix(NOT_RUN)}")
     print(f"-> {result.path}")
 
 # %% ../../nbs/508_command.ipynb #50800032

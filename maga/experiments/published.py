@@ -297,7 +297,8 @@ def _copy_into(store: Store, folder: Path, overwrite: bool) -> int:
 # %% ../../nbs/513_published.ipynb #51300026
 def _forget_unpublished(store: Store, folder: Path) -> None:
     "Delete rows, logits and scores that are published no more, where tables are drawn from; a folder in which something was computed stays as it is."
-    if store.folder.name != PUBLISHED_RESULTS or store.locks.folder.exists():
+    computed = any((store.folder / name).exists() for name in ("locks", "claims"))  # claims: what the folder of locks was called before
+    if store.folder.name != PUBLISHED_RESULTS or computed:
         return
     rows, scores = read_rows(folder).keys(), read_json(folder / SCORES).keys()
     for part, keys in (("rows", rows), ("outputs", rows), ("scores", scores)):

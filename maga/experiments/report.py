@@ -108,12 +108,12 @@ def line_of(
     line["note"] = "; ".join([*errors, *absent, *bounds_noted(good)]) or ("" if good else missing)
     return line
 
-# %% ../../nbs/505_report.ipynb #820dd2c1
+# %% ../../nbs/505_report.ipynb #50500070
 def case_of(cell: Cell) -> tuple[str, ...]:
     "What the lines of one request have in common: network, data, task and target."
     return cell.spec.backbone, cell.spec.data, cell.task, cell.target
 
-
+# %% ../../nbs/505_report.ipynb #820dd2c1
 @dataclass(frozen=True)
 class Found:
     "The cells of an experiment and the rows that the store has for them."
@@ -139,8 +139,9 @@ def pending(found: Found, cell: Cell) -> str:
     return NOT_RUN + replace(found.settings, **place).command(found.experiment.name)
 
 
-def without_run(notes: pd.Series) -> pd.Series:
-    "Which notes are those of lines without a run."
+def without_run(table: pd.DataFrame) -> pd.Series:
+    "Which lines of a table have no run; none where it has no notes."
+    notes = table.note if "note" in table else pd.Series("", table.index)
     return notes.fillna("").str.startswith(NOT_RUN)
 
 

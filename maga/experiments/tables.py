@@ -44,7 +44,7 @@ def side_by_side(result: Result) -> pd.DataFrame:
 
     `cost`: image passes in percent of a retrain's; seconds are means and depend on what ran beside; errors are in the column note.
     """
-    table = result.table[(result.table.seeds > 0) | ~without_run(result.table.note)]
+    table = result.table[(result.table.seeds > 0) | ~without_run(result.table)]
     lines = []
     for _, line in table.iterrows():
         shown = {k: line[k] for k in ("backbone", "target", "method", "variant") if k != "variant" or (table.variant != "").any()}

@@ -21,7 +21,8 @@ from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import autocast, seeded
 from .contract import AN_ORIGINAL, Evidence, Need, Subject, mean_over, model_metric
 from .metrics import predict
-from ..models import frozen_batch_norms, tensors_of
+from ..models import frozen_batch_norms
+from ..pretrained import tensors_of
 
 # %% auto #0
 __all__ = ['ITS_ORIGINAL', 'SAME_NETWORK', 'LINE', 'l2_distance', 'LineConfig', 'Line', 'barrier', 'set_between',

@@ -10,17 +10,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..adapter import moving_head, prepared
-from ..checks import Amount, Checked, Count, MagaError, Seed, check_value, write_whole
+from ..checks import Amount, Checked, Count, MagaError, Seed, check_value
 from ..data import ForgetSplit, ImageSet, forget_class, forget_random, forget_subclass
 from ..device import clock, seeded_generator, to_device
 from ..judges.contract import draw_exemplars
@@ -32,7 +32,8 @@ from .doubts import behaviour_of, class_of, names_among
 from ..methods.contract import Method, get_method, sample_retained, with_change
 from ..methods.retraining import MakeModel, fresh_model
 from ..methods.restart import Distil, RestartConfig, passes_of, within_budget
-from ..models import batch_norms, tensors_of
+from ..models import batch_norms
+from ..pretrained import save_tensors, tensors_of
 from ..progress import Progress
 from ..requests import forget_files
 from ..views import Views, random_views
@@ -386,7 +387,6 @@ def trained_retrains(
         g = seeded_generator("retrain", seed)
         fresh = fresh_model(network, split, make_model, g)
         one = fit(fresh, Examples.of(split.train, split.retain_train), config, g, progress=progress)
-        state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors_of(one).items()}
-        write_whole(file, partial(save_file, state))
+        save_tensors(file, one)
         made.append(one)
     return made
