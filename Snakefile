@@ -21,7 +21,7 @@ unknown = sorted(set(config) - set(OPTIONS) - {"only"})
 if unknown:
     raise WorkflowError(f"There is no option {unknown[0]!r}; there are {', '.join(OPTIONS)}, only.")
 SETTINGS = settings_of(**OPTIONS | {k: "" if v is None else str(v) for k, v in config.items() if k in OPTIONS})  # None: written as `original=`
-RESULTS = SETTINGS.results
+RESULTS = str(Path(SETTINGS.results).expanduser())
 NAMES = str(config["only"]).split(",") if "only" in config else [n for n in together() if has_selected(experiment(n).cells(SETTINGS), SETTINGS)]
 LARGE = SETTINGS.size.gpu  # of the paper's size; a preset for a CPU needs less memory
 GPUS = 1 if LARGE and SETTINGS.device != "cpu" else 0

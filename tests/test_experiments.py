@@ -24,11 +24,24 @@ from maga.data import MagaError, write_whole
 from maga.experiments import __main__ as command_module
 from maga.experiments import runs as runs_module
 from maga.experiments import session as session_module
-from maga.experiments.__main__ import main, parser, run_missing
+from maga.experiments.__main__ import given_settings, main, parser, run_missing
+from maga.experiments.catalogue import birds_transition
 from maga.experiments.locks import Locks
-from maga.experiments.report import EXPERIMENTS, experiment, hardware, open_session, paper_folder, selected, shared_trainings, specs_of, together
+from maga.experiments.report import (
+    EXPERIMENTS,
+    asks_judge,
+    compute,
+    experiment,
+    hardware,
+    open_session,
+    paper_folder,
+    selected,
+    shared_trainings,
+    specs_of,
+    together,
+)
 from maga.experiments.runs import forget_failures, run_batch
-from maga.experiments.session import Session, config_of, content_digest, resolve, retrain_of
+from maga.experiments.session import Session, Training, config_of, content_digest, model_key, resolve, retrain_of, trained
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
 from maga.experiments.store import Row, Spec, Store, key_of
 from maga.experiments.studies import STUDIES, kept_about
@@ -262,6 +275,60 @@ def test_a_lock_without_room_leaves_nothing(tmp_path):
 def test_a_judge_that_does_not_exist_is_named_before_any_run(tmp_path, capsys):
     assert main(["table6", "--device", "cpu", "--results", str(tmp_path), "--judge", "featurs"]) == 1
     assert "There is no judge 'featurs' (did you mean features?)" in capsys.readouterr().err and not Store(tmp_path).rows()
+
+
+def test_several_judges_are_compared_where_an_experiment_takes_several(tmp_path, capsys):
+    "A wrong name among them is said before any run, and so are several where one makes T."
+    asked = Settings(device="cpu", backbone=("small_cnn",), results=str(tmp_path), judge="features,superclasses")
+    session = open_session(asked)
+    judges = {s.judge for s in specs_of(experiment("judge_helps").cells(asked), asked, session) if asks_judge(s)}
+    assert {"features", "superclasses"} <= judges and not any("," in name for name in judges)
+    for name, judge, wrong in (("judge_helps", "features,superclases", "superclases"), ("table6", "features,superclasses", "features,superclasses")):
+        assert main([name, "--device", "cpu", "--results", str(tmp_path), "--judge", judge]) == 1
+        assert f"There is no judge '{wrong}'" in capsys.readouterr().err and not Store(tmp_path).rows()
+
+
+def test_a_list_that_is_given_twice_has_all_values():
+    "As one that is separated by commas; of another option the last value counts."
+    twice = ["--set", "maga.tau=0.1", "--set", "maga.noise.size=4", "--target", "rocket", "--target", "mushroom", "--seeds", "0", "--seeds", "1,2"]
+    once = ["--set", "maga.tau=0.1,maga.noise.size=4", "--target", "rocket,mushroom", "--seeds", "0,1,2"]
+    assert given_settings(parser().parse_args(["table6", *twice])) == given_settings(parser().parse_args(["table6", *once]))
+    assert given_settings(parser().parse_args(["table6", "--preset", "paper", "--preset", "small"])).preset == "small"
+    assert given_settings(parser().parse_args(["table6"])) == Settings()
+
+
+def test_two_networks_of_one_column_are_refused():
+    "A table has one line for both."
+    with pytest.raises(MagaError, match="vit_base, vit_small fill the same lines"):
+        Settings("paper", backbone=("resnet18", "vit_base", "vit_small"))
+    assert Settings("paper", backbone=("resnet18", "vit_small")).network("vit").name == "vit_small"
+
+
+def test_a_folder_of_the_home_is_one_folder(tmp_path, monkeypatch, capsys):
+    "Rows are restored to where a batch looks for them."
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["table5", "--device", "cpu", "--results=~/x"]) == 0
+    assert (tmp_path / "x" / "table5" / "table.csv").is_file() and Settings(results="~/x").results_folder == tmp_path / "x"
+    assert Settings(data_root="~/x").data_folder == tmp_path / "x"
+
+
+def test_figure_5_takes_the_settings_of_maga(smoke):
+    "The rank of its labels is that of the changes."
+    tables = {tau: compute("figure5", Settings(device="cpu", backbone=("small_cnn",), results=str(smoke), changes=(("maga", "tau", tau),))).table for tau in (0.1, 0.9)}
+    assert not tables[0.1].equals(tables[0.9])
+
+
+def test_figures_3_and_5_start_from_a_given_original(smoke):
+    "Where it fits: T is that of the model in the file."
+    own = Settings(device="cpu", backbone=("small_cnn",), results=str(smoke))
+    session, of_seed = open_session(own), {}
+    for seed in (0, 1):
+        training = Training("digits", "small_cnn", "smoke", seed)
+        trained(session, training)
+        given = replace(own, original=str(session.store.checkpoint(model_key(session, training))))
+        of_seed[seed] = birds_transition(given, open_session(given)).T
+    T = birds_transition(own, session).T
+    assert of_seed[0].equal(T) and not of_seed[1].equal(T)
 
 
 def test_failed_runs_are_counted_among_those_that_are_asked_for(tmp_path, capsys, monkeypatch):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from maga.data import MagaError, write_whole
 from maga.experiments import expected, report, studies, tables
+from maga.experiments.__main__ import print_result
 from maga.experiments.claims import said_ablation, said_beyond, said_times
 from maga.experiments.published import (
     ABOUT_FILES,
@@ -272,6 +273,38 @@ def test_an_older_row_does_not_replace_a_published_one(tmp_path):
     assert published_by(second, folder) == {"a": 3, "b": 7}
     second.put(replace(today, metrics={"A_r": 8.0}))
     assert published_by(second, folder) == {"a": 3, "b": 8}
+
+
+def test_a_row_of_ones_own_costs_no_published_score(tmp_path):
+    "It stays; scores say whose rows they are of, so those of the other rows are restored."
+    rows, store = read_rows(published_folder()), Store(tmp_path)
+    mine = replace(next(iter(rows.values())), provenance={"date": "2000-01-01"})
+    store.put(mine)
+    assert restore(store) == len(rows) and store.get(mine.key) == mine
+    assert {p.stem for p in (tmp_path / "scores").iterdir()} == read_json(published_folder() / SCORES).keys()
+
+
+def test_a_run_that_several_lines_show_counts_once(session):
+    "A sweep's usual value is one run of several lines; two rows that measure one retrain have one training."
+    result = result_of(session, "sensitivity")
+    lines = [r for some in result.rows for r in some]
+    assert len(result.good) == len({r.key for r in lines}) == result.wanted < len(lines)
+    assert f" {len(result.good)} runs " in tables.made_with(result)
+    assert expected.costs([result]).runs.item() == f"{result.wanted} of {result.wanted}"
+    gold = Row("a", replace(NINE, method=RETRAIN), {}, {"unlearning": 60.0, "evaluation": 6.0}, dependencies={"retrain": "m"})
+    assert report.minutes_of([gold, replace(gold, key="b")]) == pytest.approx(1.2)
+
+
+def test_the_printed_lines_are_those_that_were_asked_for(session, capsys):
+    "A long table says how many more lines there are; a target that no line has is an error, also where nothing is run."
+    result = compute("frontier", replace(SETTINGS, target=("mushroom",), methods=("restart",)), session)
+    print_result(result)
+    said = capsys.readouterr().out
+    assert "mushroom" in said and "restart, fresh head" in said and not any(name in said for name in ("rocket", "delete", "more lines"))
+    print_result(result_of(session, "frontier"))
+    assert f"… and {len(result_of(session, 'frontier').table) - 60} more lines" in capsys.readouterr().out
+    with pytest.raises(MagaError, match="the target 'rokcet'; there are"):
+        compute("table1", replace(SETTINGS, target=("rokcet",)), session)
 
 
 def two_retrains(store: Store, day: str) -> list[Row]:

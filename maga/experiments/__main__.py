@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
+import pandas as pd
 import torch
 
 from ..data import MagaError
@@ -37,12 +38,13 @@ from maga.experiments.report import (
 )
 from .runs import BatchBar, forget_failures, missing_of, run_batch
 from .session import Session, model_key, trained
-from .settings import Cell, Settings, selected, settings_of
+from .settings import Cell, Settings, checked_selection, selected, settings_of
 from .store import Row, Store
 
 # %% auto #0
-__all__ = ['SHOWN', 'MOVES', 'Arguments', 'parser', 'given_settings', 'show_experiments', 'train_one', 'processes_of',
-           'end_with_parent', 'helpers', 'run_missing', 'asked_for', 'print_result', 'move_rows', 'main']
+__all__ = ['SHOWN', 'MOST_SHOWN', 'MOVES', 'Arguments', 'parser', 'given_settings', 'show_experiments', 'train_one',
+           'processes_of', 'end_with_parent', 'helpers', 'run_missing', 'asked_for', 'lines_asked_for', 'print_result',
+           'move_rows', 'main']
 
 # %% ../../nbs/508_command.ipynb #cd62587c
 class Arguments(argparse.ArgumentParser):
@@ -64,7 +66,8 @@ def parser() -> Arguments:
         if f.name == "bfloat16":
             p.add_argument(*names, action="store_true", help=f.metadata["help"])
         else:
-            p.add_argument(*names, default=f.metadata["form"].write(f.default), metavar=f.metadata["metavar"], help=f.metadata["help"])
+            action = "append" if f.metadata["form"].several else "store"
+            p.add_argument(*names, action=action, metavar=f.metadata["metavar"], help=f.metadata["help"])
     several = "processes that share the work; default: one; for smoke on a CPU one per core, at most four"
     p.add_argument("--processes", type=int, default=0, help=several)
     p.add_argument("--beside", type=float, default=0.0, help=argparse.SUPPRESS)  # a helper process: where in the batch it begins, 0–1
@@ -76,7 +79,8 @@ def parser() -> Arguments:
 
 def given_settings(a: argparse.Namespace) -> Settings:
     "The settings among the command's options."
-    return settings_of(**{f.name: getattr(a, f.name) for f in fields(Settings)})
+    given = {f.name: value for f in fields(Settings) if (value := getattr(a, f.name)) is not None}
+    return settings_of(**{name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def show_experiments() -> None:
@@ -153,17 +157,32 @@ def asked_for(results: Sequence[Result]) -> dict[str, Row]:
     return {row.key: row for r in results for cell, rows in zip(r.cells, r.rows, strict=True) if selected(cell, r.settings) for row in rows}
 
 
+MOST_SHOWN = 60  # lines
+
+
+def lines_asked_for(table: pd.DataFrame, wanted: Settings) -> pd.DataFrame:
+    "The lines of the selected networks, targets and methods."
+    networks = [b for b in wanted.size.backbones if b.name in wanted.backbone]
+    models = tuple({name for b in networks for name in (b.name, b.stands_for)})  # a table names one or the other
+    for column, names in (("model", models), ("target", wanted.target), ("method", wanted.methods)):
+        if names and column in table:
+            table = table[table[column].str.split(", ").str[0].isin(names)]  # "restart, fresh head" is a line of restart
+    return table
+
+
 def print_result(result: Result) -> None:
-    "Print the lines that were run, how many were not, and the path of the table."
-    table = result.table
-    pending = without_run(table)
-    left, table = table[pending], table[~pending]
-    shown = [c for c in SHOWN if result.settings.size.comparable or not c.endswith("_paper")]
-    columns = [c for c in shown if c in table and not (table[c].isna() | (table[c] == "")).all()]
+    "Print the selected lines that were run, how many of all lines were not, and the path of the table, which has all."
+    pending = without_run(result.table)
+    left, table = result.table[pending], lines_asked_for(result.table[~pending], result.settings)
+    known = [c for c in SHOWN if result.settings.size.comparable or not c.endswith("_paper")]
+    columns = [c for c in known if c in table and not (table[c].isna() | (table[c] == "")).all()]
     digits = "" if result.settings.size.comparable else " (smoke, digits: not the paper's numbers)"
     print(f"\n{result.experiment.name}: {result.experiment.title}{digits}")
     if len(table):
-        print(table[columns or list(table)].head(60).to_string(index=False, max_colwidth=44, float_format=lambda v: f"{v:.2f}", na_rep=""))
+        shown = table[columns or list(table)].head(MOST_SHOWN)
+        print(shown.to_string(index=False, max_colwidth=44, float_format=lambda v: f"{v:.2f}", na_rep=""))
+    if len(table) > MOST_SHOWN:
+        print(f"… and {len(table) - MOST_SHOWN} more lines in the file")
     if len(left):
         print(f"{len(left)} of {len(pending)} lines were not run; the column note of the file has the command that fills each, such as")
         print(f"    {left.note.iloc[0].removeprefix(NOT_RUN)}")
@@ -210,7 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         session = open_session(settings)
         cells = [c for n in names for c in cells_of(experiment(n), settings, session)]
         with precision(settings, session):
-            if not settings.published:
+            if settings.published:
+                checked_selection(settings, cells)
+            else:
                 run_missing(cells, settings, session, a, arguments)
             if a.beside:
                 return 0

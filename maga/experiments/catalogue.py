@@ -14,10 +14,10 @@ import torch
 
 from ..device import seeded_generator
 from .presets import BOTH, ON_ROCKET, Backbone
-from .report import EXPERIMENTS, Experiment, Found, case_of, paper_folder, pending, precision, register, value_of
+from .report import EXPERIMENTS, Experiment, Found, case_of, from_given, paper_folder, pending, precision, register, value_of
 from .scores import scores_of_many
 from .outputs import as_float16, kept_outputs
-from .session import Session, original_of, outputs_of, resolve, transition_of
+from .session import Session, config_of, original_of, outputs_of, resolve, transition_of
 from .settings import Cell, Changes, Settings, cifar10_spec, make_cell
 from .store import ORIGINAL, TRAINED, Spec
 from ..judges.transition import TransitionMatrix
@@ -150,7 +150,7 @@ def birds(settings: Settings) -> list[Spec]:
 def birds_transition(settings: Settings, session: Session) -> TransitionMatrix:
     "T of Figures 3 and 5, in the precision of the settings."
     with precision(settings, session):
-        return transition_of(session, cifar10_spec(settings))
+        return transition_of(session, from_given(cifar10_spec(settings), settings, session))
 
 
 def transition_table(found: Found) -> pd.DataFrame:
@@ -162,14 +162,14 @@ def transition_table(found: Found) -> pd.DataFrame:
 
 def chosen_labels(settings: Settings, session: Session) -> dict[str, torch.Tensor]:
     "Figure 5: perturbing labels of the forgotten images, chosen in four ways: int64 [n_f] each."
-    spec = cifar10_spec(settings)
-    split, T = session.split(spec), birds_transition(settings, session)
+    split, T = session.split(cifar10_spec(settings)), birds_transition(settings, session)
     with precision(settings, session):
+        spec = from_given(cifar10_spec(settings), settings, session)
         outputs = kept_outputs(session, resolve(session, replace(spec, method=ORIGINAL, changes=())).key)
         if outputs is None:
             outputs = {"forget_train": as_float16(outputs_of(session, original_of(spec), split).train[split.forget_train]).float()}
     p = outputs["forget_train"].to(session.device).softmax(1)
-    tau = get_method("maga").preset(spec.preset).tau
+    tau = config_of(spec).tau
     generator = seeded_generator("labels", spec.unlearning_seed)
     return label_choices(T.T.to(p.device), p, split.train.labels[split.forget_train], split.forbidden_labels(), tau, generator)
 

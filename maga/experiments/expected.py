@@ -53,9 +53,8 @@ def costs(results: Sequence[Result]) -> pd.DataFrame:
     lines, long = [], training_minutes(results)
     for result in results:
         rows, others = result.good, other_trainings(result)
-        wanted = sum(len(c.specs(result.settings.all_seeds)) for c in result.cells)
         made = {"device": hardware(rows), "date": distinct(rows, "date")}
-        counted = {"runs": f"{len(rows)} of {wanted}", "minutes": minutes_of(rows)}
+        counted = {"runs": f"{len(rows)} of {result.wanted}", "minutes": minutes_of(rows)}
         counted |= {"models": len(others), "their minutes": _minutes_to_train(others, long)}
         lines.append({"experiment": result.experiment.name, "command": result.settings.command(result.experiment.name)} | counted | made)
     return pd.DataFrame(lines).set_index("experiment")
@@ -63,7 +62,7 @@ def costs(results: Sequence[Result]) -> pd.DataFrame:
 
 def total_cost(results: Sequence[Result]) -> str:
     "All experiments in a sentence, each run and model counted once: runs, failures, hours of one process, and of two on two cores."
-    rows = {r.key: r for result in results for some in result.rows for r in some}
+    rows = {key: r for result in results for key, r in result.runs.items()}
     good, long = [r for r in rows.values() if not r.failed], training_minutes(results)
     shown = {retrain_of(r.spec).key for r in good if r.spec.method == RETRAIN}
     others = {t.key: t for result in results for t in other_trainings(result) if t.key not in shown}

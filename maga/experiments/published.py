@@ -288,7 +288,9 @@ def _copy_into(store: Store, folder: Path, overwrite: bool) -> int:
         pictured = (folder / "pictured" / "outputs" / f"{key}.safetensors").exists()  # holds more than the forgotten images
         if row.spec.method == RETRAIN and not pictured and key not in others and header_in(source).get("model") == row.dependencies["retrain"]:
             _copy(source, store.outputs(key), overwrite)
-    for key, scores in ({} if others else read_json(folder / SCORES)).items():  # a score does not say whose rows it is of
+    for key, scores in read_json(folder / SCORES).items():
+        if others and not all("of" in s for s in scores.values()):  # such a score does not say whose rows it is of
+            continue
         target = store.folder / "scores" / f"{key}.json"
         if overwrite or not target.exists():
             write_whole(target, partial(Path.write_text, data=json.dumps(scores)))

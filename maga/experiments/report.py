@@ -21,18 +21,20 @@ from .presets import BACKBONES
 from .published import PublishedSession, published_folder
 from .runs import by_other_code, compared, kept, run_batch
 from .scores import floor_of
-from .session import Given, Session, Training, content_digest, original_of, resolve, retrain_of, trained
-from .settings import Cell, Settings, checked_selection, selected
+from .session import Given, Session, Training, config_of, content_digest, original_of, resolve, retrain_of, trained
+from .settings import Cell, Settings, checked_selection, names_of, selected
 from .store import RETRAIN, Row, Spec, Store
 from ..judges.named import is_matrix, judge_kind
 from ..measures.contract import interval
+from ..methods.contract import get_method
 from ..progress import BatchReport
 
 # %% auto #0
 __all__ = ['COLUMNS', 'BOUND_OF', 'NOT_RUN', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'minutes_of', 'distinct',
            'hardware', 'bounds_noted', 'line_of', 'case_of', 'Found', 'pending', 'without_run', 'lines_table',
-           'no_runs', 'Experiment', 'Result', 'register', 'experiment', 'together', 'misfit', 'cells_of', 'specs_of',
-           'trainings_of', 'shared_trainings', 'table_of', 'said_code', 'open_session', 'precision', 'compute']
+           'no_runs', 'Experiment', 'Result', 'register', 'experiment', 'together', 'misfit', 'from_given', 'cells_of',
+           'asks_judge', 'specs_of', 'trainings_of', 'shared_trainings', 'table_of', 'said_code', 'open_session',
+           'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
 def paper_folder() -> Path:
@@ -57,8 +59,9 @@ def value_of(row: Row, metric: str) -> float:
 
 
 def minutes_of(rows: Sequence[Row]) -> float:
-    "Minutes that runs took to train or unlearn and to measure, as one process."
-    times = (r.seconds.get(part, math.nan) for r in rows for part in ("unlearning", "evaluation"))
+    "Minutes that runs took to train or unlearn and to measure, as one process. The training of a retrain that several rows measure counts once."
+    trained_for = {r.dependencies.get("retrain", r.key) if r.spec.method == RETRAIN else r.key: r.seconds.get("unlearning", math.nan) for r in rows}
+    times = (*trained_for.values(), *(r.seconds.get("evaluation", math.nan) for r in rows))
     return sum(t for t in times if not math.isnan(t)) / 60
 
 
@@ -72,7 +75,7 @@ def hardware(rows: Sequence[Row]) -> str:
     known = [r for r in rows if r.provenance.get("processor")]
     return distinct(rows, "device") + (f" ({distinct(known, 'processor')})" if known else "")
 
-
+# %% ../../nbs/505_report.ipynb #50500056
 def bounds_noted(rows: Sequence[Row]) -> list[str]:
     "A note for each metric with values that are only known to be above a bound."
     found = {m: [v for r in rows if not math.isnan(v := value_of(r, bound))] for m, bound in BOUND_OF.items()}
@@ -182,11 +185,17 @@ class Result:
     rows: list[list[Row]]  # of each cell: one per seed, where there is one
     path: Path  # of table.csv
     settings: Settings
+    wanted: int  # different runs of all cells
+
+    @property
+    def runs(self) -> dict[str, Row]:
+        "The different rows by key: several lines may show one run."
+        return {r.key: r for some in self.rows for r in some}
 
     @property
     def good(self) -> list[Row]:
-        "The rows that did not fail."
-        return [r for some in self.rows for r in some if not r.failed]
+        "The different rows that did not fail."
+        return [r for r in self.runs.values() if not r.failed]
 
 # %% ../../nbs/505_report.ipynb #bb053c58
 EXPERIMENTS: dict[str, Experiment] = {}
@@ -209,9 +218,9 @@ def together() -> list[str]:
     return [e.name for e in EXPERIMENTS.values() if not e.apart]
 
 # %% ../../nbs/505_report.ipynb #a32d7cff
-def misfit(cell: Cell, original: str, session: Session) -> str:
-    "Why the given original does not fit a cell; empty where it does."
-    given = Given(original, cell.spec.data, cell.spec.backbone)
+def misfit(spec: Spec, original: str, session: Session) -> str:
+    "Why the given original does not fit a run; empty where it does."
+    given = Given(original, spec.data, spec.backbone)
 
     def why() -> str:
         try:
@@ -223,25 +232,41 @@ def misfit(cell: Cell, original: str, session: Session) -> str:
     return session.facts.get((given.key, given), why)
 
 
+def from_given(spec: Spec, settings: Settings, session: Session) -> Spec:
+    "The run, from the given original where that fits."
+    file = settings.original
+    return replace(spec, original=file) if file and not misfit(spec, file, session) else spec
+
+
 def cells_of(exp: Experiment, settings: Settings, session: Session) -> list[Cell]:
     "The experiment's cells; those that the given original fits start from it."
-    cells, file = exp.cells(settings), settings.original
-    return [replace(c, spec=replace(c.spec, original=file)) if file and not misfit(c, file, session) else c for c in cells]
+    return [replace(c, spec=from_given(c.spec, settings, session)) for c in exp.cells(settings)]
 
 # %% ../../nbs/505_report.ipynb #5aa629b2
+def asks_judge(spec: Spec) -> bool:
+    "Whether the run needs T; False where it is impossible, which its row says."
+    try:
+        return not spec.trained and "transition" in get_method(spec.method).needed(config_of(spec))
+    except MagaError:
+        return False
+
+
 def specs_of(cells: Sequence[Cell], settings: Settings, session: Session) -> list[Spec]:
     """The selected runs, seed after seed; those that share data, network and target are neighbours, so that a process loads each model once.
 
-    Raises `MagaError` where a data set is not there.
+    Raises `MagaError` where a data set is not there, or no judge has a run's name.
     """
     checked_selection(settings, cells)
     chosen = [c for c in cells if selected(c, settings)]
     without_file = [c for c in cells if selected(c, replace(settings, original=""))]  # the given original does not fit these
     if settings.original and without_file and not chosen:
-        raise MagaError(misfit(without_file[0], settings.original, session))
+        raise MagaError(misfit(without_file[0].spec, settings.original, session))
     specs = [s for c in chosen for s in c.specs(settings.all_seeds)]
+    for judge in sorted({s.judge for s in specs if asks_judge(s)}):
+        if not any(map(is_matrix, names_of(judge))):
+            judge_kind(judge)  # what is not there is said before any run
     for data in sorted({s.data for s in specs}):
-        session.images(data)  # what is not there is said before any run
+        session.images(data)
     return sorted(specs, key=lambda s: (s.training_seed, s.data, s.backbone, s.task, s.target))
 
 
@@ -282,12 +307,12 @@ def table_of(
     table = exp.table(Found(exp, settings, session, cells, rows))
     path = session.store.folder / exp.name / "table.csv"
     write_whole(path, lambda p: table.to_csv(p, index=False))
-    return Result(exp, table, cells, rows, path, settings)
+    return Result(exp, table, cells, rows, path, settings, len({key for some in runs for key in some}))
 
 
 def said_code(session: Session, results: Sequence[Result]) -> str:
     "One sentence on the rows that other code made; empty where there are none."
-    rows = {r.key: r for result in results for some in result.rows for r in some}
+    rows = {key: r for result in results for key, r in result.runs.items()}
     others = [r.provenance.get("code", "unknown") for r in rows.values() if by_other_code(session, r)]
     if not others:
         return ""
@@ -296,11 +321,9 @@ def said_code(session: Session, results: Sequence[Result]) -> str:
 
 # %% ../../nbs/505_report.ipynb #50500042
 def open_session(settings: Settings) -> Session:
-    "The store and the device of the settings; `MagaError` if a given file cannot be read, or there is no such judge."
+    "The store and the device of the settings; `MagaError` if a given file cannot be read."
     if settings.size.threads is not None:
         torch.set_num_threads(settings.size.threads)
-    if not any(map(is_matrix, settings.judge.split(","))):
-        judge_kind(settings.judge)  # a name that is wrong is said before any run
     if settings.published:
         return PublishedSession(published_folder(), settings.results_folder, settings.preset)
     session = Session(Store(writable_folder(settings.results_folder)), settings.device, settings.data_folder)
@@ -325,7 +348,9 @@ def compute(
     exp = experiment(name)
     session = open_session(settings) if session is None else session
     with precision(settings, session):
-        if not settings.published:
+        if settings.published:
+            checked_selection(settings, exp.cells(settings))
+        else:
             run_batch(specs_of(cells_of(exp, settings, session), settings, session), session, progress)
         result = table_of(exp, settings, session)
     if settings.published and not any(result.rows) and (result.cells or exp.apart):

@@ -19,10 +19,10 @@ from .store import PUBLISHED_RESULTS, TRAINED, Spec, in_repository
 from ..methods.contract import METHODS, get_method, with_change
 
 # %% auto #0
-__all__ = ['NAMES', 'SWITCH', 'SEEDS', 'CHANGES', 'Changes', 'names_of', 'seeds_of', 'literal_of', 'changes_of', 'switch_of',
-           'TextForm', 'setting', 'checked_change', 'Settings', 'settings_of', 'settings_in', 'parameter_cell',
-           'parameters_differ', 'Cell', 'shortened', 'make_cell', 'cifar10_spec', 'selection_of', 'selected',
-           'has_selected', 'checked_selection']
+__all__ = ['SWITCH', 'LISTED', 'NAMES', 'SEEDS', 'CHANGES', 'Changes', 'names_of', 'seeds_of', 'literal_of', 'changes_of',
+           'switch_of', 'TextForm', 'setting', 'checked_change', 'Settings', 'settings_of', 'settings_in',
+           'parameter_cell', 'parameters_differ', 'Cell', 'shortened', 'make_cell', 'cifar10_spec', 'selection_of',
+           'selected', 'has_selected', 'checked_selection']
 
 # %% ../../nbs/501_settings.ipynb #5632eb34
 def names_of(text: str, lists: bool = False) -> tuple[str, ...]:  # lists: a comma within brackets separates nothing
@@ -81,11 +81,13 @@ class TextForm:
 
     read: Callable[[Any], Any] = str
     write: Callable[[Any], str] = str
+    several: bool = False  # values separated by commas: an option of the command that is given twice has those of both
 
 
-NAMES, SWITCH = TextForm(names_of, ",".join), TextForm(switch_of)
-SEEDS = TextForm(seeds_of, lambda seeds: ",".join(map(str, seeds)))
-CHANGES = TextForm(changes_of, lambda changes: ",".join(f"{m}.{place}={json.dumps(value)}" for m, place, value in changes))
+SWITCH, LISTED = TextForm(switch_of), TextForm(several=True)
+NAMES = TextForm(names_of, ",".join, several=True)
+SEEDS = TextForm(seeds_of, lambda seeds: ",".join(map(str, seeds)), several=True)
+CHANGES = TextForm(changes_of, lambda changes: ",".join(f"{m}.{place}={json.dumps(value)}" for m, place, value in changes), several=True)
 
 
 def setting(
@@ -117,7 +119,7 @@ class Settings:
     results: str = setting("results", "folder of the store; several processes may share it; published: draw from the published rows")
     device: str = setting("auto", "auto, cpu, cuda or cuda:1")
     seeds: tuple[int, ...] = setting((), "training seeds, for example 0,1,2; empty: the preset's", SEEDS)
-    judge: str = setting("features", "makes T: a judge's name, or files with T, separated by commas")
+    judge: str = setting("features", "makes T: a judge's name, or files with T, separated by commas", LISTED)
     backbone: tuple[str, ...] = setting((), "networks, for example resnet18,vit_small; empty: the preset's", NAMES)
     target: tuple[str, ...] = setting((), "run only these targets, for example rocket; empty: all", NAMES)
     methods: tuple[str, ...] = setting((), "run only these methods, for example retrain,maga; empty: all", NAMES)
@@ -132,6 +134,10 @@ class Settings:
         for name in self.backbone:
             if name not in known:
                 raise MagaError(f"There is no backbone {name!r} for the preset {self.preset}; there are {', '.join(known)}.")
+        for network in self.size.backbones:
+            alike = [b.name for b in self.size.backbones if b.stands_for == network.stands_for and b.name in self.backbone]
+            if len(alike) > 1:
+                raise MagaError(f"The networks {', '.join(alike)} fill the same lines of a table; name one, and run the others after it.")
         for name, place, value in self.changes:
             checked_change(name, place, value, self.size.backbones[0].preset)
 
@@ -142,13 +148,14 @@ class Settings:
     @property
     def data_folder(self) -> Path:
         "Where local data sets are: of a relative default, the repository's folder, wherever a notebook in it is opened."
-        return in_repository(self.data_root) if self.data_root == type(self).data_root else Path(self.data_root)
+        return in_repository(self.data_root) if self.data_root == type(self).data_root else Path(self.data_root).expanduser()
 
     @property
     def results_folder(self) -> Path:
         "Where the store is; published rows are drawn in a folder of their own."
-        default = self.results == type(self).results
-        return in_repository("results") / (PUBLISHED_RESULTS if self.published else "") if default or self.published else Path(self.results)
+        if self.published or self.results == type(self).results:
+            return in_repository("results") / (PUBLISHED_RESULTS if self.published else "")
+        return Path(self.results).expanduser()
 
     @property
     def published(self) -> bool:

@@ -62,7 +62,7 @@ def side_by_side(result: Result) -> pd.DataFrame:
 # %% ../../nbs/506_tables.ipynb #6d1e8c37
 def made_with(result: Result) -> str:
     "Preset, runs, seeds, device, date, code, minutes of the runs, failed runs, and how many lines were not run."
-    good, failed = result.good, sum(r.failed for some in result.rows for r in some)
+    good = result.good
     device, day, torch_, code = (found or "–" for found in (hardware(good), *(distinct(good, part) for part in ("date", "torch", "code"))))
     seeds = ", ".join(map(str, sorted({r.spec.training_seed for r in good}))) or "–"
     empty = sum(not some for some in result.rows)
@@ -71,7 +71,7 @@ def made_with(result: Result) -> str:
     made += f", torch {torch_}, code {code}; {minutes_of(good):.0f} minutes for these runs, the training of originals apart"
     columns = set(paper_numbers(result.experiment.paper).model) - set(result.settings.size.columns)
     left = f" The paper's column {', '.join(columns)} is no part of this preset." if columns else ""
-    return f"{made}; {failed} failed; {empty} of {len(result.cells)} lines were not run.{left}"
+    return f"{made}; {len(result.runs) - len(good)} failed; {empty} of {len(result.cells)} lines were not run.{left}"
 
 # %% ../../nbs/506_tables.ipynb #4524516c
 def _without_seeds(cell: Cell) -> bool:
