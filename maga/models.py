@@ -309,11 +309,13 @@ def features_and_logits(
     model: nn.Module,
     x: Tensor,  # float [B, 3, S, S], normalised
 ) -> tuple[Tensor, Tensor]:
-    "Penultimate features [B, d] (the last layer's input, averaged over positions before a convolution) and logits [B, K], in one pass."
+    "Penultimate features [B, d] (the last layer's input, averaged over positions or tokens) and logits [B, K], in one pass."
     seen: list[Tensor] = []
-    with head_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+    with (head := head_of(model)).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
         logits = logits_of(model(x))
     features = seen[-1]
+    if isinstance(head, nn.Linear):  # of tokens [B, T, d] or positions [B, S, S, d]
+        return features.flatten(1, -2).mean(1) if features.ndim > 2 else features, logits
     return features.mean((2, 3)) if features.ndim == 4 else features, logits
 
 

@@ -10,11 +10,14 @@ from torch import nn
 
 from maga.data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
 from maga.device import seeded
+from maga.measures.attacks import prototype_attack, quantised
 from maga.measures.connectivity import Line, LineConfig, barrier, l2_distance, line_between, line_of, originals_of
 from maga.measures.contract import METRICS, Evidence, Subject, get_metric
 from maga.measures.evaluation import floor
+from maga.measures.membership import tpr_at
+from maga.measures.metrics import predict
 from maga.measures.residual import Residual, ResidualConfig, chosen_images, residual, share_of, share_said
-from maga.models import ModelSpec
+from maga.models import Classifier, ModelSpec, features_and_logits
 from maga.sources import digits
 
 DISTANCES = ("l2_to_original", "barrier_retain", "barrier_forget")
@@ -247,6 +250,78 @@ def test_each_model_has_its_own_original_and_a_retrain_has_all():
     assert values == pytest.approx((l2_distance(u.model, o.model), l2_distance(v.model, p.model)))
     mean = sum(l2_distance(x.model, y.model) for x in (r, q) for y in (o, p)) / 4
     assert floor(get_metric("l2_to_original"), evidence).mean == pytest.approx(mean)
+
+
+class TwoHeads(nn.Module):
+    "The layer that makes the logits is not the last one that is registered."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc, self.aux = nn.Flatten(), nn.Linear(192, 10), nn.Linear(192, 10)
+
+    def forward(self, x):
+        h = self.body(x)
+        return self.fc(h), self.aux(h)
+
+
+class Tokens(nn.Module):
+    "The last layer answers for each patch; the network takes the mean."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.fc = nn.Conv2d(3, 16, 2, 2), nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.fc(self.patches(x).flatten(2).transpose(1, 2).relu()).mean(1)
+
+
+def test_a_prototype_goes_into_the_layer_that_makes_the_logits():
+    "As into a network with that layer alone; in any precision."
+    split, g = split_of(), torch.Generator().manual_seed(0)
+    two = TwoHeads()
+    one = nn.Sequential(two.body, two.fc)
+    attacked = {type(m).__name__: prototype_attack(m, split, torch.Generator().manual_seed(0)) for m in (two, one)}
+    outputs = [predict(m, split.test) for m in attacked.values()]
+    assert outputs[0].equal(outputs[1]) and not outputs[0].equal(predict(one, split.test))
+    for precision in (torch.float64, torch.float16, torch.bfloat16):
+        model = copy.deepcopy(one).to(precision)
+        assert all(p.isfinite().all() for p in prototype_attack(model, split, g).parameters())
+        assert line_between(model, copy.deepcopy(model), split, FEW).barriers == (0, 0)
+
+
+def test_a_row_of_zeros_stays_zero_in_any_precision():
+    "And rounding to 16 bits moves float32 weights by at most half a step."
+    for precision in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        model = nn.Linear(192, 10).to(precision)
+        model.weight.data[3] = 0
+        weight = quantised(model, 8).weight
+        assert weight[3].eq(0).all() and (weight - model.weight).abs().max() <= model.weight.abs().max() / 127 * 0.51 + torch.finfo(precision).eps
+
+
+def test_features_of_a_layer_that_answers_for_tokens_are_their_mean():
+    "The layer on them gives the network's logits, because the mean of linear answers is the answer to the mean."
+    model, split = Classifier(Tokens(), "fc"), split_of()
+    features, logits = features_and_logits(model, split.train.batch(split.forget_train))
+    assert features.shape == (len(split.forget_train), 16)
+    torch.testing.assert_close(model.model.fc(features), logits)
+
+
+def test_what_wraps_an_original_changes_no_distance():
+    "A method gives back the plain network."
+    split = split_of()
+    original, unlearned = network("small_cnn", split), network("small_cnn", split, 1)
+    plain, wrapped = (Evidence((Subject(split, unlearned),), originals=(Subject(split, o),)) for o in (original, nn.DataParallel(original)))
+    for name in ("l2_to_original", "barrier_retain"):
+        assert get_metric(name)(wrapped).mean == get_metric(name)(plain).mean > 0
+
+
+def test_an_attack_at_chance_has_its_closed_form():
+    "Of m unseen scores without ties, the (k + 1)-th largest is passed by (k + 1)/(m + 1) of the seen on average, k = ⌊m/100⌋."
+    g = torch.Generator().manual_seed(0)
+    for m in (30, 100):
+        found = [tpr_at(torch.randn(400, generator=g), torch.randn(m, generator=g)) for _ in range(100)]
+        error = torch.tensor(found).std() / 10
+        assert abs(sum(found) / 100 - 100 * (m // 100 + 1) / (m + 1)) < 4 * error
 
 
 @pytest.mark.cuda

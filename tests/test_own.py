@@ -236,6 +236,9 @@ def test_a_second_request_starts_from_the_first(at, desk, capsys):
     ):
         assert at(line, capsys)[0] == 0
     record = json.loads((desk / "two/report.json").read_text())
+    (desk / "notes.txt").write_text("a file beside it is no input")
+    code, out, err = at(f"{line} --json", capsys)
+    assert code == 0 and json.loads(out) == record and "This very request is done" in err
     said = {n["name"]: n["after"] for n in record["numbers"]}
     assert said["A_f"] <= 5 and said["A_earlier"] <= 5
     _network, ledger = open_result(desk / "two")
@@ -1207,6 +1210,7 @@ def test_an_audit_says_what_was_audited_and_is_not_overwritten_by_another(at, de
     assert [*record["networks"]] == ["original", "unlearned", "retrain trained here, 1", "retrain trained here, 2"]
     assert record["forgotten"] == "three" and record["mean"] == [0.5] * 3 and record["data"]["name"] == "photos" and record["date"] and record["maga"]
     assert all(text in page for text in (*held.values(), "photos", record["data"]["sha256"], record["date"]))
+    assert record["recipe"]["epochs"] == 3 and "2 retrains were trained by maga's recipe" in page and f"batch_size {record['recipe']['batch_size']};" in page
     before = (desk / "says_what/audit.json").read_bytes()
     assert at(f"{line} --unlearned net.pth --out says_what", capsys)[0] == 0 and (desk / "says_what/audit.json").read_bytes() == before
     for other in ("--unlearned again_0.pth", "--unlearned net.pth --retrain again_0.pth", "--unlearned net.pth --level 0.01"):

@@ -14,6 +14,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from ..adapter import prepared
 from ..checks import Range, fits, shown
 from ..data import ForgetSplit, MagaError
 from .contract import A_CLASS, A_RETRAIN, AN_ORIGINAL, Evidence, Subject, mean_over, model_metric
@@ -211,12 +212,12 @@ def prototype_attack(
     images: int = 5,  # forget images that the attacker has; K times as many retained ones
     blend: float = 0.75,  # β: 0 leaves the row, 1 replaces it
 ) -> nn.Module:
-    "The model with a prototype of the forgotten class blended into the last layer. Ideal: the accuracy of an attacked retrain."
+    "The model, as methods take it, with a prototype of the class blended into the layer that makes its logits. Ideal: what an attacked retrain has."
     if split.task != "class" or not 0 <= blend <= 1 or images < 1:
         raise MagaError(
             f"The prototype attack restores a class from at least one image, with blend in [0, 1]; not {images}, {blend} on a {split.task} task."
         )
-    attacked = copy.deepcopy(model).eval()
+    attacked = copy.deepcopy(prepared(model, split.train, split.num_classes)).eval()
     head, labels = last_linear(attacked), split.train.labels[split.forget_train]
     present = set(labels.tolist())
     kept = split.retain_train[torch.randperm(len(split.retain_train), generator=generator)[: images * split.num_classes].to(split.device)]
@@ -246,8 +247,9 @@ def quantised(
     rounded = copy.deepcopy(model).eval()
     for w in rounded.parameters():
         if w.ndim >= 2 and w.shape[0] > 1:  # tables and kernels; position embeddings and class tokens have one row
-            step = w.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (w.ndim - 1)) / (2 ** (bits - 1) - 1)
-            w.copy_((w / step).round() * step)
+            exact = w.to(torch.promote_types(w.dtype, torch.float32))  # in half precision a row of zeros has no step
+            step = exact.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (w.ndim - 1)) / (2 ** (bits - 1) - 1)
+            w.copy_((exact / step).round() * step)
     return rounded
 
 # %% ../../nbs/106_attacks.ipynb #b1eb0f32

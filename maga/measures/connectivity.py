@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..adapter import prepared, unwrapped
 from ..averaging import estimate_statistics
 from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import autocast, seeded
@@ -31,8 +32,8 @@ __all__ = ['ITS_ORIGINAL', 'SAME_NETWORK', 'LINE', 'l2_distance', 'LineConfig', 
 
 # %% ../../nbs/108_connectivity.ipynb #c0ca4577
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    "Name -> shape of all parameters and buffers."
-    return {name: tensor.shape for name, tensor in tensors_of(model).items()}
+    "Name -> shape of all parameters and buffers, whatever wraps the network."
+    return {name: tensor.shape for name, tensor in tensors_of(unwrapped(model)).items()}
 
 
 def _check_same_network(one: nn.Module, other: nn.Module) -> None:
@@ -127,6 +128,7 @@ def line_between(
 ) -> Line:
     "The loss along the straight line from the original to the unlearned model. `MagaError` where the networks differ."
     _check_same_network(original, unlearned)
+    original, unlearned = (prepared(m, split.train, split.num_classes) for m in (original, unlearned))
     images, g = split.train, torch.Generator().manual_seed(config.seed)
     pools = split.retain_train, split.forget_train
     retain, forget = (rows[torch.randperm(len(rows), generator=g)[: config.images].to(rows.device)] for rows in pools)

@@ -58,7 +58,7 @@ def tpr_at(
     unseen: Tensor,  # scores of what was never seen [m]
     fpr: float = 0.01,  # the false positive rate allowed
 ) -> float:
-    "True positive rate at a false positive rate, in percent (0–100); ideal: the false positive rate itself (1 %). Carlini et al. 2022."
+    "True positive rate at a false positive rate, percent (0–100); chance: that rate, or (⌊fpr·m⌋ + 1)/(m + 1) without ties. Carlini et al. 2022."
     from sklearn.metrics import roc_curve
 
     rates = roc_curve(*_truth_and_scores(seen, unseen), drop_intermediate=False)
@@ -78,7 +78,7 @@ class Lira:
 
     likelihood: Tensor  # L, float64 [M, n]: 0 (never saw it) to 1 (saw and unlearned it); NaN where the example is left out
     auc: float  # 0 to 1; ideal 0.5
-    tpr: float  # at 1 % false positives, percent; ideal 1
+    tpr: float  # at 1 % false positives, percent; ideal: chance, see `tpr_at`
 
 
 def u_lira(

@@ -54,7 +54,7 @@ def check_audit(
 
     def counting(about: Any) -> Any:
         hashes = {k: [n.get("sha256"), n.get("code sha256")] for k, n in about["networks"].items() if "trained here" not in k}
-        return {k: v for k, v in about.items() if k not in ("date", "maga", "networks", "request")} | {"networks": hashes}
+        return {k: v for k, v in about.items() if k not in ("date", "maga", "networks", "recipe", "request")} | {"networks": hashes}
 
     if folder is None or not file.is_file():
         return
@@ -71,6 +71,8 @@ AUDIT_PAGE = """<!doctype html><meta charset="utf-8"><title>Audit: {{ a.forgotte
 <section style="font-family:sans-serif;font-size:14px"><h3>What was audited</h3>
 <p>{{ a.data.name }}, {{ a.task }} task, forgotten: {{ a.forgotten }} ({{ a.data.sha256 }}); images of {{ a.sides[0] }}×{{ a.sides[1] }},
 mean {{ a.mean }}, standard deviation {{ a.std }}. Made by maga {{ a.maga }} on {{ a.date }}.</p>
+{% if a.recipe %}<p>{{ a.trained_here }} retrains were trained by maga's recipe, not by the one that made the original.
+Differences may come from that. The recipe: {% for k, v in a.recipe.items() %}{{ k }} {{ v }}{{ "; " if not loop.last }}{% endfor %}.</p>{% endif %}
 <table style="text-align:left"><tr><th>network</th><th>source</th><th>file</th><th>SHA-256, first 16 digits</th></tr>
 {% for name, n in a.networks.items() %}<tr><td>{{ name }}</td><td>{{ n.source }}</td><td>{{ n.file }}</td><td>{{ n.sha256 }}</td></tr>{% endfor %}
 </table></section>

@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -176,7 +177,9 @@ def forget_command(
     named, wanted = classes_given(classes), _wanted(forget, subclass, files, random, seed)
     request, unseen = _request(given | {"classes": named}, wanted)
     if check_free(out, request):
-        print(f"This very request is done: {out}/report.html" + f" (not known: whether {', '.join(unseen)} changed since)" * bool(unseen))
+        done = f"This very request is done: {out}/report.html" + f" (not known: whether {', '.join(unseen)} changed since)" * bool(unseen)
+        _tell(done) if as_json else print(done)
+        print((Path(out).expanduser() / "report.json").read_text(encoding="utf-8") if as_json else "", end="")
         return
     part, changes = share_of(budget), settings_given(set_ or [])
     network, train, test, ledger = opened(
@@ -290,16 +293,16 @@ def audit_command(
     given_ones = [network(r, first, train, test)[0] for r in retrain or []]
     asked = audited(f"{wanted}", split, first, result, given_ones, level=level, attacks=attacks, trained_here=train_retrains, epochs=trained_epochs)
     check_audit(folder, asked)
-    made, known = _trained_here(first, split, train_retrains, trained_epochs, folder) if train_retrains and trained_epochs else ([], {})
+    made, known, recipe = _trained_here(first, split, train_retrains, trained_epochs, folder) if train_retrains and trained_epochs else ([], {}, {})
     found = audit(first.model, result.model, split, [*(r.model for r in given_ones), *made], attacks, level)
-    record = found.as_dict() | {"audited": asked | {"networks": asked["networks"] | known}}
+    record = found.as_dict() | {"audited": asked | {"networks": asked["networks"] | known, "recipe": recipe}}
     print(json.dumps(record, indent=1) if as_json else found)
     if out:
         keep_audit(folder, record, found.html())
 
 # %% ../../nbs/707_command.ipynb #5a1de80c
-def _trained_here(first: Any, split: Any, n: int, epochs: int, folder: Path) -> tuple[list[Any], dict[str, Any]]:
-    "Retrains that are trained here, and what is known of each, once the original is seen to be of use."
+def _trained_here(first: Any, split: Any, n: int, epochs: int, folder: Path) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+    "Retrains that are trained here, what is known of each, and their recipe, once the original is seen to be of use."
     from maga.own.doubts import check_useful
     from maga.own.forgetting import retrain_files, trained_retrains, usual_training
     from maga.own.networks import revision_of
@@ -309,9 +312,10 @@ def _trained_here(first: Any, split: Any, n: int, epochs: int, folder: Path) -> 
     check_useful(facts_of(first.model, split, role="original").values["A_r"], [], split.num_classes, len(split.retain_test))
     recipe = usual_training(first.model, split, epochs)
     made = trained_retrains(first.model, first.make, split, n, recipe, folder, ProgressBar("retrain"), first.source)
-    _tell("The retrains were trained by our recipe, not by the one that made the original: differences may come from that.")
+    _tell("The retrains were trained by maga's recipe, not by the one that made the original: differences may come from that.")
     files = retrain_files(first.model, first.make, split, n, recipe, folder, first.source)
-    return made, {f"retrain trained here, {i + 1}": {"source": first.source, "file": f.name, "sha256": revision_of(f)} for i, f in enumerate(files)}
+    known = {f"retrain trained here, {i + 1}": {"source": first.source, "file": f.name, "sha256": revision_of(f)} for i, f in enumerate(files)}
+    return made, known, asdict(recipe)
 
 # %% ../../nbs/707_command.ipynb #627f2655
 @app.command("methods", epilog="Example:\n\n\b\n  maga methods")

@@ -267,7 +267,7 @@ def inputs_of(
     where, mark, _ = model.rpartition(":")
     network, root = (Path(p).expanduser() for p in (where if where.endswith(".py") else model, data.removeprefix("folder:")))
     judges = Path(judge).expanduser() if is_matrix(judge) else local_weights(judge)
-    made_with = [Path(Ledger.load(network).code)] if (network / "ledger.json").is_file() else []
+    made_with = [Path(code)] if (network / "ledger.json").is_file() and (code := Ledger.load(network).code) else []
     places = [network, *made_with, *([Path(weights).expanduser()] if weights else []), *([judges] if judges else [])]
     files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
     walked = [] if data in NAMES else sorted(Path(place, n) for place, _, names in os.walk(root, followlinks=True) for n in names)
