@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from maga.data import MagaError, write_whole
 from maga.experiments import expected, report, studies, tables
 from maga.experiments.__main__ import print_result
-from maga.experiments.claims import said_ablation, said_beyond, said_times
+from maga.experiments.claims import cases_of, paper_case, said_ablation, said_beyond, said_times, standing
 from maga.experiments.published import (
     ABOUT_FILES,
     SCORES,
@@ -196,6 +196,26 @@ def test_the_front_page_says_what_is_published(session):
         asked = {n: [resolve(session, s).key for c in EXPERIMENTS[n].cells(SETTINGS) for s in c.specs(SETTINGS.all_seeds)] for n in together()}
     without = {n for n, keys in asked.items() if keys and not rows.keys() & keys}
     assert without == set(re.findall(r"/(\w+)\.ipynb", said))
+
+
+def test_the_front_page_counts_the_cases_in_which_maga_keeps_most(session):
+    "Ours and, in the same cases, the paper's."
+    cases = [case for n in (1, 2, 3, 4, 7, 8) for case in cases_of(result_of(session, f"table{n}")).values() if standing(case)]
+    ours, theirs = (sum(standing(c)["rank"] == 1 for c in some) for some in (cases, [paper_case(c) for c in cases]))
+    page = (Path(__file__).parents[1] / "README.md").read_text()
+    said = f"the most $A_r$ of all methods in {ours or 'none'} of the {len(cases)} cases of these tables; with the paper's own numbers, in {theirs} of them."
+    assert said in page
+
+
+def test_a_metric_over_populations_that_is_missing_names_its_methods(session):
+    "And the original, which unlearns nothing, takes no share of a retrain's time."
+    result = result_of(session, "beyond")
+    known, reasons = tables.population_table(result, session)
+    ran = {c.method for c, some in zip(result.cells, result.rows, strict=True) if some and c.method != RETRAIN}
+    (said,) = [s for s in reasons if s.endswith(f": {tables.NO_POPULATION}.")]
+    assert set(said.split(": ")[0].split(", ")) == ran - set(known.index) and len(known)
+    ratio = tables.beyond_table(result).time_ratio
+    assert math.isnan(ratio["original"]) and ratio["retrain"] > 0
 
 
 def test_a_retrain_is_a_true_retrain_everywhere(session):

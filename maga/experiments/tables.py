@@ -236,6 +236,8 @@ def beyond_table(result: Result) -> pd.DataFrame:
     "Every metric of every method, mean over the seeds; metrics without any value are left out."
     left_out = {"seeds", *(f"{m}_{s}" for m in ("A_r", "A_f", "MIA") for s in ("paper", "difference"))}
     numeric = result.table[result.table.seeds > 0].set_index("method").select_dtypes("number")
+    if "time_ratio" in numeric:
+        numeric.loc[numeric.index == ORIGINAL, "time_ratio"] = math.nan  # the seconds of its training, which unlearns nothing
     chosen = [c for c in numeric if not c.endswith("_ci95") and c not in left_out and numeric[c].notna().any()]
     return numeric[chosen]
 
@@ -252,7 +254,7 @@ def headline_table(result: Result, rest: bool = False) -> pd.DataFrame:  # rest:
     return table.loc[[*(m for m in TRAINED if m in order), *(m for m in order if m not in TRAINED)], chosen]
 
 # %% ../../nbs/506_tables.ipynb #2730c520
-NO_POPULATION = "Metrics over populations cannot be computed: they need two training seeds or more, and the models' logits."
+NO_POPULATION = "no metrics over populations, which need two training seeds or more, and the models' logits"
 
 
 def population_table(result: Result, session: Session) -> tuple[pd.DataFrame, list[str]]:
@@ -260,7 +262,9 @@ def population_table(result: Result, session: Session) -> tuple[pd.DataFrame, li
     by_method = {c.method: [r for r in some if not r.failed] for c, some in zip(result.cells, result.rows, strict=True) if some}
     of = {name: scores_of_many(session, rows, by_method.get(RETRAIN, [])) for name, rows in by_method.items() if name != RETRAIN}
     known = {name: {m: str(s) for m, s in scores.items()} for name, scores in of.items() if any(not s.missing for s in scores.values())}
-    reasons = {s.missing for scores in of.values() for s in scores.values() if s.missing} | {NO_POPULATION for scores in of.values() if not scores}
+    reasons = {s.missing for scores in of.values() for s in scores.values() if s.missing}
+    without = [name for name, scores in of.items() if not scores]
+    reasons |= {f"{', '.join(without)}: {NO_POPULATION}."} if without else set()
     return pd.DataFrame(known).T.rename_axis("method"), sorted(reasons)
 
 # %% ../../nbs/506_tables.ipynb #4be6a00d
