@@ -372,7 +372,7 @@ def _two_images() -> Iterator[None]:
             raise
         raise MagaError(
             "A batch holds a single image, and batch norm needs two or more to have statistics: "
-            "take more images, a batch_size above 1, or set freeze_batch_norm=True in fit."
+            "take more images, a batch_size and forget_batch above 1, or set freeze_batch_norm=True in fit."
         ) from e
 
 

@@ -556,16 +556,27 @@ def test_delete_asks_the_teacher_about_the_same_view(monkeypatch):
     assert torch.isclose(loss, want, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ("delete", "scrub"))
-def test_one_image_is_enough_where_batch_norm_is_frozen(name):
-    split = forget_random(*(s.subset(torch.arange(60)) for s in digits()), 1)
+@pytest.mark.parametrize("name, changes", (("delete", {}), ("scrub", {}), ("scrub", {"max_epochs": 0}), ("salun", {"forget_first": True})))
+def test_one_image_is_enough_where_batch_norm_has_two_values(name, changes):
+    "A map of several pixels has statistics of its own; single numbers have none, and then what a step needs is said, or the norm is frozen."
+    split, config = forget_random(*(s.subset(torch.arange(60)) for s in digits()), 1), replace(short(name), **changes)
     model = small_network(torch.Generator().manual_seed(0))
-    batch_norms(model)[0].requires_grad_(False)
-    with pytest.raises(MagaError, match="two images"):
-        run(name, model, split)
-    for m in batch_norms(model):
-        m.requires_grad_(False)
-    assert not equal(state(model), run(name, model, split))
+    after = run(name, model, split, config)
+    assert not equal(state(model), after) and all(v.isfinite().all() for v in after.values())
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
+    if not changes.get("max_epochs", 1):
+        assert not equal(state(model), run(name, model, split, config))
+        return
+    with pytest.raises(MagaError, match=r"a single image, .* two or more"):
+        run(name, model, split, config)
+    model[2].requires_grad_(False)
+    assert not equal(state(model), run(name, model, split, config))
+
+
+def test_scrub_of_single_forget_images_says_what_to_do():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
+    with pytest.raises(MagaError, match="a batch_size and forget_batch above 1"):
+        run("scrub", model, split_of("class"), replace(short("scrub"), forget_batch=1))
 
 
 @pytest.mark.parametrize("name", ("amnesiac", "delete", "trew", "head_distillation"))
