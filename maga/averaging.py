@@ -5,6 +5,7 @@
 # %% ../nbs/005_averaging.ipynb #505db178
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
@@ -14,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .models import batch_norms
 
 # %% auto #0
-__all__ = ['WeightAverage', 'estimate_statistics']
+__all__ = ['WeightAverage', 'even_parts', 'estimate_statistics']
 
 # %% ../nbs/005_averaging.ipynb #98e0aade
 class WeightAverage:
@@ -42,9 +43,19 @@ class WeightAverage:
             p.copy_(a / total)
 
 # %% ../nbs/005_averaging.ipynb #dac4422e
+def even_parts(
+    rows: Tensor,  # [n]
+    batch_size: int,
+) -> tuple[Tensor, ...]:
+    "The rows in parts of nearly equal size, about batch_size; none has a single row where two are asked for, because batch norm needs two."
+    n = len(rows)
+    parts = math.ceil(n / batch_size)
+    return rows.tensor_split(parts if batch_size == 1 else max(1, min(parts, n // 2)))
+
+
 @torch.no_grad()
 def estimate_statistics(
-    model: nn.Module,  # is changed: batch norm's statistics; its mode is left as it was
+    model: nn.Module,  # is changed: batch norm's statistics; the mode of each module is left as it was
     batches: Iterable[Tensor],  # images as the model sees them, float32 [B, 3, S, S]
     still: Collection[nn.Module] = (),  # batch norms that keep their statistics
 ) -> None:
@@ -52,7 +63,7 @@ def estimate_statistics(
     norms = [m for m in batch_norms(model) if m not in still]
     if not norms:
         return
-    mode, momenta = model.training, [m.momentum for m in norms]
+    modes, momenta = [(m, m.training) for m in model.modules()], [m.momentum for m in norms]
     for m in norms:
         m.reset_running_stats()
     model.train()
@@ -64,4 +75,5 @@ def estimate_statistics(
         model(x)
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
-    model.train(mode)
+    for module, mode in modes:
+        module.training = mode

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapter import check_model
-from .averaging import WeightAverage, estimate_statistics
+from .averaging import WeightAverage, estimate_statistics, even_parts
 from .capture import PAYS_FROM, Replayed, may_be_captured, tensors_only
 from .checks import Amount, Checked, Count, Decay, Positive, Share, Weight, check_generator, check_value, number_of
 from .convolution import faster_gradients
@@ -275,7 +275,7 @@ def _take_average(step: _Stepper, order: Tensor, generator: torch.Generator) -> 
     order = order[:STATISTICS_IMAGES]
     views, draw = _views_and_draw(step.examples, order, step.config, generator)
     seen = Views(*views) if views else None
-    parts = torch.arange(len(order), device=step.device).tensor_split(math.ceil(len(order) / step.config.batch_size))
+    parts = even_parts(torch.arange(len(order), device=step.device), step.config.batch_size)
     rows, end = order.to(step.device), torch.ones((), device=step.device)
     shown = (step.look(rows[i], None if seen is None else seen[i], None if draw is None else draw[i], end) for i in parts)
     with autocast(step.device, step.config.amp):
@@ -372,7 +372,7 @@ def _two_images() -> Iterator[None]:
             raise
         raise MagaError(
             "A batch holds a single image, and batch norm needs two or more to have statistics: "
-            "take more images, a batch_size above 1, or set freeze_batch_norm=True in fit."
+            "take more images, a batch_size and forget_batch above 1, or set freeze_batch_norm=True in fit."
         ) from e
 
 

@@ -14,7 +14,7 @@ from maga.sources import digits
 from maga.training import Batch, FitConfig
 
 from .conftest import generator
-from .test_methods import equal, maker, model_of, run, split_of, state
+from .test_methods import COMPUTED, equal, maker, model_of, run, split_of, state
 
 ONCE = FitConfig(1, 20, lr=0.05, pad=1, flip=False)
 
@@ -143,6 +143,21 @@ def test_a_student_that_says_the_class_is_wrong():
 
 
 BUDGETED = sorted(name for name, m in METHODS.items() if any(preset.endswith("%") for preset in m.presets))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_a_weight_that_is_computed_is_not_cut(kind):
+    "Refused where it moves; where it is frozen, the other layer alone is cut."
+    split = split_of("class")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), COMPUTED[kind](nn.Linear(32, 10))).eval()
+    with torch.no_grad():
+        model(split.train.batch(torch.arange(2)))
+    with pytest.raises(MagaError, match=r"weight of 3 is computed from others .*remove_parametrizations"):
+        run("directional_damage", model, split, DirectionalConfig(ONCE))
+    model[3].requires_grad_(False)
+    before, after = state(model), state(blinded(model, split, DirectionalConfig(ONCE), generator(1)))
+    assert [k for k in before if not torch.equal(before[k], after[k])] == ["1.weight"]
 
 
 @pytest.mark.parametrize("name", BUDGETED)

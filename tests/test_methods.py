@@ -22,14 +22,14 @@ from maga.methods.dampening import mean_gradients
 from maga.methods.distillation import kl_divergence, removed_targets, scrub_batches
 from maga.methods.maga import MaGAConfig
 from maga.methods.maga_soft import Experts, show_opinions
-from maga.methods.noise import NoiseConfig
+from maga.methods.noise import NoiseConfig, shared_features
 from maga.methods.published import lines_of, unexplained
 from maga.methods.relabelling import saliency_mask
 from maga.methods.relatives import last_parameters
 from maga.methods.restart import Distil, weight_layers
 from maga.methods.retraining import reinitialised
 from maga.methods.tuning import tune, tuning_split
-from maga.models import ModelSpec, batch_norms, small_network
+from maga.models import ModelSpec, small_network
 from maga.requests import after
 from maga.sources import digits
 from maga.training import Batch, Examples, FitConfig, fit
@@ -347,6 +347,28 @@ def test_retrain_head_keeps_the_backbone_and_says_so():
     assert get_method("retrain_head").source.startswith("legacy")
 
 
+COMPUTED = {  # weights that are computed from others
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "older weight norm": nn.utils.weight_norm,
+    "older spectral norm": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_retrain_head_keeps_nothing_of_the_head_or_refuses(kind):
+    "What a reset writes into a computed weight is lost, and the trained head would be the new one."
+    split = split_of("class")
+    model = model_of("own", split.train)
+    model.answer = COMPUTED[kind](model.answer)
+    with torch.no_grad():
+        model(split.train.batch(torch.arange(2)))
+    with pytest.raises(MagaError, match=r"last layer has parameters that its reset_parameters does not reset.*remove_parametrizations"):
+        run("retrain_head", model, split, short("retrain_head"))
+
+
 def test_reinitialised_resets_every_layer_or_refuses():
     split = split_of("class")
     model = model_of("own", split.train)
@@ -556,16 +578,39 @@ def test_delete_asks_the_teacher_about_the_same_view(monkeypatch):
     assert torch.isclose(loss, want, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ("delete", "scrub"))
-def test_one_image_is_enough_where_batch_norm_is_frozen(name):
-    split = forget_random(*(s.subset(torch.arange(60)) for s in digits()), 1)
+def test_shared_features_need_no_class_but_the_two():
+    "A class without rows is no class: the units are those of the same rows under numbers without a gap."
+    features, labels = torch.rand(40, 16, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4
+    gap = torch.tensor([0, 1, 3, 6])[labels]
+    for a, b in ((0, 1), (2, 3), (3, 0)):
+        units = shared_features(features, labels, a, b)
+        assert sum(map(len, units)) and all(map(torch.equal, units, shared_features(features, gap, (0, 1, 3, 6)[a], (0, 1, 3, 6)[b])))
+    for missing in (2, 9):
+        with pytest.raises(MagaError, match=f"No row has the label {missing}"):
+            shared_features(features, gap, 0, missing)
+
+
+@pytest.mark.parametrize("name, changes", (("delete", {}), ("scrub", {}), ("scrub", {"max_epochs": 0}), ("salun", {"forget_first": True})))
+def test_one_image_is_enough_where_batch_norm_has_two_values(name, changes):
+    "A map of several pixels has statistics of its own; single numbers have none, and then what a step needs is said, or the norm is frozen."
+    split, config = forget_random(*(s.subset(torch.arange(60)) for s in digits()), 1), replace(short(name), **changes)
     model = small_network(torch.Generator().manual_seed(0))
-    batch_norms(model)[0].requires_grad_(False)
-    with pytest.raises(MagaError, match="two images"):
-        run(name, model, split)
-    for m in batch_norms(model):
-        m.requires_grad_(False)
-    assert not equal(state(model), run(name, model, split))
+    after = run(name, model, split, config)
+    assert not equal(state(model), after) and all(v.isfinite().all() for v in after.values())
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
+    if not changes.get("max_epochs", 1):
+        assert not equal(state(model), run(name, model, split, config))
+        return
+    with pytest.raises(MagaError, match=r"a single image, .* two or more"):
+        run(name, model, split, config)
+    model[2].requires_grad_(False)
+    assert not equal(state(model), run(name, model, split, config))
+
+
+def test_scrub_of_single_forget_images_says_what_to_do():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
+    with pytest.raises(MagaError, match="a batch_size and forget_batch above 1"):
+        run("scrub", model, split_of("class"), replace(short("scrub"), forget_batch=1))
 
 
 @pytest.mark.parametrize("name", ("amnesiac", "delete", "trew", "head_distillation"))
@@ -615,6 +660,16 @@ def test_eu_k_leaves_the_first_layers():
     new = set(last_parameters(model, 3))
     assert {k for k, p in model.named_parameters() if not torch.equal(after[k], p)} == new
     assert "fc.weight" in new and "conv1.weight" not in new
+
+
+def test_eu_k_of_all_layers_is_the_retrain():
+    "Bit for bit; a ViT's class token and position embedding are registered before its first layer."
+    split, make = split_of("class"), maker("vit_tiny", split_of("class").train)
+    model, config = make(torch.Generator().manual_seed(0)), short("eu_k", make)
+    k = len(weight_layers(model))
+    retrained = run("retrain", model, split, replace(short("retrain", make), fit=config.fit))
+    assert equal(run("eu_k", model, split, replace(config, k=k)), retrained)
+    assert not equal(run("eu_k", model, split, replace(config, k=k - 1)), retrained)
 
 
 def test_eu_k_says_that_its_layers_are_frozen():

@@ -12,10 +12,12 @@ from torch import nn
 
 import maga
 from maga.adapter import check_model, prepared
+from maga.averaging import estimate_statistics, even_parts
 from maga.data import MagaError
+from maga.measures.connectivity import refresh_statistics
 from maga.measures.metrics import accuracy, predict
 from maga.methods.contract import get_method
-from maga.models import Classifier, ModelSpec, load_checkpoint, save_checkpoint
+from maga.models import Classifier, ModelSpec, batch_norms, load_checkpoint, save_checkpoint, small_network
 from maga.sources import digits, load
 from maga.training import PRETRAINING, Examples, FitConfig, fit
 
@@ -107,6 +109,39 @@ def test_progress_is_told(digit_sets):
     steps = 2 * -(-len(digit_sets[0]) // 64)
     assert reports[-1].done == reports[-1].total == steps and reports[-1].epoch == 2
     assert [r.done for r in reports] == sorted({r.done for r in reports}) and all(r.images_per_second > 0 for r in reports)
+
+
+@pytest.mark.parametrize("batch_size", range(1, 8))
+def test_parts_of_rows(batch_size):
+    "All rows in order, sizes at most one apart, as few parts as batches; none of a single row where there are two and a batch has two."
+    for n in range(1, 30):
+        parts = even_parts(torch.arange(n), batch_size)
+        sizes = {len(p) for p in parts}
+        assert torch.equal(torch.cat(parts), torch.arange(n)) and max(sizes) - min(sizes) <= 1
+        assert len(parts) == -(-n // batch_size) or (batch_size == 2 and n % 2)
+        assert min(sizes) > 1 or n == 1 or batch_size == 1
+
+
+def test_an_average_needs_no_even_number_of_images(digit_sets):
+    "Batches of two and a row over: none of them is a single image, in training and when the statistics are estimated."
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    some = Examples.of(digit_sets[0], torch.arange(21))
+    after = fit(net, some, FitConfig(1, 2, lr=0.01, pad=0, flip=False, average=0.9), generator())
+    assert all(v.isfinite().all() for v in after.state_dict().values())
+    refresh_statistics(net, digit_sets[0], torch.arange(21), 2, generator())
+    assert not torch.equal(net[2].running_mean, torch.zeros(16))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_statistics_leave_every_mode_as_it_was(training, digit_sets):
+    "Also that of a batch norm which the user froze by its mode, and of a part in train mode in a network that is not."
+    net = small_network(generator()).train(training)
+    first, second = batch_norms(net)
+    first.train(not training)
+    mean = first.running_mean.clone()
+    estimate_statistics(net, [digit_sets[0].batch(torch.arange(20))], still=[first])
+    assert (net.training, first.training, second.training) == (training, not training, training)
+    assert torch.equal(first.running_mean, mean) and not torch.equal(second.running_mean, torch.zeros_like(second.running_mean))
 
 
 @pytest.mark.cuda

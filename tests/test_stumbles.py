@@ -243,6 +243,17 @@ def test_a_network_in_half_precision_comes_back_whole(split):
     assert predict(result, split.test, torch.arange(4)).isfinite().all()
 
 
+def test_a_factory_in_half_precision_is_trained_in_whole(split):
+    "As the original is: the retrain is that of the same numbers in float32, in the precision of the original."
+    retrain, net = get_method("retrain"), small_network(generator(1)).half()
+    makers = (lambda g: small_network(g).half(), lambda g: small_network(g).half().float())
+    one, two = (retrain(net, split, retrain.preset("digits", fit=SHORT, make_model=make), generator()).state_dict() for make in makers)
+    assert all(torch.equal(v, two[k]) for k, v in one.items()) and one["0.weight"].dtype == torch.float16
+    untrained = small_network(generator()).half()
+    retrain(net, split, retrain.preset("digits", fit=SHORT, make_model=lambda g: untrained), generator())
+    assert untrained[0].weight.dtype == torch.float16, "what the factory keeps is not changed"
+
+
 def test_a_checkpoint_of_a_network_of_ones_own(tmp_path, split):
     own, spec = Own("tuple"), ModelSpec.of("mine", split.train)
     own.out.weight.data = torch.rand(16, 10).T  # not contiguous

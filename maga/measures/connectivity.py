@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapter import prepared, unwrapped
-from ..averaging import estimate_statistics
+from ..averaging import estimate_statistics, even_parts
 from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import autocast, seeded
 from .contract import AN_ORIGINAL, Evidence, Need, Subject, mean_over, model_metric
@@ -106,7 +106,7 @@ def set_between(
 
 
 def refresh_statistics(
-    model: nn.Module,  # is changed: batch norm's statistics; its mode is left as it was
+    model: nn.Module,  # is changed: batch norm's statistics; the mode of each module is left as it was
     images: ImageSet,
     rows: Tensor,  # int64 [n]: which images
     batch_size: int,
@@ -114,8 +114,7 @@ def refresh_statistics(
     still: Collection[nn.Module] = (),  # batch norms that keep their statistics
 ) -> None:
     "Estimate batch norm's statistics on these images; nothing happens in a network without it."
-    parts = rows.tensor_split(-(-len(rows) // batch_size))
-    shown = (images.batch(part).contiguous(memory_format=torch.channels_last) for part in parts)
+    shown = (images.batch(part).contiguous(memory_format=torch.channels_last) for part in even_parts(rows, batch_size))
     with seeded(generator, images.device), autocast(images.device, None):
         estimate_statistics(model, shown, still)
 

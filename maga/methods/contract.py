@@ -18,13 +18,11 @@ from torch import Tensor, nn
 from ..adapter import handed_back, prepared
 from ..checks import Checked, check_generator, check_value, shown
 from ..data import TASKS, ForgetSplit, MagaError, did_you_mean, no_such
-from ..models import batch_norms, frozen_batch_norms
 from ..training import Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
 __all__ = ['Unlearn', 'Config', 'METHODS', 'ADDED', 'Source', 'Method', 'get_method', 'method', 'with_change', 'FitOnly',
-           'sample_retained', 'plain_fit', 'forget_then_retain', 'paired_batches', 'needs_two', 'part_means',
-           'show_flow']
+           'sample_retained', 'plain_fit', 'forget_then_retain', 'paired_batches', 'part_means', 'show_flow']
 
 # %% ../../nbs/300_contract.ipynb #e41d9b06
 @dataclass(frozen=True)
@@ -215,16 +213,6 @@ def paired_batches(
         return [torch.cat([f, r + n_forget]) for f, r in zip(forget, retained, strict=False)]
 
     return batches
-
-
-def needs_two(model: nn.Module, split: ForgetSplit, config: FitConfig) -> None:
-    "`MagaError` where a step would hold a single forget image and a batch norm that is not frozen would have nothing to average."
-    moving = not config.freeze_batch_norm and len(batch_norms(model)) > len(frozen_batch_norms(model))
-    if len(split.forget_train) == 1 and moving:
-        raise MagaError(
-            "This method takes steps on forget images alone, and batch norm needs at least two of them: "
-            "forget two images or more, or set freeze_batch_norm=True in fit."
-        )
 
 
 def part_means(losses: Tensor, is_forget: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from ..checks import Amount, Checked, Count, Part, Positive, Range
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from ..measures.metrics import predict
-from .contract import FitOnly, Source, forget_then_retain, method, needs_two, paired_batches, part_means, plain_fit, sample_retained
+from .contract import FitOnly, Source, forget_then_retain, method, paired_batches, part_means, plain_fit, sample_retained
 from .labels import checked_allowed
 from .published import FOSTER, FOSTER_ADAM, FOSTER_IMAGES, KURMANJI, NO_VIT, SGD, TUNED, ZHOU, numbers_of, ours, read_in
 from .retraining import MakeModel, fresh_model
@@ -159,7 +159,6 @@ def scrub_batches(n_forget: int, n_retain: int, config: ScrubConfig) -> Callable
 @method("scrub", SCRUB_PRESETS, source="Kurmanji et al. 2023", sources=SCRUB_SOURCES)
 def scrub(model: nn.Module, split: ForgetSplit, config: ScrubConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "A student that leaves its teacher on forget images and stays with it on retain images."
-    needs_two(model, split, config.fit)
     check_unaugmented("scrub", config.fit)
     examples, n, t = forget_then_retain(split), len(split.forget_train), config.temperature
     known = predict(to_device(copy.deepcopy(model), split.device), split.train, examples.indices, amp=config.fit.amp)
@@ -226,7 +225,6 @@ DELETE_SOURCES = {
 @method("delete", DELETE_PRESETS, source="Zhou et al. 2025", sources=DELETE_SOURCES)
 def delete(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Distillation of the original with the forgotten class removed, on forget images alone."
-    needs_two(model, split, config.fit)
     teacher = to_device(copy.deepcopy(model), split.device).eval().requires_grad_(False)
     forbidden = split.forbidden_labels()
     checked_allowed(forbidden)

@@ -172,22 +172,29 @@ DIRECTIONAL_PRESETS = {
 OF_HATAMI = Source(words={"strength": "ours: DAMP weakens the edit in early layers", "directions": "as DAMP's, of the span instead of a prototype"})
 DIRECTIONAL_SOURCES = dict.fromkeys(DIRECTIONAL_PRESETS, (OF_HATAMI, *ours("trained as restart is; DAMP trains nothing")))
 
-
+# %% ../../nbs/315_features.ipynb #c2e7a4f0
 def blinded(
     model: nn.Module,  # not changed
     split: ForgetSplit,
     config: DirectionalConfig,
     generator: torch.Generator,  # on the CPU: the images of the means, random directions
 ) -> nn.Module:
-    "A copy on the split's device whose moving layers do not see the directions."
+    "A copy on the split's device whose moving layers do not see the directions; `MagaError` where the weight of one is computed from others."
     cut = to_device(copy.deepcopy(model), split.device)
     layers = dict(cut.named_modules())
     means = layer_means(cut, split, sample_retained(split, config.mean_images, generator), config.fit.amp)
     for name, (forgotten, retained) in means.items():
-        basis, weight = leaving(forgotten, retained), layers[name].get_parameter("weight")
+        basis, made_from = leaving(forgotten, retained), {n: p for n, p in layers[name].named_parameters() if "weight" in n}
         if config.directions == "random":
             basis = random_directions(len(basis), basis.shape[1], generator).to(basis)
-        if weight.requires_grad:
+        weight = made_from.get("weight")
+        if weight is None and any(p.requires_grad for p in made_from.values()):
+            raise MagaError(
+                f"The weight of {name} is computed from others (weight norm, spectral norm), and directional damage changes it itself: call "
+                "torch.nn.utils.parametrize.remove_parametrizations on the layer first (of the older kind remove_weight_norm or "
+                "remove_spectral_norm of torch.nn.utils), or freeze its parameters."
+            )
+        if weight is not None and weight.requires_grad:
             with torch.no_grad():
                 weight.copy_(without_directions(weight, basis, config.strength))
     return cut

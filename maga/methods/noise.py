@@ -200,10 +200,12 @@ def shared_features(
     labels: Tensor,  # int64 [n]
     a: int,  # a class
     b: int,  # another
-    quantile: float = 0.75,  # a unit belongs to a class if the class's mean is in the unit's upper quarter over all classes
+    quantile: float = 0.75,  # a unit belongs to a class if the class's mean is in the unit's upper quarter over the classes there are
 ) -> tuple[Tensor, Tensor, Tensor]:
-    "Units of both classes (associated features), of a alone, and of b alone (unique features): int64 each."
-    k = int(labels.max()) + 1
-    means = torch.stack([features[labels == c].mean(0) for c in range(k)])
-    strong = means > means.quantile(quantile, dim=0)
-    return tuple(m.nonzero().flatten() for m in (strong[a] & strong[b], strong[a] & ~strong[b], strong[b] & ~strong[a]))  # type: ignore[return-value]
+    "Units of both classes (associated features), of a alone, and of b alone (unique features): int64 each; `MagaError` for a class without rows."
+    there = labels.unique().tolist()
+    if missing := [c for c in (a, b) if c not in there]:
+        raise MagaError(f"No row has the label {missing[0]}, so nothing is known of its units: give rows of it, or take another class.")
+    means = torch.stack([features[labels == c].mean(0) for c in there])
+    strong = dict(zip(there, means > means.quantile(quantile, dim=0), strict=True))
+    return tuple(m.nonzero().flatten() for m in (strong[a] & strong[b], strong[a] & ~strong[b], strong[b] & ~strong[a]))

@@ -16,7 +16,7 @@ from ..capture import tensors_only
 from ..checks import Checked, Count, Part
 from ..data import ForgetSplit, MagaError
 from ..device import seeded, to_device
-from .contract import ADDED, FitOnly, Source, method, needs_two, plain_fit
+from .contract import ADDED, FitOnly, Source, method, plain_fit
 from .dampening import mean_gradients
 from .labels import random_labels
 from .noise import NoiseBank, NoiseConfig, make_noise, noise_loss
@@ -116,8 +116,6 @@ SALUN_SOURCES = {
 @method("salun", SALUN_PRESETS, source="Fan et al. 2024", sources=SALUN_SOURCES)
 def salun(model: nn.Module, split: ForgetSplit, config: SalUnConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Random labels for the forget set, with only the most salient weights moving."
-    if config.forget_first:
-        needs_two(model, split, config.fit)
     start = to_device(copy.deepcopy(model), split.device)
     gradients = mean_gradients(start, split.train, split.forget_train.split(config.mask_batch), torch.clone, amp=config.fit.amp)
     mask = saliency_mask(gradients, config.share)

@@ -36,12 +36,15 @@ def last_parameters(
     model: nn.Module,
     k: int,  # layers
 ) -> list[str]:
-    "Names of the parameters of the last k layers and of all that is registered between and after them; `MagaError` where the model has fewer layers."
+    """Names of the parameters of the last k layers and of all that is registered between and after them, of all layers: every parameter.
+
+    `MagaError` where the model has fewer layers.
+    """
     layers = weight_layers(model)
     if k > len(layers):
         raise MagaError(f"k is {k}, but {type(model).__name__} has {len(layers)} layers with weights: {', '.join(n for n, _ in layers)}.")
-    first = next(layers[-k][1].parameters())
     names, parameters = zip(*model.named_parameters(), strict=True)
+    first = parameters[0] if k == len(layers) else next(layers[-k][1].parameters())
     return list(names[next(i for i, p in enumerate(parameters) if p is first) :])
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..adapter import moving_head
+from ..adapter import floats, moving_head
 from ..checks import Checked
 from ..data import ForgetSplit, MagaError
 from ..device import seeded, to_device
@@ -106,7 +106,7 @@ def fresh_model(
     make_model: MakeModel | None,  # None: the original, every module reset
     generator: torch.Generator,
 ) -> nn.Module:
-    """The model as it was before training: what is frozen keeps its values, with a factory too.
+    """The model as it was before training, in float32: what is frozen keeps its values, with a factory too.
 
     Without a factory layers get torch's own default initialisation, which may differ from their constructor's (see `reinitialised`).
     `MagaError` where the factory gives the trained model, other classes, or a network that lacks what is frozen.
@@ -119,6 +119,8 @@ def fresh_model(
         raise MagaError(f"make_model cannot be called with a generator ({e}); expected a function (generator) -> untrained model.") from e
     if isinstance(model, Classifier) and not isinstance(fresh, Classifier):
         fresh = Classifier(fresh, model.head)
+    if any(v.dtype != torch.float32 for v in floats(fresh).values()):
+        fresh = copy.deepcopy(fresh).float()
     ours, theirs = list(model.parameters()), list(fresh.parameters())
     same = len(ours) == len(theirs) and all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in zip(ours, theirs, strict=True))
     if make_model is not None and same:
@@ -208,8 +210,17 @@ RETRAIN_HEAD_SOURCES = dict.fromkeys(BY_RULE, OF_PRETRAINING) | {name: public_re
 # %% ../../nbs/305_retraining.ipynb #5f0e7b2c
 @method("retrain_head", RETRAIN_HEAD_PRESETS, source="legacy: the retraining of Foster et al. 2024's public code", sources=RETRAIN_HEAD_SOURCES)
 def retrain_head(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
-    "The original with a new last linear layer, trained on the retain set; the backbone keeps what it saw. `MagaError` where that layer is frozen."
-    start = copy.deepcopy(model)
-    with seeded(generator):
-        cast(nn.Linear, to_device(moving_head(start), "cpu")).reset_parameters()
+    """The original with a new last linear layer, trained on the retain set; the backbone keeps what it saw.
+
+    `MagaError` where that layer is frozen, or not reset as a whole.
+    """
+    head = moving_head(start := copy.deepcopy(model))
+    try:
+        head.load_state_dict(reinitialised(head, generator).state_dict())
+    except MagaError as e:
+        raise MagaError(
+            "The last layer has parameters that its reset_parameters does not reset, as where its weight is computed from others (weight norm, "
+            "spectral norm): call torch.nn.utils.parametrize.remove_parametrizations on it first (of the older kind remove_weight_norm or "
+            "remove_spectral_norm of torch.nn.utils), or take retrain."
+        ) from e
     return fit(start, Examples.of(split.train, split.retain_train), config.fit, generator, progress=progress)
