@@ -246,7 +246,7 @@ def quantised(
     rounded = copy.deepcopy(model).eval()
     for w in rounded.parameters():
         if w.ndim >= 2 and w.shape[0] > 1:  # tables and kernels; position embeddings and class tokens have one row
-            step = w.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (w.ndim - 1)) / (2 ** (bits - 1) - 1)
+            step = w.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (w.ndim - 1)) / (2 ** (int(bits) - 1) - 1)
             w.copy_((w / step).round() * step)
     return rounded
 
