@@ -97,6 +97,7 @@ def cached(
     files: Sequence[Path],  # the encoded files; their names, sizes and times make the key, and caches of an earlier state of their folders go
     make: Callable[[], tuple[Undecoded, Undecoded]],  # what they hold
     extra: object = None,  # other things that the result depends on
+    name: str = "",  # of the data set here, where its files have several; "": as it was made
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) from the cache; if they are not there, they are decoded into it. Works without a readable or writable cache."
     stamp, folders, asked = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files], _folders(files), repr(extra)
@@ -106,22 +107,24 @@ def cached(
     known = said.folders if said else frozenset()
     if said and known.issuperset(folders):  # else it would not be found by a name that leads to the images
         try:
-            return _from_cache(path)
+            return _from_cache(path, name)
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError):
             _delete(path)
     train, test = make()
+    if (train.classes, train.coarse_classes) != (test.classes, test.coarse_classes):
+        raise MagaError(f"The classes of {train.name} differ between train and test; expected the same ones in the same order.")
     for s in (train, test):
         s.filled(torch.zeros((), dtype=torch.uint8).expand(len(s.labels), 3, 1, 1))  # what does not fit is said before the work
     names = {"classes": train.classes, "coarse_classes": train.coarse_classes, "name": train.name}
     folders = sorted(known.union(folders))
     about = {"about": json.dumps(names), "folders": json.dumps(folders), "asked": asked}
     try:
-        _drop_stale(folders, asked)
+        _drop_stale(path, folders, asked)
         write_whole(path, lambda p: _write(p, {"train": train, "test": test}, about))
-        return _from_cache(path)
+        return _from_cache(path, name)
     except _Stopped as e:
         raise e.__cause__ or e from None
-    except MagaError as e:
+    except (MagaError, OSError) as e:  # an OSError where another process found that the images have changed since
         warnings.warn(f"The decoded data set is not kept: {e}", stacklevel=2)
     return train.in_memory(), test.in_memory()
 
@@ -130,7 +133,7 @@ def _names(joined: Tensor | None) -> tuple[str, ...]:
     return () if joined is None else tuple(joined.numpy().tobytes().decode(errors="surrogateescape").split("\0"))
 
 
-def _from_cache(path: Path) -> tuple[ImageSet, ImageSet]:
+def _from_cache(path: Path, name: str) -> tuple[ImageSet, ImageSet]:
     tensors = read_tensors(path)
     about = json.loads(metadata(path)["about"])
     coarse, names = tuple(about["coarse_classes"]), tuple(about["classes"])
@@ -141,7 +144,7 @@ def _from_cache(path: Path) -> tuple[ImageSet, ImageSet]:
             names,
             tensors.get(f"{p}.coarse_labels"),
             coarse,
-            about["name"],
+            name or about["name"],
             files=_names(tensors.get(f"{p}.files")),
         )
         for p in ("train", "test")
@@ -232,10 +235,13 @@ def unfinished() -> list[Path]:
     return [p for p in found if re.fullmatch(r"\.[0-9a-f]{24}\.safetensors\..+", p.name) and idle(p)]
 
 
-def _drop_stale(folders: Sequence[str], asked: str) -> None:
-    "Delete caches that share a folder with these and were made in the same way: the images have changed since. Unfinished ones go, too."
+def _drop_stale(own: Path, folders: Sequence[str], asked: str) -> None:
+    """Delete caches that share a folder with these and were made in the same way: the images have changed since. Unfinished ones go, too.
+
+    The cache's own file stays: another process may have finished it just now.
+    """
     for path in unfinished():
         _delete(path)
     for path in cache_folder().glob("*.safetensors"):
-        if (said := _said(path)) and said.asked == asked and said.folders.intersection(folders):
+        if path != own and (said := _said(path)) and said.asked == asked and said.folders.intersection(folders):
             _delete(path)

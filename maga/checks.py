@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -125,7 +126,8 @@ def fits(value: Any, hint: Any) -> bool:
         wanted = inner[:1] * len(value) if isinstance(value, tuple | list) and ... in inner else inner
         return isinstance(value, tuple | list) and len(value) == len(wanted) and all(map(fits, value, wanted))
     if hint is int or hint is float:
-        return isinstance(value, int | (float if hint is float else int)) and not isinstance(value, bool) and math.isfinite(value)
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        return whole or (hint is float and isinstance(value, float | np.floating) and math.isfinite(value))
     if origin is not None:
         return isinstance(value, origin)
     return hint.__qualname__ in (c.__qualname__ for c in type(value).__mro__)  # by name: a notebook has classes of its own
@@ -142,6 +144,13 @@ def shown(value: Any) -> str:
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
+
+
+def _plain(value: Any) -> Any:
+    "NumPy's numbers as Python's, those in a tuple as well."
+    if isinstance(value, tuple) and any(isinstance(v, np.number) for v in value):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.number) else value
 
 
 class Checked:
@@ -162,8 +171,9 @@ class Checked:
             value = getattr(self, name)
             if not fits(value, hint):
                 raise MagaError(f"{name} is {shown(value)}; expected {expected(hint)} (in {type(self).__name__}).")
-            if isinstance(value, list) and get_origin(hint) is tuple:
-                object.__setattr__(self, name, tuple(value))
+            plain = _plain(tuple(value) if isinstance(value, list) and get_origin(hint) is tuple else value)
+            if plain is not value:
+                object.__setattr__(self, name, plain)
 
 # %% ../nbs/010_checks.ipynb #409d8c8a
 def check_value(name: str, value: Any, hint: Any) -> None:

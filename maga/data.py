@@ -320,12 +320,12 @@ def class_id(
     wanted: str | int,  # a name or a number
 ) -> int:
     "The label of a class given by name or number; `MagaError` names the nearest spellings otherwise."
-    if isinstance(wanted, bool) or not isinstance(wanted, int | str):
+    if not fits(wanted, int | str):
         raise MagaError(f"A class is {shown(wanted)}; expected its name or its number.")
-    if isinstance(wanted, int):
+    if not isinstance(wanted, str):
         if not 0 <= wanted < len(classes):
             raise MagaError(f"There is no class {wanted}: the {len(classes)} classes are numbered 0 to {len(classes) - 1}.")
-        return wanted
+        return int(wanted)
     if wanted in classes:
         return list(classes).index(wanted)
     near = difflib.get_close_matches(wanted, classes, n=3, cutoff=0.4) or list(classes)[:3]
@@ -393,6 +393,6 @@ def forget_random(
     rows = torch.arange(len(train)) if among is None else among.cpu()
     if not 0 <= n <= len(rows):
         raise MagaError(f"{n} images cannot be forgotten out of {len(rows)}.")
-    chosen = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]].sort().values
+    chosen = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(int(seed)))[:n]].sort().values
     nothing = torch.empty(0, dtype=torch.int64, device=test.device)
     return _twins_told(ForgetSplit(train, test, chosen.to(train.device), nothing, "random", f"{n} random images (seed {seed})"))

@@ -88,7 +88,8 @@ def decoded(
             arrays = list(pool.map(lambda s: decode(s, size), some))
             shapes |= {a.shape for a in arrays}
             if len(shapes) > 1:
-                raise MagaError(f"The images have different sizes, for example {sorted(shapes)[:2]}; pass size=… to resize them to one.")
+                what = f"The images have different sizes, for example {sorted(shapes)[:2]}"
+                raise MagaError(f"{what}; pass size=… (--size, for maga judge --resize) to resize them to one.")
             together = np.stack(arrays)
             del arrays  # else they are held while the next ones are decoded
             yield torch.from_numpy(together).permute(0, 3, 1, 2)

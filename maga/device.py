@@ -92,7 +92,7 @@ def seeded(
 # %% ../nbs/001_device.ipynb #5a8dda59
 def seeded_generator(*parts: str | int) -> torch.Generator:  # for example a role and a seed
     "A CPU generator whose seed is the hash of the parts, so that other roles and other seeds are independent."
-    seed = int(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16], 16)
+    seed = int(hashlib.sha256(json.dumps(parts, default=int).encode()).hexdigest()[:16], 16)
     return torch.Generator().manual_seed(seed % 2**63)
 
 # %% ../nbs/001_device.ipynb #d0c74569

@@ -50,7 +50,8 @@ def _limit_of_container() -> float:
     for folder, most, now in (("", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")):
         place = Path("/sys/fs/cgroup", folder)
         with contextlib.suppress(OSError, ValueError):
-            held = sum(int(v) for v in re.findall(r"^(?:total_)?(?:in)?active_file (\d+)$", (place / "memory.stat").read_text(), re.M))
+            stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+            held = sum(int(stat.get(f"total_{kind}", stat.get(kind, 0))) for kind in ("inactive_file", "active_file"))
             return int((place / most).read_text()) - max(0, int((place / now).read_text()) - held)
     return float("inf")
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .cache import cache_folder as cache_folder
 from .cache import Undecoded, cached
-from .checks import Count, MagaError, check_value, did_you_mean
+from .checks import Count, MagaError, check_value, did_you_mean, number_of
 from .data import ImageSet
 from .decoding import AT_ONCE, Crop, decoded, tell_unread
 from .decoding import decode as decode
@@ -64,6 +64,14 @@ def _features(schema: Any) -> dict[str, Any]:
     return json.loads(meta)["info"]["features"] if meta else {}
 
 
+def _class_names(features: dict[str, Any]) -> dict[str, list[str]]:
+    "The columns of labels with the names of their classes: the first one, then that of coarse labels if there is one."
+    named = {k: f["names"] for k, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    fine = next((k for k in named if "coarse" not in k), next(iter(named), None))
+    coarse = next((k for k in named if "coarse" in k and k != fine), None)
+    return {k: named[k] for k in (fine, coarse) if k is not None}
+
+
 def _undecoded(
     features: dict[str, Any],  # the hub's description of the columns
     columns: Sequence[str],  # their names
@@ -73,13 +81,10 @@ def _undecoded(
     size: int | Crop | None,
 ) -> Undecoded:
     "Images of the first image column, labels of the first label column, and of a column of coarse labels if there is one."
-    kinds = {k: f.get("_type") for k, f in features.items() if isinstance(f, dict)}
-    images = [k for k, t in kinds.items() if t == "Image"]
-    named = [k for k, t in kinds.items() if t == "ClassLabel"]
+    images, named = [k for k, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"], _class_names(features)
     if not images or not named:
         raise MagaError(f"{name} has the columns {list(columns)}, none described as an image and a class label: the hub's metadata is missing.")
-    fine = next((k for k in named if "coarse" not in k), named[0])
-    coarse = next((k for k in named if "coarse" in k and k != fine), None)
+    fine, *coarse = named
 
     def label_tensor(k: str) -> Tensor:
         values = labels(k)
@@ -92,10 +97,10 @@ def _undecoded(
         raise MagaError(f"{name} has no images; expected one at least for training and for testing.")
     return Undecoded(
         y,
-        tuple(features[fine]["names"]),
+        tuple(named[fine]),
         lambda: decoded((c["bytes"] if isinstance(c, dict) else c for c in pictures(images[0])), len(y), size),
-        label_tensor(coarse) if coarse else None,
-        tuple(features[coarse]["names"]) if coarse else (),
+        label_tensor(coarse[0]) if coarse else None,
+        tuple(named[coarse[0]]) if coarse else (),
         name,
     )
 
@@ -110,6 +115,7 @@ def from_parquet(
 
     check_value("size", size, Count | Crop | None)
     folder = Path(folder).expanduser()
+    name = Path(os.path.abspath(folder)).name
     parts = {p: sorted(folder.glob(f"{p}-*.parquet")) for p in ("train", "test")}
     if not all(parts.values()):
         raise MagaError(f"{folder} holds no train-*.parquet and test-*.parquet; expected a data set in the hub's layout.")
@@ -128,16 +134,20 @@ def from_parquet(
                 for batch in f.iter_batches(AT_ONCE, columns=[column]):
                     yield from batch.column(0).to_pylist()
 
-    def read(part: str) -> Undecoded:
-        schemas = []
-        for file in parts[part]:
-            with opened(file) as f:
-                schemas.append(f.schema_arrow)
-        return _undecoded(
-            _features(schemas[0]), schemas[0].names, lambda c: list(values(part, c)), lambda c: values(part, c), folder.name, size
-        )
+    files = parts["train"] + parts["test"]
+    schemas = {}
+    for file in files:
+        with opened(file) as f:
+            schemas[file] = f.schema_arrow
+        if _class_names(_features(schemas[file])) != _class_names(_features(schemas[files[0]])):
+            what = f"{file.name} of {folder} gives its labels other names than {files[0].name}, or names them in another order"
+            raise MagaError(f"{what}: write all files with the same list of classes.")
 
-    return cached(parts["train"] + parts["test"], lambda: (read("train"), read("test")), size)
+    def read(part: str) -> Undecoded:
+        schema = schemas[parts[part][0]]
+        return _undecoded(_features(schema), schema.names, lambda c: list(values(part, c)), lambda c: values(part, c), name, size)
+
+    return cached(files, lambda: (read("train"), read("test")), size, name)
 
 # %% ../nbs/002_sources.ipynb #63337d00
 # fmt: off
@@ -146,29 +156,12 @@ CIFAR100_COARSE = (
     5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13,
     15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13,
 )
-# fmt: on
 CIFAR20_NAMES = (
-    "aquatic_mammals",
-    "fish",
-    "flowers",
-    "food_containers",
-    "fruit_and_vegetables",
-    "household_electrical_devices",
-    "household_furniture",
-    "insects",
-    "large_carnivores",
-    "large_man-made_outdoor_things",
-    "large_natural_outdoor_scenes",
-    "large_omnivores_and_herbivores",
-    "medium_mammals",
-    "non-insect_invertebrates",
-    "people",
-    "reptiles",
-    "small_mammals",
-    "trees",
-    "vehicles_1",
-    "vehicles_2",
-)  # fmt: skip
+    "aquatic_mammals", "fish", "flowers", "food_containers", "fruit_and_vegetables", "household_electrical_devices", "household_furniture",
+    "insects", "large_carnivores", "large_man-made_outdoor_things", "large_natural_outdoor_scenes", "large_omnivores_and_herbivores",
+    "medium_mammals", "non-insect_invertebrates", "people", "reptiles", "small_mammals", "trees", "vehicles_1", "vehicles_2",
+)
+# fmt: on
 
 
 def from_torchvision(
@@ -262,7 +255,7 @@ def from_folder(
     "(train, test) from class folders, with the paths of their files; decoded once, then read from the cache."
     check_value("size", size, Count | Crop | None)
     root = Path(root).expanduser()
-    found = _parts(root)
+    name, found = Path(os.path.abspath(root)).name, _parts(root)
     tell_unread(root, found["train"][0], (Path(p).relative_to(root).as_posix() for _, samples in found.values() for p, _ in samples))
 
     def read(part: str) -> Undecoded:
@@ -270,10 +263,10 @@ def from_folder(
         labels = torch.tensor([k for _, k in samples], dtype=torch.int64)
         names = tuple(Path(p).relative_to(root).as_posix() for p, _ in samples)
         pixels = partial(decoded, [p for p, _ in samples], len(samples), size)
-        return Undecoded(labels, tuple(classes), pixels, name=Path(os.path.abspath(root)).name, files=names)
+        return Undecoded(labels, tuple(classes), pixels, name=name, files=names)
 
     files = [Path(p) for part in found.values() for p, _ in part[1]]
-    return cached(files, lambda: (read("train"), read("test")), (size, str(root.resolve()), "named"))
+    return cached(files, lambda: (read("train"), read("test")), (size, str(root.resolve()), "named"), name)
 
 # %% ../nbs/002_sources.ipynb #b20b9b0d
 def from_hub(
@@ -290,12 +283,18 @@ def from_hub(
         with no_waiting():
             both = load_dataset(name)
     except Exception as e:  # the library raises many kinds: no network, no such name, no such config
-        raise MagaError(
-            f"The hub's data set {name!r} could not be loaded ({type(e).__name__}: {e}); check name and network, or use a local folder."
-        ) from e
-    held_out = next((p for p in ("test", "validation", "valid") if p in both), None)
-    if "train" not in both or held_out is None:
+        what = f"The hub's data set {name!r} could not be loaded ({type(e).__name__}: {e})"
+        raise MagaError(f"{what}; check name and network, or use a local folder.") from e
+    parts = [p for p in ("test", "validation", "valid") if p in both]
+    if "train" not in both or not parts:
         raise MagaError(f"{name} has the parts {list(both)}; expected train and test.")
+
+    def labelled(part: str) -> bool:
+        data = both[part]
+        return all(k is not None and k >= 0 for column in _class_names(data.features.to_dict()) for k in data[column])
+
+    if (held_out := next(filter(labelled, parts), None)) is None:
+        raise MagaError(f"{name} has images without a label in {' and '.join(parts)}; expected a part to test on whose images all have one.")
 
     def read(part: str) -> Undecoded:
         data = both[part]
@@ -346,12 +345,12 @@ def load(
     else:
         raise MagaError(f"There is no data set {name!r}{did_you_mean(name, NAMES)}; expected {', '.join(NAMES)}, folder:<path> or hub:<name>.")
     seen: dict[str, Any] = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
-    seen |= {"size": size} if isinstance(size, int) and pair[0].sides != (size, size) else {}
+    seen |= {"size": size} if not isinstance(size, Crop | None) and pair[0].sides != (size, size) else {}
     if kind in ("folder", "hub") and (mean is None or std is None) and whole == name:
         warnings.warn(f"{name} is normalised with CIFAR's mean and std: pass those of your model's training, mean=… and std=….", stacklevel=2)
     return replace(pair[0].to(place), **seen), replace(pair[1].to(place), **seen)
 
-
+# %% ../nbs/002_sources.ipynb #9e631f12
 def _cifar(name: str, root: Path, download: bool) -> tuple[ImageSet, ImageSet]:
     stored = {"cifar20": "cifar100", "cifar10_small": "cifar10"}.get(name, name)
     tried = [root / stored, root]
@@ -359,13 +358,14 @@ def _cifar(name: str, root: Path, download: bool) -> tuple[ImageSet, ImageSet]:
     unpacked = root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[stored]
     if folder is not None:
         train, test = from_parquet(folder)
+        if len(train.classes) != (n := {"cifar10": 10, "cifar100": 100}[stored]):
+            what = f"{folder} holds {number_of(len(train.classes), 'class', 'classes')}, not the {n} of {stored}"
+            raise MagaError(f"{what}: name the folder of {stored}, or load this one by from_parquet.")
     elif unpacked.exists() or download:
         train, test = from_torchvision(stored, root, download)
     else:
-        raise MagaError(
-            f"{name} was not found: neither {tried[0]}/train-*.parquet nor {unpacked} exists; "
-            "name the folder that holds one of them, or download it (download=True)."
-        )
+        what = f"{name} was not found: neither {tried[0]}/train-*.parquet nor {unpacked} exists"
+        raise MagaError(f"{what}; name the folder that holds one of them, or download it (download=True).")
     if name == "cifar20":
         train, test = (replace(s.coarse(), name=name) for s in (train, test))
     if name == "cifar10_small":

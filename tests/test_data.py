@@ -4,9 +4,12 @@ import hashlib
 import io
 import json
 import pickle
+import sys
 import time
+import warnings
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +18,15 @@ import pytest
 import torch
 from PIL import Image
 
+from maga import cache
+from maga.cache import Undecoded, cached
 from maga.data import ImageSet, MagaError, forget_class, forget_random, forget_subclass
-from maga.device import pick_device
-from maga.sources import CIFAR20_NAMES, CIFAR100_COARSE, from_folder, from_parquet, from_torchvision, load
+from maga.device import pick_device, seeded_generator
+from maga.requests import forget_files
+from maga.sources import CIFAR20_NAMES, CIFAR100_COARSE, from_folder, from_hub, from_parquet, from_torchvision, load
+from maga.training import FitConfig
+
+from .conftest import raising
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +41,10 @@ def encoded(seed, size=6, kind="PNG"):
     return buffer.getvalue(), pixels
 
 
-def write_parquet(path, n, start, labels=None):
+def write_parquet(path, n, start, labels=None, names=("a", "b", "c")):
     features = {
         "img": {"_type": "Image"},
-        "fine_label": {"names": ["a", "b", "c"], "_type": "ClassLabel"},
+        "fine_label": {"names": names, "_type": "ClassLabel"},
         "coarse_label": {"names": ["x", "y"], "_type": "ClassLabel"},
     }
     fine = [i % 3 for i in range(n)] if labels is None else labels
@@ -118,6 +127,68 @@ def test_labels_out_of_range(parquet):
         from_parquet(parquet)
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("file", ["train-00001-of-00002.parquet", "test-00000-of-00001.parquet"])
+def test_one_label_has_one_name_in_all_parquet_files(parquet, file, known):
+    "Label 0 of files that were encoded one by one is the first class of each: no order of reading them makes that one class."
+    if known:
+        from_parquet(parquet)
+    write_parquet(parquet / file, 6, 100, names=("b", "c", "d"))
+    with pytest.raises(MagaError, match=f"{file} of .* other names than train-00000"):
+        from_parquet(parquet)
+
+
+def test_train_and_test_of_one_cache_have_the_same_classes(parquet, digit_sets):
+    train, test = map(Undecoded.of, digit_sets)
+    files = list(parquet.iterdir())
+    with pytest.raises(MagaError, match="differ between train and test"):
+        cached(files, lambda: (train, replace(test, classes=train.classes[::-1])))
+    assert cached(files, lambda: (train, test))[0].digest == digit_sets[0].digest
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_small", "cifar100", "cifar20"])
+def test_parquet_files_of_another_data_set_are_not_cifar(parquet, name):
+    with pytest.raises(MagaError, match=r"holds 3 classes, not the 100? of cifar100?: "):
+        load(name, parquet)
+
+
+@pytest.mark.parametrize("first", ["real", "link"])
+def test_images_are_called_as_the_folder_that_was_asked_for(tmp_path, first, parquet):
+    "Whatever name it had when it was decoded: files are named by it."
+    image_folder(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "other").symlink_to(parquet)
+    for name in (first, "link", "real", "link"):
+        train, test = from_folder(tmp_path / name)
+        assert train.name == test.name == name
+        assert forget_files(train, test, [f"{name}/train/a/0.png"]).forget_train.tolist() == [0]
+    assert [from_parquet(tmp_path / name)[0].name for name in ("hub", "other", "hub")] == ["hub", "other", "hub"]
+
+
+def test_two_processes_that_decode_the_same_images(tmp_path, monkeypatch):
+    "The second began when there was no cache: it does not delete what the first has just finished. A third finds other images, and does."
+    photos, plain, look = image_folder(tmp_path / "photos"), cache.write_whole, cache._said
+    others = [None]
+
+    def second(path, write):
+        plain(path, write)
+        if others:
+            lookups = others[:]
+            others.clear()
+            with monkeypatch.context() as late, pytest.warns(UserWarning, match="full disk"):
+                late.setattr(cache, "_said", lambda p: lookups.pop() if lookups else look(p))
+                late.setattr(cache, "write_whole", raising(MagaError("full disk")))
+                from_folder(photos)
+
+    monkeypatch.setattr(cache, "write_whole", second)
+    first = from_folder(photos)
+    assert not others and len(cache.caches_of(photos)) == 1
+    cache.purge_cache()
+    monkeypatch.setattr(cache, "write_whole", lambda path, write: plain(path, write).unlink())
+    with pytest.warns(UserWarning, match="is not kept"):
+        assert [s.digest for s in from_folder(photos)] == [s.digest for s in first]
+
+
 def test_missing_data_folder(tmp_path):
     with pytest.raises(MagaError, match="cifar100 was not found"):
         load("cifar100", tmp_path / "nowhere")
@@ -155,9 +226,45 @@ def test_torchvision_folder(tmp_path, monkeypatch):
 
 
 def test_hub_without_network_or_library(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MagaError, match=r"pip install -e '\.\[datasets\]'"):
         load("hub:nobody/nothing")
+
+
+def hub(**labels):
+    "What the hub's library returns: parts of grey images with these labels."
+    described = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
+
+    class Part(dict):
+        features, column_names, cache_files = SimpleNamespace(to_dict=lambda: described, items={}.items), list(described), ()
+
+        def __len__(self):
+            return len(self["label"])
+
+        def __getitem__(self, key):
+            return {k: self[k][key] for k in described} if isinstance(key, slice) else super().__getitem__(key)
+
+    parts = {name: Part(label=given, image=[encoded(k)[0] for k in range(len(given))]) for name, given in labels.items()}
+    return SimpleNamespace(Image=SimpleNamespace, load_dataset=lambda name: parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "tested"),
+    [
+        ({"test": [1, 1], "validation": [0]}, [1, 1]),
+        ({"validation": [0, 1, 0], "test": [-1, -1]}, [0, 1, 0]),
+        ({"test": [0, None], "validation": [-1, 1], "valid": [0]}, [0]),
+        ({"validation": [0, 1]}, [0, 1]),
+    ],
+)
+def test_a_hubs_images_are_tested_where_they_have_labels(parts, tested, monkeypatch):
+    "Challenges keep the labels of their test images secret, and write -1 for them."
+    monkeypatch.setitem(sys.modules, "datasets", hub(train=[0, 1], **parts))
+    train, test = from_hub("some/name")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1], tested)
+    monkeypatch.setitem(sys.modules, "datasets", hub(train=[0, 1], **{part: [-1] for part in parts}))
+    with pytest.raises(MagaError, match=f"without a label in .*{next(iter(parts))}"):
+        from_hub("some/name")
 
 
 def test_superclass_table():
@@ -194,6 +301,26 @@ def test_overlapping_indices_are_refused(digit_sets):
         replace(split, forget_train=torch.tensor([1, 1]))
     with pytest.raises(MagaError, match="distinct"):
         replace(split, forget_train=torch.tensor([len(split.train)]))
+
+
+def test_numbers_of_numpy_are_numbers(digit_sets):
+    "The same request, and the same configuration with the same key; True is none of them either."
+    a, b = digit_sets
+    for make, given in ((forget_class, 3), (forget_subclass, 7), (forget_random, 5), (forget_files, [4, 2])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert make(a, b, given).digest == make(a, b, np.int64(given) if isinstance(given, int) else list(np.array(given))).digest
+    assert forget_class(a, b, list(np.array([1, 2]))).forgotten == (1, 2)
+    assert forget_random(a, b, 5, seed=np.uint32(7)).digest == forget_random(a, b, 5, seed=7).digest
+    config = FitConfig(epochs=np.int64(2), lr=np.float32(0.5), milestones=tuple(np.array([3, 4])))
+    assert json.dumps(asdict(config)) == json.dumps(asdict(FitConfig(epochs=2, lr=0.5, milestones=(3, 4))))
+    assert replace(a, size=np.int64(16), mean=list(np.array([0.5] * 3, np.float32))).mean == (0.5, 0.5, 0.5)
+    assert torch.equal(torch.rand(3, generator=seeded_generator("x", np.int64(3))), torch.rand(3, generator=seeded_generator("x", 3)))
+    for wrong in (np.bool_(True), np.float64(3), np.array([3])):
+        with pytest.raises(MagaError, match="expected its name or its number"):
+            forget_class(a, b, wrong)
+        with pytest.raises(MagaError, match="expected a whole number"):
+            FitConfig(epochs=wrong)
 
 
 def test_images_must_be_bytes():

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from maga.data import ImageSet, MagaError
@@ -23,7 +24,7 @@ from maga.judges.chat import chat_lengths, load_chat_model
 from maga.judges.contract import Answers, Block, FeatureJudge, LabelJudge, ask_all, draw_exemplars, image_hashes
 from maga.judges.families import FAMILIES, SHOWN_EXACT, tiny_vlm
 from maga.judges.mmicl import MMICL, PLACEHOLDER_ID, load_mmicl_judge, mmicl_text, tiny_mmicl
-from maga.judges.named import KINDS, JudgeOptions, judge_forms, judging_cost, make_judge
+from maga.judges.named import KINDS, JudgeOptions, judge_forms, judging_cost, local_weights, make_judge, weights_of
 from maga.judges.prompt import PROMPT, AnswerWords, read_answers, upsized
 from maga.judges.scorers import SharedPrefixScorer
 from maga.judges.tiny import SIDE, redrawn, text_sizes, tiny_tokenizer, tower_sizes
@@ -412,6 +413,57 @@ def test_the_toy_is_loaded_where_it_is_asked_for(exemplars, monkeypatch):
     monkeypatch.setattr(toy, "VLMJudge", lambda *parts, **more: None)
     make_judge("toy-vlm", exemplars, options=JudgeOptions(device="cuda:1"))
     assert asked == ["cuda:1"]
+
+
+@pytest.mark.parametrize(("left", "stays"), [("taught", "theirs"), ("begun", "mine"), (None, "mine")])
+def test_a_toy_that_another_process_has_taught_stays(left, stays, tmp_path, monkeypatch):
+    "It is in use; what a killed process left is replaced. Nothing else is there in the end."
+    monkeypatch.setenv("MAGA_CACHE", str(tmp_path))
+    folder, config = tmp_path / f"toy-vlm-{toy.TOY_VERSION}-1-1-1-64-0.002-0", toy.ToyConfig(1, 1, 1)
+
+    def teach(*parts):
+        if left:
+            folder.mkdir()
+            (folder / left).touch()
+            (folder / "weights").write_text("theirs")
+
+    model = SimpleNamespace(save_pretrained=lambda place: Path(place, "weights").write_text("mine"))
+    for name, made in (("untrained", None), ("load_chat_model", SimpleNamespace(model=model)), ("lesson", None)):
+        monkeypatch.setattr(toy, name, lambda *given, made=made, **more: made)
+    monkeypatch.setattr(toy, "teach", teach)
+    assert toy.toy_folder(config) == folder and (folder / "weights").read_text() == stays
+    assert list(tmp_path.iterdir()) == [folder] and (folder / "taught").exists()
+
+
+def test_weights_on_this_machine_are_found_in_paths_with_equals_signs(tmp_path, monkeypatch):
+    "As trainers name them; changed weights are another judge. What stands before the first sign names a vision judge's network."
+    monkeypatch.chdir(tmp_path)
+    folder, file = Path("runs/lr=0.1/model"), Path("ckpt/epoch=3-step=100.ckpt")
+    for place in (folder, file.parent, Path("resnet18")):
+        place.mkdir(parents=True)
+    named = {f"vision:resnet18={file}": file, f"llm:{folder}": folder, f"vlm:{folder}": folder, "vision:resnet18": None, "llm:org/a=b": None}
+    revisions = []
+    for content in ("old", "new!"):
+        file.write_text(content)
+        (folder / "config.json").write_text(content)
+        assert {name: local_weights(name) for name in named} == named
+        revisions.append({name: weights_of(name) for name in named})
+    assert [name for name in named if revisions[0][name] != revisions[1][name]] == [name for name, place in named.items() if place]
+
+
+def test_a_judge_of_images_of_different_sizes(tmp_path, capsys):
+    for part in ("train", "test"):
+        for label in ("a", "b"):
+            (tmp_path / "mine" / part / label).mkdir(parents=True)
+            for k in range(2):
+                Image.new("RGB", (9 + k, 12)).save(tmp_path / "mine" / part / label / f"{k}.png")
+    given = ["--data", f"folder:{tmp_path}/mine", "--judge", "identity", "--exemplars", "2", "--device", "cpu", "--out", f"{tmp_path}/T.safetensors"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(given) == 1 and "maga judge --resize" in capsys.readouterr().err
+        assert main([*given, "--resize", "8"]) == 0
+    assert TransitionMatrix.load(tmp_path / "T.safetensors").classes == ("a", "b")
+    assert main([*given, "--data", "digits", "--resize", "8"]) == 1 and "leave out --resize" in capsys.readouterr().err
 
 
 def test_a_vision_judge_of_a_network_that_takes_one_size():

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from maga import mapped
 from maga.cache import caches_of, purge_cache
 from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class, forget_random, forget_subclass
 from maga.experiments.report import paper_folder, paper_numbers
@@ -482,6 +483,22 @@ def test_the_cache_of_linked_images_is_found_by_every_name(kind, folder, tmp_pat
     (tmp_path / "third").symlink_to(linked)  # the folder with the links by a name of its own
     from_folder("third")
     assert purge_cache("third") and not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_a_container_leaves(version, tmp_path, monkeypatch):
+    "The limit less what is held, where files that are only mapped do not count: once, also where the first version tells them twice."
+    used, files = {"active_file": 3, "inactive_file": 2, "anon": 10}, ("memory.max", "memory.current")
+    if version == 1:
+        used |= {"hierarchical_memory_limit": 16} | {f"total_{kind}": n for kind, n in used.items()}
+        files = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
+        used["active_file"] = 1  # of this group alone, without those below it
+    (tmp_path / "memory").mkdir()
+    ((tmp_path / files[0]).parent / "memory.stat").write_text("".join(f"{kind} {n}\n" for kind, n in used.items()))
+    for file, n in zip(files, (16, 15), strict=True):
+        (tmp_path / file).write_text(f"{n}\n")
+    monkeypatch.setattr(mapped, "Path", lambda root, folder: tmp_path / folder)
+    assert mapped._limit_of_container() == 16 - (15 - 5)
 
 
 def test_a_cache_read_by_two_names_is_found_by_both(tmp_path):

@@ -43,6 +43,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--exemplars", type=int, default=10, help="images of each class (the paper: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of exemplars")
     parser.add_argument("--out", help="the file of the transition matrix; answers are kept in <out>.answers/")
+    parser.add_argument("--resize", type=int, help="side to which images of folder: and hub: are resized; needed where they differ in size")
     parser.add_argument("--data-root", default="data", help="the folder with local data sets")
     parser.add_argument("--checkpoint", help="a classifier, for the judge features")
     parser.add_argument("--arch", help="its architecture, where the file does not say")
@@ -75,7 +76,9 @@ def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:
     if not (given.out or given.dry_run):
         raise MagaError("The transition matrix needs a file. Pass --out FILE (or --dry-run).")
     device = pick_device(given.device)
-    train, _ = load(given.data, given.data_root)
+    if given.resize is not None and not given.data.startswith(("folder:", "hub:")):
+        raise MagaError(f"The images of {given.data} have one size: leave out --resize, which is for folder: and hub:.")
+    train, _ = load(given.data, given.data_root, size=given.resize)
     exemplars = draw_exemplars(train, given.exemplars, torch.Generator().manual_seed(given.seed))
     names = ("batch_size", "dtype", "device_map", "quantisation", "size", "prompt")
     options = JudgeOptions(device=str(device), **{name: getattr(given, name) for name in names})

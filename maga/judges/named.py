@@ -256,7 +256,7 @@ def judge_kind(name: str) -> tuple[str, str]:
         raise MagaError(f"The judge {kind} takes no model; write just {kind}.")
     return kind, model
 
-
+# %% ../../nbs/220_named.ipynb #63a1fc6b
 def is_matrix(name: str) -> bool:
     "Whether the name is that of a file with T, and not of a judge whose weights are a file."
     return name.endswith(".safetensors") and name.partition(":")[0] not in KINDS
@@ -264,7 +264,8 @@ def is_matrix(name: str) -> bool:
 
 def local_weights(name: str) -> Path | None:
     "The file or folder on this machine that a judge's name holds; None where the name itself stands for its weights."
-    where = judge_kind(name)[1].rpartition("=")[2]
+    kind, model = judge_kind(name)
+    where = model.partition("=")[2] if kind == "vision" else model
     path = Path(where).expanduser()
     return path if where and where not in PACKAGED and path.exists() else None
 

@@ -158,6 +158,16 @@ def untrained(folder: str | Path, classes: Sequence[str], seed: int = 0) -> str:
     return str(tiny_vlm("internvl", folder, torch.Generator().manual_seed(seed), ["True", "False", *(f" {c}," for c in classes)]))
 
 
+def _put(whole: Path, folder: Path) -> None:
+    "Rename a taught toy to its place; one that another process has put there meanwhile stays, because it may be in use."
+    try:
+        os.replace(whole, folder)  # fails where a folder with anything in it is there
+    except OSError:
+        if not (folder / "taught").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(whole, folder)
+
+# %% ../../nbs/215_toy.ipynb #de987b2d
 def toy_folder(
     config: ToyConfig | None = None,
     progress: Callable[[int, float], None] | None = None,
@@ -177,9 +187,11 @@ def toy_folder(
             teach(parts, lesson(parts, train), config, progress)
             parts.model.save_pretrained(work)
             write_whole(Path(work) / "taught", lambda p: p.write_text(f"{time.process_time() - start:.0f}"))
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(work, f"{work}-whole")
-            os.replace(f"{work}-whole", folder)
+            try:
+                shutil.copytree(work, f"{work}-whole")
+                _put(Path(f"{work}-whole"), folder)
+            finally:
+                shutil.rmtree(f"{work}-whole", ignore_errors=True)
     except OSError as e:
         raise MagaError(f"The toy judge could not be saved in {folder} ({e}); set MAGA_CACHE to a writable folder.") from e
     return folder

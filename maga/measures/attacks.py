@@ -248,7 +248,7 @@ def quantised(
     for w in rounded.parameters():
         if w.ndim >= 2 and w.shape[0] > 1:  # tables and kernels; position embeddings and class tokens have one row
             exact = w.to(torch.promote_types(w.dtype, torch.float32))  # in half precision a row of zeros has no step
-            step = exact.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (w.ndim - 1)) / (2 ** (bits - 1) - 1)
+            step = exact.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (w.ndim - 1)) / (2 ** (int(bits) - 1) - 1)
             w.copy_((exact / step).round() * step)
     return rounded
 

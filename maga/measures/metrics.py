@@ -62,7 +62,7 @@ def predict(
     check_tensor("indices", indices, None, whole=True)
     dtype, parts = next((p.dtype for p in model.parameters()), torch.float32), []
     with evaluating(model), exact_logits(model), autocast(images.device, amp):
-        for part in indices.split(batch_size or pass_size(images)):
+        for part in indices.split(int(batch_size or pass_size(images))):
             x = images.batch(part).contiguous(memory_format=torch.channels_last)
             parts.append(logits_of(model(x.to(dtype))).float())
     return torch.cat(parts) if parts else torch.empty(0, len(images.classes), device=images.device)

@@ -336,7 +336,7 @@ def forget(
     seconds = clock(split.device) - start
     result = Outputs.of(made, split)
     answers = {name: o.forgotten(split)[0].argmax(1).cpu() for name, o in (("before", original), ("after", result))}
-    return Forgotten(made.eval(), plan, measure(original, split), measure(result, split), answers, cost, seconds, seed)
+    return Forgotten(made.eval(), plan, measure(original, split), measure(result, split), answers, cost, seconds, int(seed))
 
 # %% ../../nbs/701_forgetting.ipynb #b91fa42d
 def _read_into(network: nn.Module, file: Path) -> bool:
