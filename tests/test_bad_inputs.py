@@ -190,6 +190,7 @@ REFUSED = {
     "ssd: lam NaN": lambda w: get_method("ssd").preset("digits", lam=NAN),
     "restart: make_model without argument": lambda w: run(w, "restart", config=get_method("restart").preset("digits", make_model=lambda: NET)),
     "restart: make_model a model": lambda w: run(w, "restart", config=get_method("restart").preset("digits", make_model=K7)),
+    "restart: make_model gives nothing": lambda w: run(w, "restart", config=get_method("restart").preset("digits", make_model=lambda g: None)),
     "retrain: make_model a text": lambda w: RetrainConfig("small_cnn"),
     "restart: retain_images -5": lambda w: get_method("restart").preset("digits", retain_images=-5),
     "experts: pad 100": lambda w: run(w, "maga_soft", config=with_change(get_method("maga_soft").preset("digits"), "experts.pad", 100)),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import floats, moving_head
-from ..checks import Checked
+from ..checks import Checked, shown
 from ..data import ForgetSplit, MagaError
 from ..device import seeded, to_device
 from ..measures.metrics import predict
@@ -117,6 +117,8 @@ def fresh_model(
         fresh = reinitialised(model, generator) if make_model is None else make_model(generator)
     except TypeError as e:
         raise MagaError(f"make_model cannot be called with a generator ({e}); expected a function (generator) -> untrained model.") from e
+    if not isinstance(fresh, nn.Module):
+        raise MagaError(f"make_model gave {shown(fresh)}; expected an untrained model.")
     if isinstance(model, Classifier) and not isinstance(fresh, Classifier):
         fresh = Classifier(fresh, model.head)
     if any(v.dtype != torch.float32 for v in floats(fresh).values()):
