@@ -16,13 +16,13 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .checks import MagaError, check_value, number_of, shown
 from .data import ImageSet
-from .device import to_device
+from .device import out_of_memory, to_device
 from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, last_linear, logits_of
 from .pretrained import tensors_of
 
 # %% auto #0
-__all__ = ['floats', 'check_network', 'check_weights', 'check_pad', 'check_model', 'moving_head', 'unwrapped', 'prepared',
-           'handed_back']
+__all__ = ['floats', 'lies_elsewhere', 'check_network', 'check_weights', 'check_pad', 'check_model', 'moving_head', 'unwrapped',
+           'prepared', 'handed_back']
 
 # %% ../nbs/011_adapter.ipynb #26475ce8
 def floats(model: nn.Module) -> dict[str, Tensor]:
@@ -30,7 +30,7 @@ def floats(model: nn.Module) -> dict[str, Tensor]:
     return {k: v for k, v in tensors_of(model).items() if v.is_floating_point()}
 
 
-def _lies_elsewhere(model: nn.Module, device: torch.device) -> bool:
+def lies_elsewhere(model: nn.Module, device: torch.device) -> bool:
     "Whether a number of the model is on another device."
     return any(v.device != device for v in tensors_of(model).values())
 
@@ -86,7 +86,7 @@ def _heard(layers: Mapping[str, nn.Module], hear: Callable[[str, Any], Any]) -> 
 def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor]]:
     "What the model returns for two images, on their device, and what each of its linear layers gave, by name."
     x, given = images.batch(torch.arange(min(2, len(images)), device=images.device)), dict[str, Tensor]()
-    if _lies_elsewhere(model, x.device):
+    if lies_elsewhere(model, x.device):
         model = to_device(copy.deepcopy(model), x.device)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     try:
@@ -95,6 +95,8 @@ def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor]]:
     except MagaError:
         raise
     except Exception as e:  # a network of somebody else's raises what it likes
+        if out_of_memory(e):
+            raise
         said = str(e).strip().split("\n")[0]
         raise MagaError(
             f"The model cannot take a batch {list(x.shape)} of {str(x.dtype).removeprefix('torch.')} images ({type(e).__name__}: {said}); "
@@ -260,7 +262,7 @@ def prepared(
     model = unwrapped(model)
     if any(v.dtype != torch.float32 for v in floats(model).values()):
         model = copy.deepcopy(model).float()
-    if _lies_elsewhere(model, images.device):
+    if lies_elsewhere(model, images.device):
         model = to_device(copy.deepcopy(model), images.device)
     output, given = _asked(model, images)
     logits = _checked_answer(output, min(2, len(images)), classes)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import MagaError
 
@@ -56,8 +56,9 @@ class Replayed:
         self,
         function: Callable[..., Tensor],  # marked or known to compute with tensors alone
         device: torch.device,  # of all its tensors; need not be the current one
+        network: nn.Module | None = None,  # somebody's network in it, which may do more than compute with tensors
     ) -> None:
-        self.function, self.device = function, device
+        self.function, self.device, self.network = function, device, network
         self.side = _side_stream(torch.cuda.current_device() if device.index is None else device.index)
         self.warm, self.failed = 0, False
         self.graph: torch.cuda.CUDAGraph | None = None  # holds the pool of the graph's memory, and is released with this object
@@ -67,9 +68,11 @@ class Replayed:
     def __call__(self, *inputs: Tensor | None) -> Tensor:
         if self.warm < self.WARM and not self.failed:
             self.warm += 1
-            before, out = _host_randomness(), self._aside(inputs)
+            before, held, out = _host_randomness(), _held(self.network), self._aside(inputs)
             if _host_randomness() != before:
                 self._refuse("it draws random numbers on the CPU, which a replay would repeat")
+            elif changed := [name for name, what in _held(self.network).items() if held.get(name) != what]:
+                self._refuse(f"{changed[0]} of the network is changed by Python, which a replay would not repeat")
             return out
         if self.graph is None and not self.failed:
             self._capture(inputs)
@@ -114,6 +117,15 @@ class Replayed:
 def _host_randomness() -> tuple[object, ...]:
     "The states of the generators on the CPU that anybody may draw from: torch's, Python's and NumPy's."
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), str(np.random.get_state())
+
+
+def _held(network: nn.Module | None) -> dict[str, object]:
+    "What a replay leaves as it is: which tensors a network has, and the numbers, texts and truth values of its modules."
+    if network is None:
+        return {}
+    tensors = {name: (id(t), t.data_ptr()) for name, t in (*network.named_parameters(), *network.named_buffers())}
+    plain = {f"{name}.{k}".strip("."): v for name, m in network.named_modules() for k, v in vars(m).items() if isinstance(v, int | float | str)}
+    return {**tensors, **plain}
 
 
 def _check_randomness(device: torch.device, why: str) -> None:

@@ -104,13 +104,19 @@ def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
     return model
 
 # %% ../nbs/001_device.ipynb #51264da4
+def _has_bfloat16(gpu: torch.device) -> bool:
+    "Whether a GPU multiplies in bfloat16, as from Ampere on; older ones only imitate it, slowly."
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(gpu)[0] >= 8
+
+
 def autocast(
     device: torch.device | str,
-    amp: bool | None,  # True or False; None: on CUDA, and inside of `torch.autocast("cpu", torch.bfloat16)`
+    amp: bool | None,  # True or False; None: on GPUs that multiply in it, and inside of `torch.autocast("cpu", torch.bfloat16)`
 ) -> torch.autocast:
     "A context in which matrix products and convolutions run in bfloat16, or in float32 (see `single_precision`)."
     kind = torch.device(device).type
-    enabled = (kind == "cuda" or torch.is_autocast_enabled(kind)) if amp is None else amp
+    usual = _has_bfloat16(torch.device(device)) if kind == "cuda" else torch.is_autocast_enabled(kind)
+    enabled = usual if amp is None else amp
     return torch.autocast(kind, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 # %% ../nbs/001_device.ipynb #6f8ec9cb

@@ -49,12 +49,14 @@ class Examples(Checked):
     "Rows of (image, target)."
 
     images: ImageSet
-    indices: Tensor  # int64 [n]: which images
+    indices: Tensor  # int64 [n]: which images; they and the targets go where the images' batches are
     targets: Tensor  # int64 [n]: classes, or float32 [n, K]: distributions
     perturbation: Perturbation | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("indices", "targets"):
+            object.__setattr__(self, name, getattr(self, name).to(self.images.device))
         n, k = len(self.indices), len(self.images)
         if n == 0 or n != len(self.targets):
             given = f"{number_of(n, 'image')} and {number_of(len(self.targets), 'target')}"
@@ -111,7 +113,7 @@ class FitConfig(Checked):
     flip: bool = True  # random horizontal flips
     freeze_batch_norm: bool = False  # batch norm in eval mode
     average: Decay = 0.0  # decay per step of a running average that replaces the weights at the end; 0: no average
-    capture: bool = True  # on CUDA: replay the step as a graph, if there are enough steps and all functions in it are `tensors_only`
+    capture: bool = True  # on CUDA: replay the step as a graph, if there are enough steps, and functions and network compute with tensors alone
     amp: bool | None = None  # bfloat16 autocast; None: on CUDA only
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
@@ -196,7 +198,7 @@ class _Stepper:
         allowed = may_be_captured(self.objective, self.after_step, None if e.perturbation is None else e.perturbation.apply)
         there = e.images.images.device == self.device  # a graph cannot fetch images from the host
         wanted = self.config.capture and self.device.type == "cuda" and steps >= PAYS_FROM and there
-        return Replayed(self, self.device) if wanted and allowed else self
+        return Replayed(self, self.device, self.model) if wanted and allowed else self
 
     def __call__(self, rows: Tensor, progress: Tensor, draw: Tensor | None, *views: Tensor) -> Tensor:
         "One step; views are shift and flip, or none. Returns (loss, correct answers) as float32 [2] on the device."

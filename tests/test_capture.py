@@ -173,6 +173,36 @@ def test_a_coin_on_the_cpu_is_not_captured(name, replays):
     assert not replays and len(set(after.thrown)) == 2
 
 
+class Centred(nn.Module):
+    "A network that does more than compute with tensors: it replaces a buffer, or counts its calls."
+
+    def __init__(self, counts: bool):
+        super().__init__()
+        self.first, self.last, self.counts, self.calls = nn.Linear(192, 24), nn.Linear(24, 10), counts, 0
+        self.register_buffer("centre", torch.zeros(24))
+
+    def forward(self, x):
+        z = self.first(x.flatten(1))
+        if self.counts:
+            self.calls += 1
+        else:
+            self.centre = 0.9 * self.centre + 0.1 * z.detach().float().mean(0)
+        return self.last((z - self.centre).relu() * min(1, self.calls / 9 if self.counts else 1))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_network_that_python_changes_is_not_captured(counts, replays):
+    "A graph would write into memory that nobody owns any more, or stay at one number."
+    config = FITS["averaged"]
+    with seeded(generator()):
+        model = Centred(counts)
+    with pytest.warns(UserWarning, match="calls of the network is changed by Python" if counts else "centre of the network is changed by Python"):
+        after = fit(model, Examples.of(FEW.to("cuda")), config, generator())
+    plain = fit(model, Examples.of(FEW.to("cuda")), replace(config, capture=False), generator())
+    assert not replays and apart(after, plain) == 0
+
+
 @on_a_gpu
 def test_a_torch_that_cannot_go_on_says_so(replays, monkeypatch):
     def stuck(*size, **more):

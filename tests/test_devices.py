@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from maga import capture
+from maga.adapter import prepared
 from maga.capture import Replayed
+from maga.data import MagaError
 from maga.experiments import runs
 from maga.experiments import session as sessions
 from maga.experiments.report import line_of, paper_numbers
@@ -22,9 +24,11 @@ from maga.experiments.settings import Cell
 from maga.experiments.store import Row, Spec, Store
 from maga.experiments.tables import show_times
 from maga.mapped import placed, room
-from maga.measures.contract import METRICS
+from maga.measures.contract import METRICS, Evidence, Subject, get_metric
 from maga.measures.metrics import Outputs, measure
 from maga.methods.contract import get_method
+from maga.methods.noise import NoiseConfig
+from maga.methods.relabelling import legacy_noise
 from maga.models import ModelSpec, save_checkpoint
 from maga.own import forgetting
 from maga.own.forgetting import Forgotten, Plan, forget, trained_retrains
@@ -243,3 +247,35 @@ def test_a_shared_model_that_memory_is_missing_for_is_trained_later(session, mon
     monkeypatch.setattr(sessions, "_train", raising(ValueError("no")))
     seeds = [replace(NINE, training_seed=1, unlearning_seed=s) for s in (0, 1)]
     assert all("could not be trained: ValueError: no" in r.error for r in run_batch(seeds, session)) and len(session.failures) == 1
+
+
+class Full(torch.nn.Module):
+    "The device's memory is used up."
+
+    def forward(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_full_memory_is_no_property_of_a_network(split):
+    "Neither an error of its kind nor a metric that is missing: whoever runs it may try again."
+    with pytest.raises(torch.OutOfMemoryError):
+        prepared(Full(), split.train)
+
+    def run(evidence, subject):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        except torch.OutOfMemoryError as e:
+            raise MagaError("The probe could not be trained.") from e
+
+    metric = replace(get_metric("A_f"), run=run)
+    with pytest.raises(MagaError, match="The probe"):
+        metric(Evidence((Subject(split, Full()),)))
+
+
+def test_legacy_noise_is_made_in_the_precision_that_is_asked_for(split, original):
+    "As other noise is."
+    made = []
+    for amp in (False, True):
+        config = NoiseConfig(size=2, steps=2, lr=0.1, stop=None, amp=amp)
+        made.append(legacy_noise(original, split, [split.forgotten[0]], config, torch.Generator().manual_seed(0))[1].images)
+    assert not torch.equal(*made) and torch.allclose(*made, atol=0.5)

@@ -163,6 +163,24 @@ def test_words_logits_are_not_rounded_to_bfloat16(exemplars, tmp_path):
     assert (found - rounded)[..., 6:].abs().max() < 0.2 and torch.equal(model(input_ids=ids).logits, rounded)
 
 
+class Moving(torch.nn.Linear):
+    "A last layer on another device than the one before it, as where a model is spread over several: its input is moved on the way in."
+
+    def forward(self, x):
+        return super().forward(x.to(self.weight.device))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_words_logits_of_a_last_layer_on_another_device():
+    head, words = Moving(16, 20).to("cuda:0", torch.bfloat16), AnswerWords(((1, 2),), ((5,),))
+    x = torch.randn(3, 16, generator=drawn()).to("cuda:1", torch.bfloat16)
+    with torch.no_grad(), exact_words(SimpleNamespace(get_output_embeddings=lambda: head), words):
+        found = head(x)
+    expected = torch.nn.functional.linear(x.to("cuda:0").float(), head.weight.float(), head.bias.float())
+    torch.testing.assert_close(found[:, [1, 2, 5]], expected[:, [1, 2, 5]])
+
+
 @pytest.mark.parametrize("module, load", [(mmicl, LOADERS["mmicl"]), (llm, LOADERS["llm"]), (scorers, LOADERS["vlm"])])
 def test_every_judge_in_words_reads_such_logits(module, load, exemplars, tmp_path, monkeypatch):
     load[0](tmp_path)

@@ -1,5 +1,6 @@
 """Checkpoints on full and broken disks, the provided checkpoint, a user's own network, and steps on a GPU."""
 
+import copy
 import resource
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import maga
 from maga.adapter import check_model, prepared
 from maga.averaging import estimate_statistics, even_parts
 from maga.data import MagaError
+from maga.device import autocast
 from maga.measures.connectivity import refresh_statistics
 from maga.measures.metrics import accuracy, predict
 from maga.methods.contract import get_method
@@ -232,3 +234,28 @@ def test_a_network_of_grey_images_is_told_how_to_wrap_it(digit_sets):
             return super().forward(x.mean(1, keepdim=True))
 
     prepared(Grey(*grey), digit_sets[0], 10)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_rows_targets_and_models_may_lie_on_the_host():
+    "Examples take their rows to the images; a pass takes a copy of the model there."
+    few, rows = digits()[0].subset(torch.arange(40)), torch.arange(20)
+    there, model, config = few.to("cuda"), small_network(torch.Generator().manual_seed(0)), FitConfig(1, 10, lr=0.01, amp=False)
+    given = (Examples.of(there, rows), Examples.of(there, rows.to("cuda")))
+    trained = [fit(copy.deepcopy(model), e, config, torch.Generator().manual_seed(0)) for e in given]
+    assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in trained), strict=True))
+    logits = predict(model, there, amp=False)
+    assert logits.device == there.device and next(model.parameters()).device.type == "cpu"
+    torch.testing.assert_close(logits.cpu(), predict(model, few), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpus_that_only_imitate_bfloat16_compute_in_single_precision(monkeypatch):
+    "Unless bfloat16 is asked for."
+    for capability, usual in (((7, 5), False), ((8, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None, c=capability: c)
+        for amp, enabled in ((None, usual), (True, True), (False, False)):
+            with autocast("cuda", amp):
+                assert torch.is_autocast_enabled("cuda") == enabled

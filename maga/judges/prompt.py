@@ -181,7 +181,7 @@ def exact_words(
     def again(layer: nn.Linear, given: tuple[Tensor], out: Tensor) -> Tensor:
         rows = tokens.to(out.device)
         bias = None if layer.bias is None else layer.bias[rows].float()
-        return out.float().index_copy(-1, rows, nn.functional.linear(given[0].float(), layer.weight[rows].float(), bias))
+        return out.float().index_copy(-1, rows, nn.functional.linear(given[0].to(layer.weight.device).float(), layer.weight[rows].float(), bias))
 
     with head.register_forward_hook(again):
         yield

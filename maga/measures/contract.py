@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..adapter import prepared
 from ..data import TASKS, ForgetSplit, MagaError, no_such
-from ..device import clock
+from ..device import clock, out_of_memory
 from .metrics import Measurement, Outputs, accuracy, measure
 from ..models import Penultimate
 
@@ -268,6 +268,8 @@ class Metric:
                 return Score(self.name, (float(value),), half=float(half))
             return Score(self.name, tuple(float(self.run(evidence, u)) for u in evidence.unlearned))
         except MagaError as e:
+            if out_of_memory(e):  # no property of the models: a run is tried again
+                raise
             return Score(self.name, missing=f"{self.name} cannot be computed: {e}")
 
 # %% ../../nbs/104_contract.ipynb #cf595b62

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..capture import tensors_only
 from ..checks import Checked, Count, Part
 from ..data import ForgetSplit, MagaError
-from ..device import seeded, to_device
+from ..device import autocast, seeded, to_device
 from .contract import ADDED, FitOnly, Source, method, plain_fit
 from .dampening import mean_gradients
 from .labels import random_labels
@@ -271,7 +271,8 @@ def legacy_noise(
             seen = torch.zeros((), device=device)
             for _ in range(config.steps):
                 adam.zero_grad()
-                logits = net(noise)
+                with autocast(device, config.amp):
+                    logits = net(noise)
                 noise_loss(logits, noise, y, -1, config.penalty).mean().backward()
                 adam.step()
                 seen = F.cross_entropy(logits.detach(), y)

@@ -51,7 +51,7 @@ def _trained(make: MakeModel, images: ImageSet, rows: tuple[int, ...] | None, co
     g = torch.Generator().manual_seed(seed)
     model, kept = make(g), _kept(make, images, rows, config, seed)
     if kept is not None and kept.exists():
-        model.load_state_dict(torch.load(kept, weights_only=True))
+        model.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True))
         return to_device(model, images.images.device).eval()
     model = fit(model, Examples.of(images, None if rows is None else torch.tensor(rows)), config, g)
     if kept is not None:
