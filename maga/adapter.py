@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from .checks import MagaError, check_value, number_of, shown
 from .data import ImageSet
@@ -21,8 +22,8 @@ from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, las
 from .pretrained import tensors_of
 
 # %% auto #0
-__all__ = ['floats', 'lies_elsewhere', 'check_network', 'check_weights', 'check_pad', 'check_model', 'moving_head', 'unwrapped',
-           'prepared', 'handed_back']
+__all__ = ['floats', 'lies_elsewhere', 'check_network', 'check_shapes', 'check_weights', 'check_pad', 'check_model',
+           'moving_head', 'unwrapped', 'prepared', 'handed_back']
 
 # %% ../nbs/011_adapter.ipynb #26475ce8
 def floats(model: nn.Module) -> dict[str, Tensor]:
@@ -42,9 +43,17 @@ def check_network(model: Any) -> None:
         raise MagaError(f"The model is {what}; expected a network, an nn.Module (of a file: load_checkpoint).")
 
 
+def check_shapes(model: nn.Module) -> None:
+    "`MagaError` where layers take their shape from a first batch that they have not seen."
+    for name, v in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(v):
+            raise MagaError(f"The shape of the model's {name} is not known yet: call the model once on a batch of images where it is made.")
+
+
 def check_weights(model: Any) -> None:
     "`MagaError` where it is no network with finite weights."
     check_network(model)
+    check_shapes(model)
     found = floats(model)
     where = next(iter(found.values())).device if found else "cpu"
     finite = torch.stack([v.isfinite().all().to(where) for v in found.values()]).tolist() if found else []  # one wait for all weights

@@ -32,10 +32,13 @@ from maga.checks import MagaError
 from maga.data import ImageSet, forget_class
 from maga.judges.transition import TransitionMatrix
 from maga.measures.cost import counted_passes
+from maga.methods.contract import show_flow
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command, forgetting
 from maga.own.audit import audit
-from maga.own.ledger import Entry, in_force, open_result
+from maga.own.forgetting import Wanted, transition_of
+from maga.own.ledger import Entry, carried_out, in_force, open_result
+from maga.own.listing import methods_there_are, metrics_there_are
 from maga.own.networks import _processor, open_network, write_weights
 from maga.own.order import in_model_order, lines_of
 from maga.own.report import _picture, inputs_of
@@ -1270,3 +1273,46 @@ def test_the_card_is_markdown_that_is_read_as_it_is_meant(at, desk, capsys):
         marks = {kinds[i - 1], kinds[i]} & {"|", ">"}
         assert not marks or kinds[i - 1] == kinds[i] or "" in kinds[i - 1 : i + 1], lines[i - 1 : i + 1]
     assert ">" in kinds and "|" in kinds
+
+
+@pytest.mark.parametrize("wanted", [Wanted(random=12, seed=1), Wanted(files=("7", "8", "9"))])
+def test_an_audit_of_data_that_changed_names_other_images(wanted):
+    "Without one earlier image the same words mean other images: the audit would be of those that were trained on."
+    train, test = (s.subset(torch.arange(120)) for s in digits())
+    entry = Entry.of(wanted.split(train, test), "ssd", "2026-01-01")
+    assert carried_out(wanted, train, test, (), (entry,)).forget_train.equal(wanted.split(train, test).forget_train)
+    fewer = train.subset(torch.arange(1, 120))
+    with pytest.raises(MagaError, match="are not those that the network forgot"):
+        carried_out(wanted, fewer, test, (), (entry,))
+    again = Entry.of(wanted.split(fewer, test), "ssd", "2026-01-02")
+    assert carried_out(wanted, fewer, test, (), (entry, again)).forget_train.equal(wanted.split(fewer, test).forget_train)  # of its own request
+
+
+def test_a_matrix_in_the_folders_order_serves_a_network_in_another(split, original, tmp_path):
+    "As one that was made in the network's order."
+    there = TransitionMatrix.from_similarity(torch.rand(10, 10, generator=torch.Generator().manual_seed(0)) + 0.1, split.train.classes)
+    other = there.in_order(sorted(split.train.classes))
+    other.save(tmp_path / "T.safetensors")
+    found = transition_of(str(tmp_path / "T.safetensors"), original, split, torch.Generator())
+    assert other.digest != there.digest and found.digest == there.digest and found.S.equal(there.S)
+
+
+def test_layers_without_a_shape_are_named(split, tmp_path):
+    "They take it from a first batch, which comes before the weights."
+    lazy = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))
+    with pytest.raises(MagaError, match="weight is not known yet: call the model once"):
+        prepared(lazy, split.train)
+
+
+def test_class_names_with_dollars_are_no_formulas():
+    "Nor do names of folders that are no text stop a picture."
+    figure = show_flow({"after": torch.eye(3)}, ("$1_to_$5_", "cost $", "caf\udce9"))
+    figure.canvas.draw()
+    assert next(t.get_text() for t in figure.axes[0].get_yticklabels()) == r"\$1_to_\$5_"
+
+
+def test_the_lists_say_what_each_thing_is():
+    "Every metric has a sentence; a method that trains says for how many epochs, whatever its configuration calls that."
+    assert all(m["says"] for m in metrics_there_are())
+    cost = {m["name"]: m["cost"] for m in methods_there_are()}
+    assert cost["ssd"] == "passes over the images, no training" and "epoch" in cost["unsir"] and "epoch" in cost["maga"]

@@ -71,6 +71,11 @@ class TransitionMatrix:
         S = S.float()
         return cls(S, transition(S), tuple(classes), about)
 
+    def in_order(self, classes: Sequence[str]) -> TransitionMatrix:
+        "The same judgement of the same classes in another order."
+        rows = torch.tensor([self.classes.index(c) for c in classes])
+        return TransitionMatrix(self.S[rows[:, None], rows], self.T[rows[:, None], rows], tuple(classes), self.about)
+
     @cached_property
     def digest(self) -> str:
         "A hash of T and the class names: 16 hexadecimal digits."

@@ -186,14 +186,24 @@ def time_ratio(evidence: Evidence, subject: Subject) -> float:
     return subject.seconds / mean_over(evidence.references(subject), lambda r: r.seconds)
 
 # %% ../../nbs/105_evaluation.ipynb #d3be65ae
-def _measured(name: str) -> Callable[[Evidence, Subject], float]:
-    return lambda evidence, subject: getattr(subject.measurement, name)
+def _measured(name: str, says: str) -> Callable[[Evidence, Subject], float]:
+    def run(evidence: Evidence, subject: Subject) -> float:
+        return getattr(subject.measurement, name)
+
+    run.__doc__ = says
+    return run
 
 
-for _name in ("A_r", "A_f", "MIA", "legacy_A_r", "legacy_A_f"):
-    model_metric(_name, ideal="the retrain's", unit="%", bounds=(0, 100), source="the paper's tables", appendix=True)(_measured(_name))
+for _name, _says in {
+    "A_r": "Accuracy on retained test images, in percent (0–100).",
+    "A_f": "Accuracy on forgotten test images, in percent (0–100); on forgotten training images where there are none.",
+    "MIA": "Share of forgotten training images that an attack on the output's entropy takes for members, in percent (0–100).",
+    "legacy_A_r": "`A_r` as a mean over batches of 64, in percent (0–100), as the paper's baselines have it.",
+    "legacy_A_f": "`A_f` as a mean over batches of 64, in percent (0–100), as the paper's baselines have it.",
+}.items():
+    model_metric(_name, ideal="the retrain's", unit="%", bounds=(0, 100), source="the paper's tables", appendix=True)(_measured(_name, _says))
 
-
+# %% ../../nbs/105_evaluation.ipynb #d3be65af
 def _mean_accuracies(subjects: Sequence[Subject]) -> list[float]:
     "Mean accuracy on S, R and T over several models, percent."
     return np.mean([s.accuracies for s in subjects], axis=0).tolist()

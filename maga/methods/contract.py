@@ -233,7 +233,8 @@ def show_flow(
     chosen = torch.stack(list(shares.values())).amax(0).topk(min(most, len(classes))).indices.sort().values
     figure, axes = plt.subplots(1, len(shares), figsize=(1.9 * len(shares) + 0.4, 0.5 + 0.2 * len(chosen)), sharey=True, sharex=True, dpi=110)
     for axis, (name, share) in zip(axes if len(shares) > 1 else [axes], shares.items(), strict=True):
-        axis.barh([classes[k] for k in chosen.tolist()], (100 * share[chosen]).tolist())
+        named = [classes[k].encode(errors="replace").decode().replace("$", r"\$") for k in chosen.tolist()]  # a dollar is no formula
+        axis.barh(named, (100 * share[chosen]).tolist())
         axis.set_title(name, fontsize=8)
         axis.set_xlabel("% of forgotten\nimages", fontsize=7)
         axis.tick_params(labelsize=7)

@@ -231,7 +231,8 @@ def transition_of(
 ) -> TransitionMatrix:
     "T for MaGA and its relatives, from images that may be shown: a class without any resembles itself alone. `MagaError` where a class has too few."
     if is_matrix(judge):
-        return TransitionMatrix.load(judge)
+        given = TransitionMatrix.load(judge)
+        return given.in_order(split.train.classes) if sorted(given.classes) == sorted(split.train.classes) else given
     shown = split.train if split.earlier_train is None else split.train.subset(split.shown_train)
     there = shown.labels.unique()
     known = replace(shown, labels=torch.searchsorted(there, shown.labels), classes=tuple(shown.classes[k] for k in there.tolist()))

@@ -183,10 +183,16 @@ def carried_out(
     before: Sequence[Entry],  # of the original
     after: Sequence[Entry],  # of the result
 ) -> ForgetSplit:
-    "The request as it was carried out between two networks, with the other ones of both in force."
+    "The request as it was carried out between two networks, with the others in force; `MagaError` where it is of other images than the result's."
     known = [*before, *(e for e in after if e not in before)]
     earlier = [*before, *takewhile(lambda e: e.what != str(wanted), known[len(before) :])]
     split = wanted.split(train, test, gone_before(train, earlier) if wanted.random else None)
+    own = [e for e in after if e not in before and e.what == split.target and split.task == "random"]
+    now = Entry.of(split, "", "") if own else None
+    odd = [set(now.images) - set(e.images) for e in own if now is not None and e.sides == now.sides]
+    if odd and all(odd):
+        what = f"{len(min(odd, key=len))} of {len(split.forget_train)} images are not those that the network forgot ({split.target})"
+        raise MagaError(f"{what}: the data have changed since; give them as they were, the forgotten images included, or name the images' files.")
     return in_force(split, earlier_ones(split, known))
 
 # %% ../../nbs/702_ledger.ipynb #dac39e5c

@@ -8,12 +8,14 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from ..checks import number_of
 from ..judges.named import KINDS
 from ..measures.contract import METRICS
 from ..methods.contract import METHODS
+from ..training import FitConfig
 
 # %% auto #0
 __all__ = ['listed', 'methods_there_are', 'judges_there_are', 'metrics_there_are']
@@ -41,8 +43,9 @@ def methods_there_are() -> list[dict[str, str]]:
     "Name, first sentence, cost, tasks and source of every method."
     def cost(m: Any) -> str:
         p = next(m.presets[n] for n in ("paper_resnet18", *m.presets) if n in m.presets)
-        epochs = getattr(getattr(p, "fit", None), "epochs", None)
-        return "passes over the images, no training" if epochs is None else f"published settings: {number_of(epochs, 'epoch')}"
+        trainings = [v for f in fields(p) if isinstance(v := getattr(p, f.name), FitConfig)]
+        epochs = number_of(sum(t.epochs for t in trainings), "epoch")
+        return f"usual settings: {epochs}" if trainings else "passes over the images, no training"
 
     return [
         {"name": n, "says": _first_sentence(m.run), "cost": cost(m), "tasks": ", ".join(m.tasks), "source": m.source}

@@ -25,6 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..adapter import check_shapes
 from ..checks import MagaError, check_value, shown, write_whole
 from ..data import check_normalisation
 from ..decoding import Crop
@@ -159,6 +160,7 @@ def _filled(model: nn.Module, weights: str, what: str) -> tuple[nn.Module, Path]
     "The model with the weights of a file, and the file; `MagaError` names what is absent, superfluous or of another shape."
     if not weights:
         raise MagaError(f"{what[0].upper()}{what[1:]} needs a file of weights (weights=…, --weights): a state dict, as safetensors or by torch.save.")
+    check_shapes(model)
     stored, state = stored_weights(weights), model.state_dict()
     names = model_names(stored, state)
     if len(set(names.values())) < len(names):

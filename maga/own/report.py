@@ -84,7 +84,8 @@ def warnings_of(result: Forgotten, split: ForgetSplit) -> list[str]:
     if after.A_r < before.A_r - 2:
         found.append(f"Accuracy on what stays fell by {before.A_r - after.A_r:.1f} points: give more epochs (--set fit.epochs=…), or another rate.")
     if split.task == "class" and after.A_f > 5:
-        found.append(f"{after.A_f:.1f} % of the forgotten test images still get their old label; a retrain would have 0: take another method.")
+        part = "test" if len(split.forget_test) else "training"
+        found.append(f"{after.A_f:.1f} % of the forgotten {part} images still get their old label; a retrain would have 0: take another method.")
     share, asked = share_of_retrain(result, split), result.plan.budget
     if share is not None and share >= 0.5:
         found.append(f"This cost {100 * share:.0f} % of a retrain: retrain instead, or give a budget (--budget 10%).")
