@@ -434,11 +434,11 @@ def test_the_papers_numbers_are_in_the_package():
 
 def test_a_command_that_fills_a_line_can_be_copied(capsys):
     from maga.experiments.__main__ import print_result
+    from maga.experiments.settings import Settings
 
     command = "python -m maga.experiments table1 --preset smoke --backbone resnet10 --target three --methods bad_teacher --results elsewhere"
     table = pd.DataFrame({"method": ["maga", "bad_teacher"], "A_r": [98.0, None], "note": ["", f"not run: {command}"]})
-    size = SimpleNamespace(comparable=True)
-    print_result(SimpleNamespace(table=table, settings=SimpleNamespace(size=size), experiment=SimpleNamespace(name="t", title="T"), path="p"))
+    print_result(SimpleNamespace(table=table, settings=Settings("laptop"), experiment=SimpleNamespace(name="t", title="T"), path="p"))
     assert command in (line.strip() for line in capsys.readouterr().out.splitlines())
 
 
