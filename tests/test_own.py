@@ -244,6 +244,8 @@ def test_a_second_request_starts_from_the_first(at, desk, capsys):
     assert code == 0 and json.loads(out) == record and "This very request is done" in err
     said = {n["name"]: n["after"] for n in record["numbers"]}
     assert said["A_f"] <= 5 and said["A_earlier"] <= 5
+    with (desk / "two/artefacts.csv").open() as f:
+        assert [Path(a["path"]).as_posix() for a in csv.DictReader(f) if a["holds"] == "weights"] == ["one/model.safetensors", "model.safetensors"]
     _network, ledger = open_result(desk / "two")
     assert [e.classes for e in ledger.entries] == [("three",), ("eight",)]
     assert load_file(desk / "two/model.safetensors").keys() == load_file(desk / "model.safetensors").keys()
@@ -1316,3 +1318,12 @@ def test_the_lists_say_what_each_thing_is():
     assert all(m["says"] for m in metrics_there_are())
     cost = {m["name"]: m["cost"] for m in methods_there_are()}
     assert cost["ssd"] == "passes over the images, no training" and "epoch" in cost["unsir"] and "epoch" in cost["maga"]
+
+
+def test_a_factory_with_a_usual_number_of_classes_makes_that_of_the_data(tmp_path):
+    "Weights for ten classes fit it, as where the factory asks for the number."
+    code = "from torch import nn\ndef net(width=8, num_classes=1000):\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, width), nn.Linear(width, num_classes))\n"
+    (tmp_path / "usual.py").write_text(code)
+    torch.save({k: torch.randn(v) for k, v in {"1.weight": (8, 192), "1.bias": (8,), "2.weight": (10, 8), "2.bias": (10,)}.items()}, tmp_path / "w.pth")
+    network = open_network(f"{tmp_path}/usual.py:net", str(tmp_path / "w.pth"), digits()[0].classes)
+    assert network.model[2].out_features == 10

@@ -249,6 +249,18 @@ def _unread(root: Path, split: ForgetSplit) -> list[Artefact]:
     said = {p: ", ".join(f"{n} {why}" for why, n in sorted(kinds.items())) for p, kinds in sorted(found.items())}
     return [Artefact(p, f"files that were not read: {kinds}", "pixels, perhaps", "yours", what) for p, kinds in said.items()]
 
+# %% ../../nbs/702_ledger.ipynb #9145013b
+def _originals_before(network: Network) -> list[Artefact]:
+    "The networks that earlier requests started from: those that the list beside a result names, which saw the images as well."
+    path = Path(network.weights).expanduser().parent / "artefacts.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as f:
+            listed = [Artefact(**row) for row in csv.DictReader(f)]
+    except (OSError, TypeError, ValueError):  # no result, or its list is gone
+        return []
+    said = {"what": "the original network of an earlier request", "remedy": "delete it, if it is still there, and its optimiser's state"}
+    return [replace(a, **said) for a in listed if a.holds == "weights"]
+
 
 def artefacts(
     network: Network,  # the original
@@ -259,7 +271,7 @@ def artefacts(
 ) -> list[Artefact]:
     "Every file that is known to hold or remember what was forgotten; backups and copies made elsewhere are not known."
     accepted = "delete it, and its optimiser's state, when the result is accepted"
-    found = [Artefact(str(network.weights), "the original network", "weights", "yours", accepted)]
+    found = [Artefact(str(network.weights), "the original network", "weights", "yours", accepted), *_originals_before(network)]
     root = Path(_whole(data).removeprefix("folder:")).expanduser()
     rows = ((split.train, split.forget_train), (split.test, split.forget_test))
     files = [root / images.files[i] for images, gone in rows if images.files for i in gone.tolist()]

@@ -251,9 +251,10 @@ def _imported(source: str) -> Callable[..., Any]:
 def _of_factory(source: str, weights: str, classes: int) -> Network:
     make = _imported(source)
     try:
-        needed = [p for p in inspect.signature(make).parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        named = [p for p in inspect.signature(make).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     except (TypeError, ValueError) as e:
         raise MagaError(f"{source} is {shown(make)}; expected a class or a function that makes a network.") from e
+    needed = [p for p in named if p.default is p.empty] or [p for p in named if p.name in _COUNTS[:4]][:1]  # a usual number of classes is no data's
     if [p.name for p in needed if p.name not in _COUNTS] or len(needed) > 1:
         names = ", ".join(p.name for p in needed)
         raise MagaError(f"{source} needs {names}; expected no argument, or the number of classes: write a function that calls it.")
