@@ -22,7 +22,7 @@ from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, las
 from .pretrained import tensors_of
 
 # %% auto #0
-__all__ = ['floats', 'lies_elsewhere', 'check_network', 'check_shapes', 'check_weights', 'check_pad', 'check_model',
+__all__ = ['floats', 'lying_on', 'in_single', 'check_network', 'check_shapes', 'check_weights', 'check_pad', 'check_model',
            'moving_head', 'unwrapped', 'prepared', 'handed_back']
 
 # %% ../nbs/011_adapter.ipynb #26475ce8
@@ -31,9 +31,14 @@ def floats(model: nn.Module) -> dict[str, Tensor]:
     return {k: v for k, v in tensors_of(model).items() if v.is_floating_point()}
 
 
-def lies_elsewhere(model: nn.Module, device: torch.device) -> bool:
-    "Whether a number of the model is on another device."
-    return any(v.device != device for v in tensors_of(model).values())
+def lying_on(model: nn.Module, device: torch.device) -> nn.Module:
+    "The model, or a copy on the device where a number of it is on another one."
+    return to_device(copy.deepcopy(model), device) if any(v.device != device for v in tensors_of(model).values()) else model
+
+
+def in_single(model: nn.Module) -> nn.Module:
+    "The model, or a copy in float32 where a number of it has another precision."
+    return copy.deepcopy(model).float() if any(v.dtype != torch.float32 for v in floats(model).values()) else model
 
 
 def check_network(model: Any) -> None:
@@ -95,8 +100,7 @@ def _heard(layers: Mapping[str, nn.Module], hear: Callable[[str, Any], Any]) -> 
 def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor]]:
     "What the model returns for two images, on their device, and what each of its linear layers gave, by name."
     x, given = images.batch(torch.arange(min(2, len(images)), device=images.device)), dict[str, Tensor]()
-    if lies_elsewhere(model, x.device):
-        model = to_device(copy.deepcopy(model), x.device)
+    model = lying_on(model, x.device)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     try:
         with evaluating(model), _heard(layers, given.__setitem__):
@@ -268,11 +272,7 @@ def prepared(
     "The model as methods take it, after one batch; `MagaError` says what is wrong with it."
     check_value("images", images, ImageSet)
     check_weights(model)
-    model = unwrapped(model)
-    if any(v.dtype != torch.float32 for v in floats(model).values()):
-        model = copy.deepcopy(model).float()
-    if lies_elsewhere(model, images.device):
-        model = to_device(copy.deepcopy(model), images.device)
+    model = lying_on(in_single(unwrapped(model)), images.device)
     output, given = _asked(model, images)
     logits = _checked_answer(output, min(2, len(images)), classes)
     if isinstance(model, Classifier) and model.head is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .models import batch_norms
+from .models import batch_norms, keeping_modes
 
 # %% auto #0
 __all__ = ['WeightAverage', 'even_parts', 'estimate_statistics']
@@ -63,17 +63,16 @@ def estimate_statistics(
     norms = [m for m in batch_norms(model) if m not in still]
     if not norms:
         return
-    modes, momenta = [(m, m.training) for m in model.modules()], [m.momentum for m in norms]
+    momenta = [m.momentum for m in norms]
     for m in norms:
         m.reset_running_stats()
-    model.train()
-    for frozen in still:
-        frozen.eval()
-    for i, x in enumerate(batches, 1):
-        for m in norms:
-            m.momentum = 1 / i
-        model(x)
+    with keeping_modes(model):
+        model.train()
+        for frozen in still:
+            frozen.eval()
+        for i, x in enumerate(batches, 1):
+            for m in norms:
+                m.momentum = 1 / i
+            model(x)
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
-    for module, mode in modes:
-        module.training = mode

@@ -104,9 +104,9 @@ def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
     return model
 
 # %% ../nbs/001_device.ipynb #51264da4
-def _has_bfloat16(gpu: torch.device) -> bool:
-    "Whether a GPU multiplies in bfloat16, as from Ampere on; older ones only imitate it, slowly."
-    return torch.cuda.is_available() and torch.cuda.get_device_capability(gpu)[0] >= 8
+def _from_ampere(gpu: torch.device) -> bool:
+    "Whether a GPU multiplies in bfloat16 and TF32, as from Ampere on; older ones only imitate bfloat16, slowly."
+    return torch.cuda.get_device_capability(gpu)[0] >= 8
 
 
 def autocast(
@@ -114,15 +114,15 @@ def autocast(
     amp: bool | None,  # True or False; None: on GPUs that multiply in it, and inside of `torch.autocast("cpu", torch.bfloat16)`
 ) -> torch.autocast:
     "A context in which matrix products and convolutions run in bfloat16, or in float32 (see `single_precision`)."
-    kind = torch.device(device).type
-    usual = _has_bfloat16(torch.device(device)) if kind == "cuda" else torch.is_autocast_enabled(kind)
-    enabled = usual if amp is None else amp
-    return torch.autocast(kind, torch.bfloat16, enabled=enabled, cache_enabled=False)
+    device = torch.device(device)
+    if amp is None:
+        amp = torch.cuda.is_available() and _from_ampere(device) if device.type == "cuda" else torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, torch.bfloat16, enabled=amp, cache_enabled=False)
 
 # %% ../nbs/001_device.ipynb #6f8ec9cb
 def single_precision(device: torch.device) -> str:
     "What convolutions of float32 numbers compute in: TF32 on a GPU that has it, where torch allows it (its default), else float32."
-    rounds = device.type == "cuda" and torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device)[0] >= 8
+    rounds = device.type == "cuda" and torch.backends.cudnn.allow_tf32 and _from_ampere(device)
     return "TF32" if rounds else "float32"
 
 

@@ -28,8 +28,8 @@ from .pretrained import PRETRAINED, check_parameters, fill, save_tensors, tensor
 
 # %% auto #0
 __all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'from_timm', 'ModelSpec', 'batch_norms', 'frozen_batch_norms',
-           'recomputing', 'logits_of', 'Classifier', 'head_of', 'last_linear', 'evaluating', 'features_and_logits',
-           'Penultimate', 'save_checkpoint', 'load_checkpoint']
+           'recomputing', 'logits_of', 'Classifier', 'head_of', 'last_linear', 'keeping_modes', 'evaluating',
+           'features_and_logits', 'Penultimate', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/003_models.ipynb #56629c46
 def _resnet18(num_classes: int, size: int) -> nn.Module:
@@ -292,17 +292,23 @@ def last_linear(model: nn.Module) -> nn.Linear:
 
 # %% ../nbs/003_models.ipynb #a0865591
 @contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    "A context in which the models are in eval mode and record no gradients; each module's mode is restored afterwards."
+def keeping_modes(*models: nn.Module) -> Iterator[None]:
+    "A context after which each module is in train or eval mode as before."
     modes = [(m, m.training) for model in models for m in model.modules()]
-    for model in models:
-        model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    "A context in which the models are in eval mode and record no gradients; each module's mode is restored afterwards."
+    with keeping_modes(*models), torch.no_grad():
+        for model in models:
+            model.eval()
+        yield
 
 
 def features_and_logits(

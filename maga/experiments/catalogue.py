@@ -147,10 +147,15 @@ def birds(settings: Settings) -> list[Spec]:
     return [cifar10_spec(settings)]
 
 
+def _bird(settings: Settings, session: Session) -> Spec:
+    "That request, from the given original where it fits."
+    return from_given(cifar10_spec(settings), settings, session)
+
+
 def birds_transition(settings: Settings, session: Session) -> TransitionMatrix:
     "T of Figures 3 and 5, in the precision of the settings."
     with precision(settings, session):
-        return transition_of(session, from_given(cifar10_spec(settings), settings, session))
+        return transition_of(session, _bird(settings, session))
 
 
 def transition_table(found: Found) -> pd.DataFrame:
@@ -162,9 +167,9 @@ def transition_table(found: Found) -> pd.DataFrame:
 
 def chosen_labels(settings: Settings, session: Session) -> dict[str, torch.Tensor]:
     "Figure 5: perturbing labels of the forgotten images, chosen in four ways: int64 [n_f] each."
-    split, T = session.split(cifar10_spec(settings)), birds_transition(settings, session)
+    spec = _bird(settings, session)
+    split, T = session.split(spec), birds_transition(settings, session)
     with precision(settings, session):
-        spec = from_given(cifar10_spec(settings), settings, session)
         outputs = kept_outputs(session, resolve(session, replace(spec, method=ORIGINAL, changes=())).key)
         if outputs is None:
             outputs = {"forget_train": as_float16(outputs_of(session, original_of(spec), split).train[split.forget_train]).float()}

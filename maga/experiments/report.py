@@ -22,9 +22,9 @@ from .published import PublishedSession, published_folder
 from .runs import by_other_code, compared, kept, run_batch
 from .scores import floor_of
 from .session import Given, Session, Training, config_of, content_digest, original_of, resolve, retrain_of, trained
-from .settings import Cell, Settings, checked_selection, names_of, selected
+from .settings import Cell, Settings, checked_selection, selected
 from .store import RETRAIN, Row, Spec, Store
-from ..judges.named import is_matrix, judge_kind
+from ..judges.named import judge_kind
 from ..measures.contract import interval
 from ..methods.contract import get_method
 from ..progress import BatchReport
@@ -263,7 +263,7 @@ def specs_of(cells: Sequence[Cell], settings: Settings, session: Session) -> lis
         raise MagaError(misfit(without_file[0].spec, settings.original, session))
     specs = [s for c in chosen for s in c.specs(settings.all_seeds)]
     for judge in sorted({s.judge for s in specs if asks_judge(s)}):
-        if not any(map(is_matrix, names_of(judge))):
+        if not session.files(judge):
             judge_kind(judge)  # what is not there is said before any run
     for data in sorted({s.data for s in specs}):
         session.images(data)

@@ -134,10 +134,9 @@ class Settings:
         for name in self.backbone:
             if name not in known:
                 raise MagaError(f"There is no backbone {name!r} for the preset {self.preset}; there are {', '.join(known)}.")
-        for network in self.size.backbones:
-            alike = [b.name for b in self.size.backbones if b.stands_for == network.stands_for and b.name in self.backbone]
-            if len(alike) > 1:
-                raise MagaError(f"The networks {', '.join(alike)} fill the same lines of a table; name one, and run the others after it.")
+        columns = [b.stands_for for b in self.size.backbones if b.name in self.backbone]
+        if alike := [b.name for b in self.size.backbones if b.name in self.backbone and columns.count(b.stands_for) > 1]:
+            raise MagaError(f"The networks {', '.join(alike)} fill the same lines of a table; name one, and run the others after it.")
         for name, place, value in self.changes:
             checked_change(name, place, value, self.size.backbones[0].preset)
 

@@ -5,7 +5,6 @@
 # %% ../../nbs/100_metrics.ipynb #2836904f
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -14,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..adapter import check_network, lies_elsewhere
+from ..adapter import check_network, lying_on
 from ..checks import Count, check_tensor, check_value
 from ..data import ForgetSplit, ImageSet, MagaError
-from ..device import autocast, pass_size, to_device
+from ..device import autocast, pass_size
 from ..models import evaluating, head_of, logits_of
 
 # %% auto #0
@@ -57,8 +56,7 @@ def predict(
     "Logits, float32 [n, K], on the images' device, wherever the model lies. It keeps its train or eval mode."
     check_network(model)
     check_value("images", images, ImageSet)
-    if lies_elsewhere(model, images.device):
-        model = to_device(copy.deepcopy(model), images.device)
+    model = lying_on(model, images.device)
     check_value("batch_size", batch_size, Count | None)
     if indices is None:
         indices = torch.arange(len(images), device=images.device)

@@ -19,6 +19,7 @@ from .contract import Source, method, sample_retained
 from .published import LEE, ours, read_in
 from .restart import BUDGETED, BUDGETS, DIGITS_BUDGET, HAAR_BUDGETS, SMALL_BUDGETS, VIT_BUDGET, Distil, RestartConfig, StartConfig
 from .restart import fresh_weights, recovered, restarted, shrink_and_perturb, taught
+from .retraining import MAKE_PLAIN
 from ..models import evaluating
 from ..training import Progress
 
@@ -190,9 +191,8 @@ def blinded(
         weight = made_from.get("weight")
         if weight is None and any(p.requires_grad for p in made_from.values()):
             raise MagaError(
-                f"The weight of {name} is computed from others (weight norm, spectral norm), and directional damage changes it itself: call "
-                "torch.nn.utils.parametrize.remove_parametrizations on the layer first (of the older kind remove_weight_norm or "
-                "remove_spectral_norm of torch.nn.utils), or freeze its parameters."
+                f"The weight of {name} is computed from others (weight norm, spectral norm), and directional damage changes it itself: "
+                f"{MAKE_PLAIN}, or freeze its parameters."
             )
         if weight is not None and weight.requires_grad:
             with torch.no_grad():

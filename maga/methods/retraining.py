@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..adapter import floats, moving_head
+from ..adapter import in_single, moving_head
 from ..checks import Checked, shown
 from ..data import ForgetSplit, MagaError
 from ..device import seeded, to_device
@@ -26,8 +26,8 @@ from ..training import PRETRAINING, RECIPES, Examples, FitConfig, Progress, fit
 
 # %% auto #0
 __all__ = ['MakeModel', 'RETRAIN_PRESETS', 'RETRAIN_SOURCES', 'PUBLIC_STEPS', 'BY_RULE', 'RETRAIN_HEAD_PRESETS', 'OF_PRETRAINING',
-           'RETRAIN_HEAD_SOURCES', 'reinitialised', 'fresh_model', 'RetrainConfig', 'public_pretraining', 'retrain',
-           'legacy_fit', 'public_retraining', 'retrain_head']
+           'RETRAIN_HEAD_SOURCES', 'MAKE_PLAIN', 'reinitialised', 'fresh_model', 'RetrainConfig', 'public_pretraining',
+           'retrain', 'legacy_fit', 'public_retraining', 'retrain_head']
 
 # %% ../../nbs/305_retraining.ipynb #3dceda95
 MakeModel = Callable[[torch.Generator], nn.Module]
@@ -121,8 +121,7 @@ def fresh_model(
         raise MagaError(f"make_model gave {shown(fresh)}; expected an untrained model.")
     if isinstance(model, Classifier) and not isinstance(fresh, Classifier):
         fresh = Classifier(fresh, model.head)
-    if any(v.dtype != torch.float32 for v in floats(fresh).values()):
-        fresh = copy.deepcopy(fresh).float()
+    fresh = in_single(fresh)
     ours, theirs = list(model.parameters()), list(fresh.parameters())
     same = len(ours) == len(theirs) and all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in zip(ours, theirs, strict=True))
     if make_model is not None and same:
@@ -210,6 +209,12 @@ OF_PRETRAINING = ours("a tenth of the rate of the pretraining of that name, with
 RETRAIN_HEAD_SOURCES = dict.fromkeys(BY_RULE, OF_PRETRAINING) | {name: public_retraining(*numbers) for name, numbers in PUBLIC_STEPS.items()}
 
 # %% ../../nbs/305_retraining.ipynb #5f0e7b2c
+MAKE_PLAIN = (  # what helps where a layer's weight is computed from others
+    "call torch.nn.utils.parametrize.remove_parametrizations on the layer first "
+    "(of the older kind remove_weight_norm or remove_spectral_norm of torch.nn.utils)"
+)
+
+
 @method("retrain_head", RETRAIN_HEAD_PRESETS, source="legacy: the retraining of Foster et al. 2024's public code", sources=RETRAIN_HEAD_SOURCES)
 def retrain_head(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     """The original with a new last linear layer, trained on the retain set; the backbone keeps what it saw.
@@ -221,8 +226,7 @@ def retrain_head(model: nn.Module, split: ForgetSplit, config: FitOnly, generato
         head.load_state_dict(reinitialised(head, generator).state_dict())
     except MagaError as e:
         raise MagaError(
-            "The last layer has parameters that its reset_parameters does not reset, as where its weight is computed from others (weight norm, "
-            "spectral norm): call torch.nn.utils.parametrize.remove_parametrizations on it first (of the older kind remove_weight_norm or "
-            "remove_spectral_norm of torch.nn.utils), or take retrain."
+            "The last layer has parameters that its reset_parameters does not reset, as where its weight is computed from others "
+            f"(weight norm, spectral norm): {MAKE_PLAIN}, or take retrain."
         ) from e
     return fit(start, Examples.of(split.train, split.retain_train), config.fit, generator, progress=progress)

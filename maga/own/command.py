@@ -178,8 +178,8 @@ def forget_command(
     request, unseen = _request(given | {"classes": named}, wanted)
     if check_free(out, request):
         done = f"This very request is done: {out}/report.html" + f" (not known: whether {', '.join(unseen)} changed since)" * bool(unseen)
-        _tell(done) if as_json else print(done)
-        print((Path(out).expanduser() / "report.json").read_text(encoding="utf-8") if as_json else "", end="")
+        _tell(*([done] if as_json else []))
+        print((Path(out).expanduser() / "report.json").read_text(encoding="utf-8") if as_json else done)
         return
     part, changes = share_of(budget), settings_given(set_ or [])
     network, train, test, ledger = opened(

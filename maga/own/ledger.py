@@ -30,7 +30,7 @@ from ..sources import NAMES, unread_files, without_tuning
 
 # %% auto #0
 __all__ = ['Entry', 'Ledger', 'open_result', 'gone_before', 'in_force', 'earlier_ones', 'carried_out', 'read_from', 'Artefact',
-           'artefacts', 'write_artefacts', 'purge']
+           'read_artefacts', 'artefacts', 'write_artefacts', 'purge']
 
 # %% ../../nbs/702_ledger.ipynb #22e703e1
 @dataclass(frozen=True)
@@ -187,12 +187,12 @@ def carried_out(
     known = [*before, *(e for e in after if e not in before)]
     earlier = [*before, *takewhile(lambda e: e.what != str(wanted), known[len(before) :])]
     split = wanted.split(train, test, gone_before(train, earlier) if wanted.random else None)
-    own = [e for e in after if e not in before and e.what == split.target and split.task == "random"]
-    now = Entry.of(split, "", "") if own else None
-    odd = [set(now.images) - set(e.images) for e in own if now is not None and e.sides == now.sides]
-    if odd and all(odd):
-        what = f"{len(min(odd, key=len))} of {len(split.forget_train)} images are not those that the network forgot ({split.target})"
-        raise MagaError(f"{what}: the data have changed since; give them as they were, the forgotten images included, or name the images' files.")
+    if own := [e for e in after if e not in before and e.what == split.target and split.task == "random"]:
+        now = Entry.of(split, "", "")
+        odd = [set(now.images) - set(e.images) for e in own if e.sides == now.sides]
+        if odd and all(odd):
+            what = f"{len(min(odd, key=len))} of {len(split.forget_train)} images are not those that the network forgot ({split.target})"
+            raise MagaError(f"{what}: the data have changed since; give them as they were, the forgotten images included, or name the images' files.")
     return in_force(split, earlier_ones(split, known))
 
 # %% ../../nbs/702_ledger.ipynb #dac39e5c
@@ -250,13 +250,21 @@ def _unread(root: Path, split: ForgetSplit) -> list[Artefact]:
     return [Artefact(p, f"files that were not read: {kinds}", "pixels, perhaps", "yours", what) for p, kinds in said.items()]
 
 # %% ../../nbs/702_ledger.ipynb #9145013b
-def _originals_before(network: Network) -> list[Artefact]:
-    "The networks that earlier requests started from: those that the list beside a result names, which saw the images as well."
-    path = Path(network.weights).expanduser().parent / "artefacts.csv"
+def read_artefacts(folder: str | Path) -> list[Artefact]:
+    "The list of a result, as `write_artefacts` wrote it; `MagaError` where it cannot be read."
+    path = Path(folder).expanduser() / "artefacts.csv"
     try:
         with path.open(newline="", encoding="utf-8") as f:
-            listed = [Artefact(**row) for row in csv.DictReader(f)]
-    except (OSError, TypeError, ValueError):  # no result, or its list is gone
+            return [Artefact(**row) for row in csv.DictReader(f)]
+    except (OSError, TypeError, ValueError) as e:
+        raise MagaError(f"{path} cannot be read ({e}); expected the list of a result of maga forget.") from e
+
+
+def _originals_before(network: Network) -> list[Artefact]:
+    "The networks that earlier requests started from: those that the list beside a result names, which saw the images as well."
+    try:
+        listed = read_artefacts(Path(network.weights).parent)
+    except MagaError:  # no result, or its list is gone
         return []
     said = {"what": "the original network of an earlier request", "remedy": "delete it, if it is still there, and its optimiser's state"}
     return [replace(a, **said) for a in listed if a.holds == "weights"]
@@ -308,14 +316,8 @@ def purge(
     folder: str | Path,  # of a result
 ) -> list[Path]:
     "Delete maga's own files that hold pixels of forgotten images: those of the list, and what is decoded since; returns what is gone."
-    path = Path(folder).expanduser() / "artefacts.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as f:
-            listed = [Artefact(**row) for row in csv.DictReader(f)]
-    except (OSError, TypeError) as e:
-        raise MagaError(f"{path} cannot be read ({e}); expected the list of a result of maga forget.") from e
-    ours = [Path(a.path) for a in listed if a.whose == "maga's" and a.holds == "pixels"]
-    if path.with_name("ledger.json").is_file():
+    ours = [Path(a.path) for a in read_artefacts(folder) if a.whose == "maga's" and a.holds == "pixels"]
+    if (Path(folder).expanduser() / "ledger.json").is_file():
         ledger = Ledger.load(folder)
         ours += _caches(ledger.data_folder, ledger.data_name)
     gone, kept = list[Path](), list[str]()

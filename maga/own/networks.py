@@ -206,7 +206,8 @@ def _of_timm(source: str, weights: str, classes: int, size: int | None) -> Netwo
     return Network(source, model, file, _like_file(file), _seeded(make), None, size or fixed, about.get("mean"), about.get("std"))
 
 # %% ../../nbs/700_networks.ipynb #871bb123
-_COUNTS = ("num_classes", "n_classes", "classes", "num_labels", "k", "K")  # what a factory may call the number of classes
+_NAMED = ("num_classes", "n_classes", "classes", "num_labels")  # what a factory calls the number of classes
+_COUNTS = (*_NAMED, "k", "K")  # and what it may call its only argument
 
 
 @contextmanager
@@ -254,7 +255,7 @@ def _of_factory(source: str, weights: str, classes: int) -> Network:
         named = [p for p in inspect.signature(make).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     except (TypeError, ValueError) as e:
         raise MagaError(f"{source} is {shown(make)}; expected a class or a function that makes a network.") from e
-    needed = [p for p in named if p.default is p.empty] or [p for p in named if p.name in _COUNTS[:4]][:1]  # a usual number of classes is no data's
+    needed = [p for p in named if p.default is p.empty] or [p for p in named if p.name in _NAMED][:1]  # a usual number of classes is no data's
     if [p.name for p in needed if p.name not in _COUNTS] or len(needed) > 1:
         names = ", ".join(p.name for p in needed)
         raise MagaError(f"{source} needs {names}; expected no argument, or the number of classes: write a function that calls it.")
