@@ -140,11 +140,9 @@ def from_timm(
 
     name = timm_name(arch)
     if not timm.is_model(name):
-        known = [*ARCHITECTURES, *timm.list_models()]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or list(ARCHITECTURES)
-        raise MagaError(
-            f"There is no architecture {name!r}, neither here ({', '.join(ARCHITECTURES)}) nor in timm; the nearest names are {', '.join(near)}."
-        )
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5) or ["resnet18"]
+        here = f"those made here are {', '.join(ARCHITECTURES)}"
+        raise MagaError(f"There is no architecture {name!r} in timm; the nearest names are {', '.join(near)}, {here}.")
     asked: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if size is not None and name.startswith(("vit_", "deit", "swin")):
         asked["img_size"] = size
@@ -153,7 +151,7 @@ def from_timm(
             return timm.create_model(name, pretrained=pretrained, **asked)
     except Exception as e:  # the hub's client raises many kinds
         if not pretrained:
-            raise
+            raise MagaError(f"timm cannot make {name} ({type(e).__name__}: {e}).") from e
         raise MagaError(
             f"The pretrained weights of {name} could not be fetched ({type(e).__name__}); "
             "pass a file of them (weights=…), load a checkpoint of your own, or start from scratch with pretrained=False."
@@ -207,10 +205,12 @@ class ModelSpec(Checked):
     def view(self, images: ImageSet) -> ImageSet:
         "The images as this model sees them; `MagaError` if their classes are not the model's."
         if images.classes != self.classes:
-            raise MagaError(
-                f"The model knows {len(self.classes)} classes ({', '.join(self.classes[:3])} …), but {images.name} has {len(images.classes)} "
-                f"({', '.join(images.classes[:3])} …): use the data set that it was trained on."
-            )
+            mine, theirs = (f"{number_of(len(c), 'class', 'classes')} ({', '.join(c[:3])} …)" for c in (self.classes, images.classes))
+            raise MagaError(f"The model knows {mine}, but {images.name} has {theirs}: use the data set that it was trained on.")
+        return self.seen(images)
+
+    def seen(self, images: ImageSet) -> ImageSet:
+        "The images in this model's size and normalisation, whatever their classes."
         size = self.size if images.images.shape[-2:] != (self.size, self.size) else None
         return replace(images, size=size, mean=self.mean, std=self.std)
 

@@ -32,7 +32,7 @@ from maga.judges.transition import TransitionMatrix, estimate_transition
 from maga.judges.vllm import load_vllm_judge
 from maga.judges.vlm import VLMJudge, load_vlm_judge
 from maga.judges.weights import Source, folder_revision
-from maga.models import small_network
+from maga.models import ModelSpec, save_checkpoint, small_network
 from maga.sources import digits
 
 from .forked import Forked
@@ -464,6 +464,19 @@ def test_a_judge_of_images_of_different_sizes(tmp_path, capsys):
         assert main([*given, "--resize", "8"]) == 0
     assert TransitionMatrix.load(tmp_path / "T.safetensors").classes == ("a", "b")
     assert main([*given, "--data", "digits", "--resize", "8"]) == 1 and "leave out --resize" in capsys.readouterr().err
+
+
+def test_the_feature_judge_takes_a_network_whatever_the_order_of_its_classes(tmp_path):
+    "Features are compared, not logits: T is the same, in the order of the data."
+    train, _ = digits()
+    tables = []
+    for name, classes in {"same": train.classes, "turned": train.classes[::-1]}.items():
+        spec = replace(ModelSpec.of("small_cnn", train), classes=classes)
+        save_checkpoint(tmp_path / f"{name}.safetensors", spec.make(torch.Generator().manual_seed(0)), spec)
+        out = tmp_path / f"{name}.T.safetensors"
+        assert main(["--data", "digits", "--judge", "features", "--checkpoint", f"{tmp_path}/{name}.safetensors", "--device", "cpu", "--out", f"{out}"]) == 0
+        tables.append(TransitionMatrix.load(out))
+    assert tables[1].classes == train.classes and torch.equal(tables[0].S, tables[1].S)
 
 
 def test_a_vision_judge_of_a_network_that_takes_one_size():

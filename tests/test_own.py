@@ -460,6 +460,8 @@ MISTAKES = {
     "maga forget --model net.py:nothing --weights net.pth --data photos --forget three --out x": "returns 3",
     "maga forget --model timm:resnet10t --weights net.pth --mean 0.5 --std 0.5 --data photos --forget three --out x": "parameters differ",
     "maga forget --model timm:resnet10tt --weights net.pth --data photos --forget three --out x": "nearest names",
+    "maga forget --model timm:resnet10t.mistyped --weights net.pth --data photos --forget three --out x": "timm cannot make resnet10t.mistyped",
+    "maga forget --model timm:vit_tiny --weights net.pth --data photos --forget three --out x": "no architecture 'vit_tiny' in timm",
     "maga forget --model hf:nobody/nothing --data photos --forget three --out x": "cannot be opened",
     "maga purge nowhere": "cannot be read",
     "maga audit --original model.safetensors --unlearned model.safetensors --data photos": "Say what must go",
@@ -1327,3 +1329,33 @@ def test_a_factory_with_a_usual_number_of_classes_makes_that_of_the_data(tmp_pat
     torch.save({k: torch.randn(v) for k, v in {"1.weight": (8, 192), "1.bias": (8,), "2.weight": (10, 8), "2.bias": (10,)}.items()}, tmp_path / "w.pth")
     network = open_network(f"{tmp_path}/usual.py:net", str(tmp_path / "w.pth"), digits()[0].classes)
     assert network.model[2].out_features == 10
+
+
+def test_a_factory_that_passes_its_arguments_on_makes_the_classes_of_the_data(tmp_path):
+    "As torchvision's, whose number of classes is behind **kwargs; one that refuses the argument is called without it."
+    code = """
+from torch import nn
+def inner(num_classes=1000):
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))
+def outer(*, weights=None, **kwargs):
+    return inner(**kwargs)
+class Net(nn.Module):
+    def __init__(self, width=10, **kwargs):
+        super().__init__(**kwargs)
+        self.head = nn.Linear(192, width)
+    def forward(self, x):
+        return self.head(x.flatten(1))
+"""
+    (tmp_path / "passing.py").write_text(code)
+    for name, prefix in {"outer": "1", "Net": "head"}.items():
+        torch.save({f"{prefix}.weight": torch.randn(10, 192), f"{prefix}.bias": torch.randn(10)}, tmp_path / f"{name}.pth")
+        network = open_network(f"{tmp_path}/passing.py:{name}", str(tmp_path / f"{name}.pth"), digits()[0].classes)
+        for made in (network.model, network.make(torch.Generator().manual_seed(0))):
+            assert made(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
+
+
+def test_a_network_of_torchvision_is_named_as_it_is(tmp_path):
+    from torchvision.models import squeezenet1_1
+
+    torch.save(squeezenet1_1(num_classes=10).state_dict(), tmp_path / "w.pth")
+    assert open_network("torchvision.models:squeezenet1_1", str(tmp_path / "w.pth"), digits()[0].classes).model.classifier[1].out_channels == 10

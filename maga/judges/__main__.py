@@ -62,7 +62,7 @@ def arguments() -> argparse.ArgumentParser:
 def _classifier(checkpoint: str, arch: str | None, exemplars: ImageSet, device: torch.device) -> tuple[nn.Module, ImageSet]:
     "The feature judge's classifier, and the exemplars as it sees them."
     model, spec = load_checkpoint(checkpoint, ModelSpec.of(arch, exemplars) if arch else None, device)
-    return model, spec.view(exemplars)
+    return model, spec.seen(exemplars)  # features are compared; the order of the model's classes plays no part
 
 
 def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:

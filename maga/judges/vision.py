@@ -56,7 +56,7 @@ def load_vision_network(
         with seeded(torch.Generator().manual_seed(0)):  # a last layer that the file lacks plays no part; it is the same each time
             model: nn.Module = from_timm(name, None, size, pretrained=path is None)
     except MagaError as e:
-        if e.__cause__ is None:
+        if e.__cause__ is None or path is not None:
             raise
         raise MagaError(
             f"The weights of vision:{where} could not be fetched ({type(e.__cause__).__name__}): fetch them on a machine with a network and "

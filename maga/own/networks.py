@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -214,13 +214,12 @@ _COUNTS = (*_NAMED, "k", "K")  # and what it may call its only argument
 def _beside(source: str) -> Iterator[None]:
     "A context in which the neighbours of `file.py:name` can be imported by their names, as in a script that lies there."
     where = source.rpartition(":")[0]
-    folder = str(Path(where).expanduser().resolve().parent) if where.endswith(".py") else None
-    if folder is not None:
-        sys.path.insert(0, folder)
+    folders = [str(Path(where).expanduser().resolve().parent)] if where.endswith(".py") else []
+    sys.path[:0] = folders
     try:
         yield
     finally:
-        if folder is not None:
+        for folder in folders:
             sys.path.remove(folder)
 
 
@@ -252,26 +251,31 @@ def _imported(source: str) -> Callable[..., Any]:
 def _of_factory(source: str, weights: str, classes: int) -> Network:
     make = _imported(source)
     try:
-        named = [p for p in inspect.signature(make).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        parameters = inspect.signature(make).parameters.values()
     except (TypeError, ValueError) as e:
         raise MagaError(f"{source} is {shown(make)}; expected a class or a function that makes a network.") from e
-    needed = [p for p in named if p.default is p.empty] or [p for p in named if p.name in _NAMED][:1]  # a usual number of classes is no data's
-    if [p.name for p in needed if p.name not in _COUNTS] or len(needed) > 1:
-        names = ", ".join(p.name for p in needed)
-        raise MagaError(f"{source} needs {names}; expected no argument, or the number of classes: write a function that calls it.")
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    needed = [p.name for p in named if p.default is p.empty] or [p.name for p in named if p.name in _NAMED][:1]  # a usual number is no data's
+    if len(needed) > 1 or not {*needed} <= {*_COUNTS}:
+        raise MagaError(f"{source} needs {', '.join(needed)}; expected no argument, or the number of classes: write a function that calls it.")
+    given = dict.fromkeys(needed, classes)
 
-    def made() -> nn.Module:
+    def made(**given: int) -> nn.Module:
         with _beside(source):
-            return make(**{p.name: classes for p in needed})
+            return make(**given)
 
     try:
-        model = made()
+        if not given and any(p.kind is p.VAR_KEYWORD for p in parameters):
+            with suppress(TypeError):  # where it passes on what it is given, as torchvision's do
+                made(num_classes=classes)
+                given = {"num_classes": classes}
+        model = made(**given)
     except Exception as e:
         raise MagaError(f"{source} failed ({type(e).__name__}: {e}); call it in your own script first.") from e
     if not isinstance(model, nn.Module):
         raise MagaError(f"{source} returns {shown(model)}; expected a network, an nn.Module.")
     filled, file = _filled(model, weights, f"a {type(model).__name__} of {source}")
-    return Network(source, filled, file, _like_file(file), _seeded(made))
+    return Network(source, filled, file, _like_file(file), _seeded(partial(made, **given)))
 
 # %% ../../nbs/700_networks.ipynb #b269d84c
 _SHADES, _SIDE = ((0, 0, 0), (255, 255, 255), (40, 90, 160)), 61  # of plain images that a processor is shown; no processor makes this size
@@ -392,7 +396,5 @@ def open_network(
     if ":" in source:
         return _of_factory(source, weights, k)
     what = "is a folder without config.json" if path.is_dir() else "is a file of weights alone" if path.is_file() else "does not exist"
-    raise MagaError(
-        f"{source} {what}; expected a safetensors file that describes itself, timm:NAME, file.py:NAME or package.module:NAME with weights, "
-        "or a folder with config.json."
-    )
+    kinds = "a safetensors file that describes itself, timm:NAME, file.py:NAME or package.module:NAME with weights, or a folder with config.json"
+    raise MagaError(f"{source} {what}; expected {kinds}.")
