@@ -34,10 +34,10 @@ from maga.judges.transition import TransitionMatrix
 from maga.measures.cost import counted_passes
 from maga.methods.contract import show_flow
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
-from maga.own import command, forgetting
+from maga.own import command, forgetting, report
 from maga.own.audit import audit
 from maga.own.forgetting import Wanted, transition_of
-from maga.own.ledger import Entry, carried_out, in_force, open_result
+from maga.own.ledger import Artefact, Entry, carried_out, in_force, open_result, read_artefacts, write_artefacts
 from maga.own.listing import methods_there_are, metrics_there_are
 from maga.own.networks import _processor, open_network, write_weights
 from maga.own.order import in_model_order, lines_of
@@ -94,6 +94,7 @@ def desk(tmp_path_factory):
     as_folder(place / "photos", {"train": train, "test": test})
     (place / "net.py").write_text(NET)
     names = sorted(str(p.relative_to(place / "photos")) for p in (place / "photos/train").rglob("*.png"))
+    (place / "empty.txt").write_text("\n")
     (place / "gone.txt").write_text("\n".join(names[::23][:30]) + "\n")
     g, brief = torch.Generator().manual_seed(0), FitConfig(8, 32, lr=0.1, pad=0, flip=False)
     exec(NET, found := {})
@@ -444,6 +445,7 @@ MISTAKES = {
     f"{GOOD} --forget three --out photos": "is no result of maga forget",
     f"{GOOD} --files nowhere.txt --out x": "cannot be read",
     f"{GOOD} --files model.safetensors --out x": "cannot be read",
+    f"{GOOD} --files empty.txt --out x": "The list empty.txt is empty",
     f"{GOOD} --random 99999 --out x": "cannot be forgotten",
     f"{GOOD} --subclass three --out x": "no coarse labels",
     f"{GOOD} --forget three --weights net.pth --out x": "holds its own weights",
@@ -1029,7 +1031,7 @@ def test_test_images_that_were_put_aside_are_said_to_be_perhaps_training_images(
         assert at(f"maga forget --model model.safetensors {brief}", capsys)[0] == 0
     record, card = json.loads((desk / "of_flat/report.json").read_text()), (desk / "of_flat/model_card.md").read_text()
     assert any("were put aside from flat itself" in w for w in record["warnings"]) and "were put aside from flat itself" in card
-    assert [n["meaning"].endswith("possibly on images that it was trained on") for n in record["numbers"]] == [True, True, False]
+    assert [n["meaning"].endswith("possibly on images that it was trained on") for n in record["numbers"]] == [True, True, True]
     assert "were put aside from flat itself" in (desk / "of_flat/report.html").read_text()
 
 
@@ -1177,6 +1179,9 @@ def test_a_budget_pays_for_all_that_is_done(share, trained, split, original):
     said = float(re.search(r"It costs about ([0-9.]+) % of a retrain \(", plan.why)[1])
     assert abs(said - 100 * cost) <= 0.1 + 2 * cost, (said, cost)
     assert bool(plan.trials) == (share == 0.5) and ("pays for no trial" in plan.why) != bool(plan.trials)
+    rows = min(plan.config.retain_images or len(split.retain_train), len(split.retain_train))
+    steps = plan.config.fit.epochs * max(1, rows // plan.config.fit.batch_size)
+    assert plan.config.fit.average == max(0.0, 1 - 10 / steps), "the weights are averaged over a tenth of the steps that are paid for"
 
 
 def test_settings_that_exceed_the_budget_are_said(at, desk, capsys):
@@ -1217,7 +1222,7 @@ def test_an_audit_says_what_was_audited_and_is_not_overwritten_by_another(at, de
     assert [*record["networks"]] == ["original", "unlearned", "retrain trained here, 1", "retrain trained here, 2"]
     assert record["forgotten"] == "three" and record["mean"] == [0.5] * 3 and record["data"]["name"] == "photos" and record["date"] and record["maga"]
     assert all(text in page for text in (*held.values(), "photos", record["data"]["sha256"], record["date"]))
-    assert record["recipe"]["epochs"] == 3 and "2 retrains were trained by maga's recipe" in page and f"batch_size {record['recipe']['batch_size']};" in page
+    assert record["recipe"]["epochs"] == 3 and "2 retrains were trained here" in page and "pretrained weights they are no retrains" in page and f"batch_size {record['recipe']['batch_size']};" in page
     before = (desk / "says_what/audit.json").read_bytes()
     assert at(f"{line} --unlearned net.pth --out says_what", capsys)[0] == 0 and (desk / "says_what/audit.json").read_bytes() == before
     for other in ("--unlearned again_0.pth", "--unlearned net.pth --retrain again_0.pth", "--unlearned net.pth --level 0.01"):
@@ -1359,3 +1364,47 @@ def test_a_network_of_torchvision_is_named_as_it_is(tmp_path):
 
     torch.save(squeezenet1_1(num_classes=10).state_dict(), tmp_path / "w.pth")
     assert open_network("torchvision.models:squeezenet1_1", str(tmp_path / "w.pth"), digits()[0].classes).model.classifier[1].out_channels == 10
+
+
+def test_a_wrong_level_is_refused_before_any_network_is_opened(at, capsys):
+    code, _, err = at("maga audit --original nowhere --unlearned nowhere --data nowhere --forget three --level 5", capsys)
+    assert code == 1 and "--level is 5; expected a number between 0 and 1" in err, err
+
+
+def test_single_images_are_forgotten_from_a_fresh_last_layer(split, original):
+    "As it was measured (studies/frontier), for every kind of request."
+    some = forget_files(split.train, split.test, list(range(0, 300, 10)))
+    plan = forgetting.planned(original, some, changes={"fit.lr": 0.05})
+    assert plan.config.head == "fresh" and plan.config.distil is not None and "single images" in plan.why
+
+
+def test_names_that_are_no_text_are_listed_and_written(tmp_path, at, desk, capsys):
+    "A folder from another system may have a name that is not UTF-8: list, page and card are written, and the list finds the folder again."
+    name = os.fsdecode(b"caf\xe9")
+    found = [Artefact(f"/photos/{name}", "30 forgotten images", "pixels", "yours", "delete those files")]
+    write_artefacts(found, tmp_path / "artefacts.csv")
+    assert read_artefacts(tmp_path) == found
+    for part in ("train", "test"):
+        shutil.copytree(desk / "photos" / part, tmp_path / "odd" / part)
+        (tmp_path / "odd" / part / "three").rename(tmp_path / "odd" / part / name)
+    (tmp_path / "net.py").write_text(NET)
+    sys.stderr.reconfigure(errors="backslashreplace")  # as Python opens it, and pytest does not
+    code, _, err = at(
+        f"maga forget --model {tmp_path}/net.py:Net --weights {desk}/net.pth --mean 0.5 --std 0.5 --data {tmp_path}/odd "
+        f"--forget {name} --set fit.lr=0.05 --set fit.epochs=1 --out {tmp_path}/done", capsys)
+    assert code == 0 and {"report.html", "model_card.md", "artefacts.csv", "ledger.json"} <= {p.name for p in (tmp_path / "done").iterdir()}, err
+
+
+def test_code_on_another_drive_and_processes_that_windows_does_not_know(monkeypatch):
+    "`os.path.relpath` finds no way between two drives, and `os.kill` raises a plain OSError there."
+    def refuse(*given):
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    monkeypatch.setattr(report.os.path, "relpath", refuse)
+    assert report._from(Path("D:/done"), "C:/venv/net.py") == ""
+
+    def unknown(*given):
+        raise OSError(22, "The parameter is incorrect")
+
+    monkeypatch.setattr(report.os, "kill", unknown)
+    assert not report._runs(Path(".done.4711.x.part"))

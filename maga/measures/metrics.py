@@ -208,7 +208,7 @@ class Measurement:
 class MeasuredAgain(Measurement):
     "The numbers after a second request."
 
-    A_earlier: float = float("nan")  # accuracy on the test images (else train) that earlier requests forgot; ideal: the retrain's
+    A_earlier: float = float("nan")  # accuracy on all images that earlier requests forgot, of train and of test; ideal: the retrain's
 
 # %% ../../nbs/100_metrics.ipynb #a55c7708
 def fitting_outputs(name: str, model: nn.Module | Outputs, split: ForgetSplit) -> Outputs:
@@ -242,8 +242,9 @@ def measure(
         "legacy_A_f": batch_mean_accuracy(*forgotten),
     }
     if split.earlier_train is not None and split.earlier_test is not None:
-        images, z, rows = (split.test, out.test, split.earlier_test) if len(split.earlier_test) else (split.train, out.train, split.earlier_train)
-        basic["A_earlier"] = accuracy(z[rows], images.labels[rows])
+        parts = ((split.train, out.train, split.earlier_train), (split.test, out.test, split.earlier_test))
+        z, y = (torch.cat(both) for both in zip(*((z[rows], images.labels[rows]) for images, z, rows in parts), strict=True))
+        basic["A_earlier"] = accuracy(z, y)
     kind = MeasuredAgain if "A_earlier" in basic else Measurement
     if retrain is None:
         return kind(**basic)

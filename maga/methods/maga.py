@@ -31,7 +31,7 @@ __all__ = ['PAPER_VIT', 'MAGA_PRESETS', 'SILENT', 'EQUATION_10', 'MAGA_SOURCES',
 # %% ../../nbs/304_maga.ipynb #c5ea3992
 @dataclass(frozen=True)
 class MaGAConfig(Checked):
-    "What MaGA needs besides model and split. Defaults: the paper's for ResNet-18 (Table 5); ours where the paper is silent."
+    "What MaGA needs beside model and split: the paper's for ResNet-18 (Table 5), ours where it is silent; `fragment` differs from eq. 10."
 
     transition: TransitionMatrix | None = None  # the judge's T; must be given
     tau: Part = 0.3  # rank τ of the perturbing label (eq. 6)

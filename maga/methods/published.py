@@ -107,7 +107,7 @@ FOSTER_IMAGES = read_in(FOSTER, "src/datasets.py", numbers_of(pad=0, flip=False)
 NO_VIT = Source(words={"fit.epochs": "the public code has no ViT: the numbers are those of the ResNet"})
 
 # %% ../../nbs/313_published.ipynb #b7e85f10
-FILLED_OR_FREE = ("transition", "make_model", "capture", "amp", "chunk")  # filled by the caller, or without effect on what is computed
+FILLED_OR_FREE = ("transition", "make_model", "capture", "amp", "chunk")  # filled by the caller, or about how to compute; amp alone rounds
 
 
 def without_effect(config: Any) -> set[str]:

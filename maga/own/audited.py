@@ -20,7 +20,7 @@ from ..data import ForgetSplit
 from .networks import Network
 
 # %% auto #0
-__all__ = ['AUDIT_PAGE', 'audited', 'check_audit', 'keep_audit']
+__all__ = ['TRAINED_HERE', 'AUDIT_PAGE', 'audited', 'check_audit', 'keep_audit']
 
 # %% ../../nbs/709_audited.ipynb #a0d17005
 def audited(
@@ -67,12 +67,16 @@ def check_audit(
         raise MagaError(f"{what}; name another folder (--out), and copy retrain_*.safetensors there to use the retrains again.")
 
 # %% ../../nbs/709_audited.ipynb #a0d17006
+TRAINED_HERE = (
+    "Retrains trained here follow maga's recipe, not the original's, and begin with untrained weights: differences may come from that. "
+    "Of an original that began with pretrained weights they are no retrains: train those by its own script (--retrain)."
+)
 AUDIT_PAGE = """<!doctype html><meta charset="utf-8"><title>Audit: {{ a.forgotten }}</title>{{ fragment|safe }}
 <section style="font-family:sans-serif;font-size:14px"><h3>What was audited</h3>
 <p>{{ a.data.name }}, {{ a.task }} task, forgotten: {{ a.forgotten }} ({{ a.data.sha256 }}); images of {{ a.sides[0] }}×{{ a.sides[1] }},
 mean {{ a.mean }}, standard deviation {{ a.std }}. Made by maga {{ a.maga }} on {{ a.date }}.</p>
-{% if a.recipe %}<p>{{ a.trained_here }} retrains were trained by maga's recipe, not by the one that made the original.
-Differences may come from that. The recipe: {% for k, v in a.recipe.items() %}{{ k }} {{ v }}{{ "; " if not loop.last }}{% endfor %}.</p>{% endif %}
+{% if a.recipe %}<p>{{ a.trained_here }} retrains were trained here. {{ here }}
+The recipe: {% for k, v in a.recipe.items() %}{{ k }} {{ v }}{{ "; " if not loop.last }}{% endfor %}.</p>{% endif %}
 <table style="text-align:left"><tr><th>network</th><th>source</th><th>file</th><th>SHA-256, first 16 digits</th></tr>
 {% for name, n in a.networks.items() %}<tr><td>{{ name }}</td><td>{{ n.source }}</td><td>{{ n.file }}</td><td>{{ n.sha256 }}</td></tr>{% endfor %}
 </table></section>
@@ -81,6 +85,6 @@ Differences may come from that. The recipe: {% for k, v in a.recipe.items() %}{{
 
 def keep_audit(folder: str | Path, record: dict[str, Any], fragment: str) -> None:
     "Write an audit as JSON and as a page that says what was audited."
-    page = Environment(autoescape=True).from_string(AUDIT_PAGE).render(a=record["audited"], fragment=fragment)
+    page = Environment(autoescape=True).from_string(AUDIT_PAGE).render(a=record["audited"], here=TRAINED_HERE, fragment=fragment)
     for name, text in (("audit.html", page), ("audit.json", json.dumps(record, indent=1))):
-        write_whole(Path(folder) / name, lambda p, text=text: p.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        write_whole(Path(folder) / name, lambda p, text=text: p.write_text(text, encoding="utf-8", errors="replace"))  # type: ignore[misc]

@@ -204,7 +204,10 @@ def _wanted(forget: str, subclass: str, files: str, random: int, seed: int) -> A
     from maga.own.forgetting import Wanted
     from maga.own.order import lines_of
 
-    return Wanted((forget,) if forget.strip(" ,") else (), subclass, lines_of(files) if files else (), random, seed)
+    listed = lines_of(files) if files else ()
+    if files and not listed:
+        raise MagaError(f"The list {files} is empty; expected an image or a row number a line.")
+    return Wanted((forget,) if forget.strip(" ,") else (), subclass, listed, random, seed)
 
 
 def _request(given: Mapping[str, Any], wanted: Any) -> tuple[str, list[str]]:
@@ -246,7 +249,7 @@ def audit_command(
     data: Data,
     model: Annotated[str, typer.Option(help="timm:NAME, file.py:NAME or package.module:NAME, where the others are files of its weights.")] = "",
     retrain: Annotated[list[str] | None, typer.Option(help="A network trained without what must go; may be repeated.")] = None,
-    train_retrains: Annotated[int, typer.Option(help="Train so many here; kept in --out.", min=0)] = 0,
+    train_retrains: Annotated[int, typer.Option(help="Train so many here, from random weights; kept in --out.", min=0)] = 0,
     trained_epochs: Annotated[int | None, typer.Option(help="For how many epochs; needed for --train-retrains.", min=1)] = None,
     forget: Forget = "",
     subclass: Subclass = "",
@@ -273,8 +276,7 @@ def audit_command(
     from maga.own.ledger import carried_out
     from maga.own.order import classes_given
 
-    if train_retrains and (trained_epochs is None or not out):
-        raise MagaError("--train-retrains needs --trained-epochs, as many as the original was trained for, and --out, where they are kept.")
+    _check_asked(level, train_retrains, trained_epochs, out)
     wanted = _wanted(forget, subclass, files, random, seed)
     folder: Any = writable_folder(out) if out else None
     given = (data, data_root, device, classes_given(classes), size, numbers_of("mean", mean), numbers_of("std", std), head, crop)
@@ -301,8 +303,17 @@ def audit_command(
         keep_audit(folder, record, found.html())
 
 # %% ../../nbs/707_command.ipynb #5a1de80c
+def _check_asked(level: float, train_retrains: int, trained_epochs: int | None, out: str) -> None:
+    "`MagaError` before any work where the options of an audit do not fit."
+    if not 0 < level < 1:
+        raise MagaError(f"--level is {level:g}; expected a number between 0 and 1, such as 0.05.")
+    if train_retrains and (trained_epochs is None or not out):
+        raise MagaError("--train-retrains needs --trained-epochs, as many as the original was trained for, and --out, where they are kept.")
+
+
 def _trained_here(first: Any, split: Any, n: int, epochs: int, folder: Path) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     "Retrains that are trained here, what is known of each, and their recipe, once the original is seen to be of use."
+    from maga.own.audited import TRAINED_HERE
     from maga.own.doubts import check_useful
     from maga.own.forgetting import retrain_files, trained_retrains, usual_training
     from maga.own.networks import revision_of
@@ -311,8 +322,8 @@ def _trained_here(first: Any, split: Any, n: int, epochs: int, folder: Path) -> 
 
     check_useful(facts_of(first.model, split, role="original").values["A_r"], [], split.num_classes, len(split.retain_test))
     recipe = usual_training(first.model, split, epochs)
+    _tell(TRAINED_HERE)
     made = trained_retrains(first.model, first.make, split, n, recipe, folder, ProgressBar("retrain"), first.source)
-    _tell("The retrains were trained by maga's recipe, not by the one that made the original: differences may come from that.")
     files = retrain_files(first.model, first.make, split, n, recipe, folder, first.source)
     known = {f"retrain trained here, {i + 1}": {"source": first.source, "file": f.name, "sha256": revision_of(f)} for i, f in enumerate(files)}
     return made, known, asdict(recipe)

@@ -99,7 +99,7 @@ def check_useful(
             beside = f", the other retrains on {min(others):.1f} to {max(others):.1f} %" if others else ""
             raise MagaError(
                 f"Retrain {i + 1} is right on {right:.1f} % of the retained test images (the original on {original:.1f} %{beside}), "
-                f"so it is no retrain, or is read wrongly: {CHECK}."
+                f"so it is no retrain, or is read wrongly: {CHECK}; one trained here lacks pretrained weights that the original may have begun with."
             )
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7016

@@ -41,8 +41,8 @@ from ..training import Examples, FitConfig, fit
 
 # %% auto #0
 __all__ = ['RATES', 'SHARE_OF_STEPS', 'TRIALS_SHARE', 'LOOKS_SHARE', 'TRIAL_STEPS', 'Wanted', 'evenly', 'known_views',
-           'trial_split', 'usual_training', 'linear_head', 'usual_restart', 'Plan', 'affordable_trial', 'tried_rates',
-           'transition_of', 'planned', 'Forgotten', 'forget', 'retrain_files', 'trained_retrains']
+           'trial_split', 'average_of', 'usual_training', 'linear_head', 'usual_restart', 'Plan', 'affordable_trial',
+           'tried_rates', 'transition_of', 'planned', 'Forgotten', 'forget', 'retrain_files', 'trained_retrains']
 
 # %% ../../nbs/701_forgetting.ipynb #3249c2c4
 @dataclass(frozen=True)
@@ -130,6 +130,11 @@ RATES = {"sgd": (0.02, 0.05, 0.1, 0.2), "adamw": (1e-4, 3e-4, 1e-3, 3e-3)}  # tr
 SHARE_OF_STEPS = 10  # the running average of the weights spans a tenth of the steps
 
 
+def average_of(fit: FitConfig, images: int) -> float:
+    "The factor of a running average of the weights that suits a training on so many images; 0: none."
+    return max(0.0, 1 - SHARE_OF_STEPS / (fit.epochs * max(1, images // fit.batch_size)))
+
+
 def usual_training(
     model: nn.Module,  # the original: says whether it has batch norm, and which views it knows
     split: ForgetSplit,
@@ -140,11 +145,10 @@ def usual_training(
     kind: Literal["sgd", "adamw"] = "sgd" if batch_norms(model) else "adamw"
     n = len(split.retain_train)
     batch = 32 if n < 5_000 else 64 if n < 20_000 else 256
-    steps = max(1, n // batch)
-    epochs = epochs or max(5, math.ceil(300 / steps))
-    average = max(0.0, 1 - SHARE_OF_STEPS / (epochs * steps))
+    epochs = epochs or max(5, math.ceil(300 / max(1, n // batch)))
     pad, flip = known_views(model, split, looked_at)
-    fit = FitConfig(epochs, batch, kind, RATES[kind][1], average=average, pad=pad, flip=flip)
+    fit = FitConfig(epochs, batch, kind, RATES[kind][1], pad=pad, flip=flip)
+    fit = replace(fit, average=average_of(fit, n))
     if kind == "adamw":
         fit = replace(fit, weight_decay=0.05, schedule="cosine", warmup=0.1)
     return fit
@@ -167,8 +171,7 @@ def usual_restart(
 ) -> RestartConfig:
     "A restart for a network and data that no preset was made for; its rate is the second of those that are tried."
     plain: RestartConfig = get_method("restart").config_type(usual_training(model, split, epochs, looked_at))  # of the method that is registered
-    renewed = split.task == "class" and linear_head(model, split)
-    return replace(plain, shrink=0.8, head="fresh", distil=Distil()) if renewed else plain
+    return replace(plain, shrink=0.8, head="fresh", distil=Distil()) if linear_head(model, split) else plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,17 +265,16 @@ def planned(
     if budget is not None and trained is None:
         raise MagaError("A budget is a share of a retrain: say for how many epochs the model was trained (trained=…, --trained-epochs).")
     g, changes = seeded_generator("plan", seed), dict(changes or {})
-    retrain = (trained or 0) * len(split.retain_train)
-    allowed = math.inf if budget is None else budget * retrain  # image passes
-    chosen = get_method("restart" if method == "auto" else method)
+    chosen, kept = get_method("restart" if method == "auto" else method), len(split.retain_train)
+    retrain = (trained or 0) * kept  # image passes
+    allowed = math.inf if budget is None else budget * retrain
     prepared(model, split.train, split.num_classes)  # says what is wrong with it
     own, passes = chosen.name == "restart" and not preset, 0.0
     if own:
         with counted_passes(split.device) as looks:
             config: Any = usual_restart(model, split, looked_at=int(min(1000, max(50, LOOKS_SHARE * allowed))))
             passes = float(looks)
-        why = "restart: among the nearest to a retrain for at most an eighth of its cost, where that was measured (a whole class)"
-        why += "." if split.task == "class" else "; for this kind of request it was not."
+        why = "restart: among the nearest to a retrain for at most an eighth of its cost, on classes, a sub-class and single images."
     else:
         usual = "paper_resnet18" if batch_norms(model) or "paper_vit" not in chosen.presets else "paper_vit"
         config = chosen.preset(preset or usual, split.task)
@@ -285,6 +287,8 @@ def planned(
         "The configuration for a share of a retrain, with the single settings."
         found = config if share is None else within_budget(config, share, split, FitConfig(epochs=trained or 1), model)
         found = reduce(lambda c, change: with_change(c, *change), changes.items(), found)
+        if own and "fit.average" not in changes:  # the usual one is for more steps than a budget pays for
+            found = with_change(found, "fit.average", average_of(found.fit, min(found.retain_images or kept, kept)))
         return replace(found, make_model=make_model) if "make_model" in chosen.needs and make_model is not None else found
 
     first, trials = paid(budget), dict[float, float]()
@@ -292,17 +296,16 @@ def planned(
         if most := affordable_trial(first, split, model, TRIALS_SHARE * allowed):
             trials, tried = tried_rates(model, split, first, g, progress, most)
             passes += tried
+            changes["fit.lr"] = max(trials, key=trials.__getitem__)
         why += "" if trials else f" The budget pays for no trial of learning rates: {first.fit.lr:g} is the usual one."
     config = paid(None if budget is None else budget - passes / retrain)
-    if trials:
-        config = with_change(config, "fit.lr", max(trials, key=trials.__getitem__))
     if "transition" in chosen.needed(config):
         with counted_passes(split.device) as looks:
             config = replace(config, transition=transition_of(judge, model, split, g))
             passes += float(looks)
     if retrain and counts:
-        asked = f" ({100 * budget:g} % asked for)" if budget is not None else ""
-        why += f" It costs about {100 * (passes + passes_of(config, split, model)) / retrain:.1f} % of a retrain{asked}."
+        why += f" It costs about {100 * (passes + passes_of(config, split, model)) / retrain:.1f} % of a retrain"
+        why += "." if budget is None else f" ({100 * budget:g} % asked for)."
     return Plan(chosen, config, why, trials, passes, trained, budget)
 
 # %% ../../nbs/701_forgetting.ipynb #6d3dff8d

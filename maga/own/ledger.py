@@ -254,7 +254,7 @@ def read_artefacts(folder: str | Path) -> list[Artefact]:
     "The list of a result, as `write_artefacts` wrote it; `MagaError` where it cannot be read."
     path = Path(folder).expanduser() / "artefacts.csv"
     try:
-        with path.open(newline="", encoding="utf-8") as f:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as f:
             return [Artefact(**row) for row in csv.DictReader(f)]
     except (OSError, TypeError, ValueError) as e:
         raise MagaError(f"{path} cannot be read ({e}); expected the list of a result of maga forget.") from e
@@ -304,7 +304,7 @@ def write_artefacts(found: Sequence[Artefact], path: str | Path) -> Path:
     "The list as a CSV file."
 
     def write(p: Path) -> None:
-        with p.open("w", newline="", encoding="utf-8") as f:
+        with p.open("w", newline="", encoding="utf-8", errors="surrogateescape") as f:  # names of folders may be no text
             rows = csv.DictWriter(f, [*Artefact.__annotations__])
             rows.writeheader()
             rows.writerows(map(asdict, found))

@@ -57,7 +57,7 @@ def numbers(
     aside: bool = False,  # whether the original may have been trained on the test images
 ) -> list[dict[str, Any]]:
     "Rows of name, before, after and meaning, in percent; None where no image is left to measure on."
-    rows = [(k, m + "; before: possibly on images that it was trained on" * (aside and k in ("A_r", "A_f"))) for k, m in MEANINGS.items()]
+    rows = [(k, m + "; before: possibly on images that it was trained on" * (aside and k in ("A_r", "A_f", "MIA"))) for k, m in MEANINGS.items()]
 
     def known(m: Measurement, name: str) -> float | None:
         return None if math.isnan(x := getattr(m, name)) else x
@@ -305,10 +305,10 @@ def _runs(left: Path) -> bool:
     try:
         os.kill(int(left.name.split(".")[-3]), 0)
         return True
-    except (ValueError, IndexError, ProcessLookupError):
-        return False
     except PermissionError:
         return True
+    except (ValueError, IndexError, OSError):  # no such process: on Windows any OSError
+        return False
 
 # %% ../../nbs/703_report.ipynb #bb35b368
 def write_result(
@@ -336,16 +336,15 @@ def write_result(
         entry, train = Entry.of(split, result.plan.method.name, datetime.now(UTC).date().isoformat()), split.train
         side = train.size or (train.images.shape[-1] if train.images.shape[-1] == train.images.shape[-2] else None)
         known = (*entries, entry), *read_from(data, data_root)
-        code = network.code, os.path.relpath(network.code, folder.absolute()) if network.code else "", network.code_sha256
+        code = network.code, _from(folder, network.code), network.code_sha256
         ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known, *code, network.crop)
         ledger.save(part)
         found = artefacts(network, split, data, folder, data_root)
         write_artefacts(found, part / "artefacts.csv")
         r = record(network, split, result, written, request, None if audit is None else audit.as_dict())
         page = page_of(r, split, result, found, "" if audit is None else audit.html())
-        (part / "report.html").write_text(page, encoding="utf-8")
-        (part / "model_card.md").write_text(card_of(r), encoding="utf-8")
-        (part / "report.json").write_text(json.dumps(r, indent=1), encoding="utf-8")
+        for name, text in {"report.html": page, "model_card.md": card_of(r), "report.json": json.dumps(r, indent=1)}.items():
+            (part / name).write_text(text, encoding="utf-8", errors="replace")  # names of folders may be no text
         part.chmod(0o755)
         os.rename(part, folder)
     except Exception as e:  # whatever fails beside the weights, they are the work that was asked for
@@ -360,6 +359,14 @@ def write_result(
     return r
 
 # %% ../../nbs/703_report.ipynb #bb35b369
+def _from(folder: Path, code: str) -> str:
+    "The path of the network's code, seen from the result's folder; empty where there is no way, as between two drives."
+    try:
+        return os.path.relpath(code, folder.absolute()) if code else ""
+    except ValueError:
+        return ""
+
+
 def _plain_weights(network: nn.Module, part: Path) -> Path | None:
     "A plain state dict, where the form of the original cannot be written; None where that cannot be, either."
     with contextlib.suppress(Exception):

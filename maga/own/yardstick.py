@@ -100,7 +100,8 @@ def facts_of(
     digest = hashlib.sha256(b"".join(z.cpu().numpy().tobytes() for z in (out.train, out.test))).hexdigest()
     train, tested = (z.float().cpu() for z in (out.train[f], subject.forgotten[0]))
     if put_aside(split):
-        missing["A_r"] = "the test images were put aside from one folder with the training images, and a network may have been trained on them"
+        seen = "the test images were put aside from one folder with the training images, and a network may have been trained on them"
+        missing |= dict.fromkeys(("A_r", "MIA"), seen)  # to the attack they are images that nobody was trained on
     missing = {k: v for k, v in missing.items() if v}
     return Facts(split.digest, split.task, train, tested, margins.cpu(), values, images, digest, missing, target)
 
