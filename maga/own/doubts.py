@@ -52,7 +52,7 @@ def cautions(split: ForgetSplit) -> list[str]:
     if put_aside(split):
         found.append(
             f"The {len(split.test):,} test images were put aside from {split.train.name} itself. If the original was trained on them, its accuracy "
-            "(before) is that on training images, and a fall may be no loss: to be sure, give a folder with train and test."
+            "(before) is that on training images, a fall may be no loss, and MIA has no unseen images: to be sure, give a folder with train and test."
         )
     return found
 
