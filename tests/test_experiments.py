@@ -25,9 +25,8 @@ from maga.experiments import __main__ as command_module
 from maga.experiments import runs as runs_module
 from maga.experiments import session as session_module
 from maga.experiments.__main__ import given_settings, main, parser, run_missing
-from maga.experiments.catalogue import birds_transition, frontier_cells
+from maga.experiments.catalogue import birds_transition
 from maga.experiments.locks import Locks
-from maga.experiments.presets import PRESETS
 from maga.experiments.report import (
     EXPERIMENTS,
     asks_judge,
@@ -722,9 +721,3 @@ def test_an_original_written_anew_in_the_same_moment_is_another(tmp_path):
         os.utime(path, (1, 1))
         digests.add(content_digest(path))
     assert len(digests) == 2
-
-
-def test_the_frontier_has_seeds_of_its_own():
-    "Where the preset names them; what the settings ask for goes before."
-    assert {c.seeds for c in frontier_cells(Settings("laptop"))} == {PRESETS["laptop"].frontier_seeds} != {PRESETS["laptop"].seeds}
-    assert {c.seeds for c in frontier_cells(Settings("laptop", seeds=(1,)))} == {(1,)} and {c.seeds for c in frontier_cells(Settings("small"))} == {()}

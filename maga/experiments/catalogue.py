@@ -110,8 +110,7 @@ def frontier_cells(settings: Settings) -> list[Cell]:
         network = settings.network(model)
         prefix = network.budgets
         for name in (*TRAINED, *defined):
-            made = make_cell(settings, model, data, task, target, name, measures="all", references=REFERENCES)
-            cell = replace(made, seeds=settings.seeds or settings.size.frontier_seeds)
+            cell = make_cell(settings, model, data, task, target, name, measures="all", references=REFERENCES)
             spec = replace(cell.spec, recipe=AVERAGED.get(cell.spec.recipe, cell.spec.recipe))
             budgets = budgets_of(name, prefix)
             cells += [replace(cell, budget=b.removeprefix(prefix or ""), spec=replace(spec, preset=b)) for b in budgets]
