@@ -25,7 +25,6 @@ from .test_evaluation import split_of as measured_split
 from .test_methods import model_of, run, short, split_of
 
 
-# 1
 def test_the_images_of_a_sub_class_are_those_of_its_fine_label(digit_sets):
     for k in (0, 3, 8):
         split = forget_subclass(*digit_sets, k)
@@ -41,7 +40,6 @@ def said(images: ImageSet, size: float, wrong: Tensor | None = None) -> Tensor:
     return size * F.one_hot(labels, len(images.classes)).float()
 
 
-# 2
 def test_a_registered_comparison_has_the_sign_and_the_images_that_it_names():
     "A model that knows the class beside a retrain that does not: all gaps are above 0, a quarter of the time, sure where it was trained."
     split, g = measured_split(), generator()
@@ -58,7 +56,6 @@ def test_a_registered_comparison_has_the_sign_and_the_images_that_it_names():
     assert found["js"] == pytest.approx(0, abs=1e-9) and found["activation_distance"] == pytest.approx(0, abs=1e-6)
 
 
-# 2
 def test_rmia_calls_seen_what_only_the_model_is_sure_of():
     split, g = measured_split("random"), generator()
     spread = said(split.test, 1.0) + torch.randn(len(split.test), 10, generator=g)
@@ -67,7 +64,6 @@ def test_rmia_calls_seen_what_only_the_model_is_sure_of():
     assert get_metric("rmia_auc")(Evidence((one,), (retrain,))).mean > 0.9
 
 
-# 3
 def test_measure_reads_the_images_that_its_numbers_name():
     "Sure on all training images and unsure on all test images; right on some sets, wrong on others."
     split = measured_split()
@@ -79,7 +75,6 @@ def test_measure_reads_the_images_that_its_numbers_name():
     assert Subject(split, nn.Identity(), remembered={"outputs": ours}).accuracies == (0, 100, 0)
 
 
-# 4
 @pytest.mark.parametrize(("name", "noisy"), (("maga", True), ("random_label", True), ("no_noise", False)))
 def test_an_ablation_lacks_what_its_name_says_and_nothing_else(name, noisy, monkeypatch):
     split, shown = split_of("class"), []
@@ -93,7 +88,6 @@ def test_an_ablation_lacks_what_its_name_says_and_nothing_else(name, noisy, monk
     assert torch.equal(one.targets[:n], two.targets[:n]) == (name != "random_label")
 
 
-# 5
 def caught_objective(name, model, split, config, monkeypatch):
     "The objective that a method gives to fit."
     caught = []
@@ -125,7 +119,6 @@ def test_head_distillation_removes_each_images_own_label(monkeypatch):
     assert torch.equal(own == 0, torch.isin(e.indices, split.forget_train))
 
 
-# 6
 def test_maga_shows_each_image_the_noise_of_its_own_two_labels():
     "Of several forgotten classes, each image has the positive noise of its perturbing label and the negative noise of its own."
     split = split_of("random")
@@ -141,7 +134,6 @@ def test_maga_shows_each_image_the_noise_of_its_own_two_labels():
         assert torch.allclose(seen[i], c.alpha * p + (1 - c.alpha) * q, atol=1e-6), i
 
 
-# 7
 def test_learning_rates_number_by_number():
     c = FitConfig(10, lr=0.4, schedule="one_cycle", warmup=0.2)  # 200 steps, 40 of them rising
     rising, falling = [0.4 * (s + 1) / 40 for s in range(40)], range(40, 200)
@@ -165,7 +157,6 @@ def test_adamw_decays_the_weights_and_not_the_gradient():
     assert (ours - theirs).norm() < 1e-3 * (theirs - start).norm()
 
 
-# 8
 def test_the_loss_of_scrub(monkeypatch):
     "Away from the teacher on forget images; α times the divergence and γ times the cross entropy on retain images; at the temperature."
     split = split_of("class")

@@ -264,12 +264,12 @@ def _of_factory(source: str, weights: str, classes: int) -> Network:
         with _beside(source):
             return make(**given)
 
+    model: Any = None
     try:
         if not given and any(p.kind is p.VAR_KEYWORD for p in parameters):
             with suppress(TypeError):  # where it passes on what it is given, as torchvision's do
-                made(num_classes=classes)
-                given = {"num_classes": classes}
-        model = made(**given)
+                model, given = made(num_classes=classes), {"num_classes": classes}
+        model = made(**given) if model is None else model
     except Exception as e:
         raise MagaError(f"{source} failed ({type(e).__name__}: {e}); call it in your own script first.") from e
     if not isinstance(model, nn.Module):
