@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maga.capture import may_be_captured
+from maga.capture import _held, may_be_captured
 from maga.data import ForgetSplit, forget_class, forget_random, forget_subclass
 from maga.methods.contract import METHODS
 from maga.methods.noise import NoiseConfig
@@ -69,8 +69,10 @@ def counted(monkeypatch):
         if stepper not in prepared:
             prepared.append(stepper)
             return step(stepper, *inputs)
+        held = _held(stepper.model)
         with OnlyAsking() as mode:
             out = step(stepper, *inputs)
+        assert _held(stepper.model) == held  # else Python changes the network, and no step is captured
         counts.append(mode.count)
         return out
 

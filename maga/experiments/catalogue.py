@@ -111,6 +111,7 @@ def frontier_cells(settings: Settings) -> list[Cell]:
         prefix = network.budgets
         for name in (*TRAINED, *defined):
             cell = make_cell(settings, model, data, task, target, name, measures="all", references=REFERENCES)
+            cell = replace(cell, seeds=settings.seeds or settings.size.frontier_seeds)
             spec = replace(cell.spec, recipe=AVERAGED.get(cell.spec.recipe, cell.spec.recipe))
             budgets = budgets_of(name, prefix)
             cells += [replace(cell, budget=b.removeprefix(prefix or ""), spec=replace(spec, preset=b)) for b in budgets]
@@ -202,11 +203,12 @@ def shown_method(cell: Cell) -> str:
 
 
 def frontier_table(found: Found) -> pd.DataFrame:
-    "One row per method, budget, class and seed; a cell without a run has one row, whose note is the command that fills it."
+    "One row per method, budget, class and seed, U-LiRA over the settings' seeds; a cell without a run has a row, whose note is the command."
     lines: list[dict[str, Any]] = []
-    retrained = found.retrained
+    retrained, shadows = found.retrained, found.settings.all_seeds
     for cell, some in zip(found.cells, found.rows, strict=True):
-        scores = scores_of_many(found.session, [r for r in some if not r.failed], retrained[case_of(cell)])
+        asked = [r for r in some if not r.failed and r.spec.training_seed in shadows]
+        scores = scores_of_many(found.session, asked, retrained[case_of(cell)])
         said = {name: scores.get(name, Score(name)) for name in ULIRA}
         of_all = {n: s.mean for n, s in said.items()} | {f"{n}_ci95": s.ci95 for n, s in said.items()}
         case = {"model": cell.spec.backbone, "task": cell.task, "target": cell.target}  # the network itself, not what it stands for

@@ -67,6 +67,7 @@ class Preset:
     targets: Mapping[str, str] = field(default_factory=dict)  # the paper's class -> what is forgotten instead
     epochs_at_most: int | None = None  # a method's epochs are cut to this; None: they are not
     fine_seeds: tuple[int, ...] = ()  # of Tables 7 and 8; empty: those of the other tables
+    frontier_seeds: tuple[int, ...] = ()  # of the frontier, U-LiRA apart; empty: those of the other tables
     columns: tuple[str, ...] = BOTH  # of the paper's tables that are run; in the place of a column that is not: the first
     threads: int | None = None  # of a process on a CPU; None: PyTorch's default
     gpu: bool = True  # whether a scheduler reserves a GPU
@@ -153,6 +154,7 @@ PRESETS = {
         ),
         seeds=(0, 1, 2),
         fine_seeds=(0, 1),
+        frontier_seeds=(0, 1, 2, 3, 4),
         frontier=(ON_ROCKET,),
         further=FURTHER,
         columns=("resnet18",),
