@@ -50,7 +50,7 @@ browser: $(VENV)/.browser  ## notebooks opened and run in JupyterLab by a real b
 simcuda: $(READY)  ## the package on a pretended GPU: before releases, and when training or devices change; needs a C++ compiler
 	OMP_NUM_THREADS=1 python tools/simcuda/run.py $(ARGS)
 
-gpu:  ## all that needs a GPU, by one command that continues: tests, benchmark, then the paper's grid; sets up no environment of its own
+gpu:  ## all that needs a GPU, by one command that continues: tests, the paper's grid, the benchmark; sets up no environment of its own
 	@PYTHONPATH=. $(PYTHON) tools/gpu.py $(ARGS)
 
 install: $(READY)  ## a plain install, imported from another folder without the development tools

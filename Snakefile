@@ -12,7 +12,7 @@ import shlex
 from pathlib import Path
 
 from maga.experiments.report import experiment, shared_trainings, together
-from maga.experiments.settings import Settings, has_selected, settings_of
+from maga.experiments.settings import Settings, checked_selection, fitting, has_selected, settings_of
 
 NOTEBOOKS = {p.stem: str(p) for p in Path("nbs/experiments").rglob("*.ipynb")}
 
@@ -22,17 +22,23 @@ if unknown:
     raise WorkflowError(f"There is no option {unknown[0]!r}; there are {', '.join(OPTIONS)}, only.")
 SETTINGS = settings_of(**OPTIONS | {k: "" if v is None else str(v) for k, v in config.items() if k in OPTIONS})  # None: written as `original=`
 RESULTS = str(Path(SETTINGS.results).expanduser())
-NAMES = str(config["only"]).split(",") if "only" in config else [n for n in together() if has_selected(experiment(n).cells(SETTINGS), SETTINGS)]
+CELLS = {n: experiment(n).cells(SETTINGS) for n in (str(config["only"]).split(",") if "only" in config else together())}
+checked_selection(SETTINGS, [cell for some in CELLS.values() for cell in some])  # a wrong name is said before any job
+NAMES = [n for n, cells in CELLS.items() if has_selected(cells, SETTINGS)]
 LARGE = SETTINGS.size.gpu  # of the paper's size; a preset for a CPU needs less memory
 GPUS = 1 if LARGE and SETTINGS.device != "cpu" else 0
 
 FLAGS = SETTINGS.options().replace("{", "{{").replace("}", "}}")
-PARAMETERS = " ".join(f"{k}={shlex.quote(v)}" for k, v in SETTINGS.texts().items()).replace("{", "{{").replace("}", "}}")
 
 
 def models_of(name):
     "Markers of the shared models that a table or figure needs. A model whose training failed has one too; the table gives the reason."
     return [f"{RESULTS}/jobs/{t.key}" for t in shared_trainings([name], SETTINGS)]
+
+
+def parameters_of(name):
+    "The notebook's parameters, without the names that only other tables and figures have."
+    return " ".join(f"{k}={shlex.quote(v)}" for k, v in fitting(SETTINGS, CELLS[name]).texts().items())
 
 
 localrules:
@@ -69,5 +75,7 @@ rule notebook:
         runtime=480,
         mem_mb=32000 if LARGE else 8000,
     threads: 1
+    params:
+        given=lambda w: parameters_of(w.name),
     shell:
-        "python tools/execute.py {input.notebook} {log.notebook} " + PARAMETERS
+        "python tools/execute.py {input.notebook} {log.notebook} {params.given}"

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -179,6 +180,19 @@ def test_outputs_alone_are_not_consistent_and_a_class_that_never_returns_is_abov
     assert found.verdict == DISTINGUISHABLE and found.says.startswith("∞ is above")
     gold[0].values["relearn"] = math.inf  # a retrain that is slow, too
     assert math.isinf(judged(original, slow, gold)["relearn"].high)
+
+
+def test_what_is_beyond_the_steps_that_were_tried_is_not_told_apart():
+    "Where no retrain comes back, a step short of the end says nothing, half of the steps do; nothing to draw at a finite place is no error."
+    rng = np.random.default_rng(3)
+    most = AUDIT_MEASURES["relearn"].most
+    one, *gold = made(rng, 6, relearn=math.inf)
+    original, p = an_original(rng), {}
+    for steps in (most - 3, most / 2, most / 5, math.inf):
+        a = judged(original, replace(one, values=one.values | {"relearn": steps}), gold)
+        p[steps] = a["relearn"].p
+    assert p[math.inf] == 1 and 0.02 < p[most - 3] < 1 and p[most / 5] < p[most / 2] < 0.01
+    plt.close(show_audits({"never back": a}))
 
 
 def test_scales_go_there_and_back():

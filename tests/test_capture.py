@@ -35,6 +35,13 @@ def on_a_gpu(test):
     return pytest.mark.cuda(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")(test))
 
 
+def where_a_failed_capture_heals(test):
+    "Before torch 2.13 it spoils the memory and the random numbers of its process on a real card, and with them the tests that follow."
+    old = torch.__version__ < torch.torch_version.TorchVersion("2.13")
+    real = torch.cuda.is_available() and torch.cuda.get_device_name() != "Pretended GPU"
+    return pytest.mark.skipif(old and real, reason="before torch 2.13 a failed capture spoils the process")(test)
+
+
 class Dropping(nn.Module):
     def __init__(self):
         super().__init__()
@@ -68,7 +75,7 @@ def agree(a, b, kind="cnn"):
 @pytest.fixture
 def replays(monkeypatch):
     "Counts replays; a capture pays from the first step on."
-    torch.backends.cudnn.deterministic = True
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(training, "PAYS_FROM", 0)
     count, plain = [], torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (count.append(1), plain(graph))[1])
@@ -134,6 +141,7 @@ def waiting(model, batch):
 
 
 @on_a_gpu
+@where_a_failed_capture_heals
 def test_a_failed_capture_leaves_nothing_behind(replays):
     "The steps go on eagerly, and the usual stream is the current one."
     usual, config = torch.cuda.current_stream(), FITS["adam, averaged, no views"]
@@ -204,6 +212,7 @@ def test_a_network_that_python_changes_is_not_captured(counts, replays):
 
 
 @on_a_gpu
+@where_a_failed_capture_heals
 def test_a_torch_that_cannot_go_on_says_so(replays, monkeypatch):
     def stuck(*size, **more):
         raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")

@@ -16,7 +16,7 @@ from maga.device import seeded
 from maga.measures.contract import METRICS, Evidence, Subject, get_metric, interval, jackknife, timed
 from maga.measures.distances import activation_distance, avg_gap, js_divergence, neighbour_tv, neighbour_tv_ratio, retrain_spread, tow
 from maga.measures.evaluation import evaluate, train_originals, train_retrains
-from maga.measures.membership import cmia, modified_entropy, u_lira_class
+from maga.measures.membership import cmia, modified_entropy, retained_entropy, retained_margin, u_lira_class
 from maga.measures.metrics import Outputs, entropy_mia, measure
 from maga.methods.tuning import tuning_split
 from maga.models import small_network
@@ -161,6 +161,14 @@ def test_u_lira_asks_three_questions():
     untouched, moved, sharper = tampered(0, 1), tampered(-50, 1), tampered(0, 20)
     assert moved[0] == 1 and untouched[0] < 0.9 and moved[1:] == pytest.approx(untouched[1:], abs=1e-3)
     assert min(sharper[2:]) > 0.95 > max(untouched[2:])
+
+
+def test_one_output_without_the_forgotten_ones_says_nothing():
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    for said in (retained_margin, retained_entropy):
+        assert said(z, [1]).shape == (5,)
+        with pytest.raises(MagaError, match="fewer than two outputs"):
+            said(z, [1, 2])
 
 
 def test_a_class_that_never_comes_back_needs_more_than_the_steps_tried(monkeypatch):

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 import torch
 from PIL import Image
@@ -479,6 +478,7 @@ def test_the_record_of_the_search_is_shown(tmp_path):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_parameters(name):
     "Every experiment's notebook takes every setting, in one tagged cell that papermill reads."
+    papermill = pytest.importorskip("papermill")
     assert parameters_differ(NOTEBOOKS[name]) == ""
     found = papermill.inspect_notebook(str(NOTEBOOKS[name]))
     assert list(found) == list(Settings().texts())
@@ -543,16 +543,20 @@ def test_snakemake_plans_one_gpu_a_job(tmp_path):
     assert needs["table1"] | needs["figure5"] == models  # every notebook waits for its models, every model is for a notebook
     ended = call([*line, "presett=paper"])
     assert ended.returncode != 0 and "There is no option 'presett'; there are preset, data_root" in ended.stdout + ended.stderr
+    ended = call([*line, "target=rokcet"])
+    assert ended.returncode != 0 and "the target 'rokcet'; there are" in ended.stdout + ended.stderr
 
 
 def test_snakemake_asks_little_for_digits(tmp_path):
     "With the Slurm profile and the smoke preset: no GPU, memory that a laptop has, and the account and partition that Slurm takes by itself."
-    line = [sys.executable, "-m", "snakemake", "--dry-run", "--profile", "profiles/slurm", "--config", f"results={tmp_path}", "only=table6"]
-    ended = call([*line, "preset=smoke", "backbone=small_cnn", "target=rocket", "original=", "--printshellcmds"])
+    line = [sys.executable, "-m", "snakemake", "--dry-run", "--profile", "profiles/slurm", "--config", f"results={tmp_path}", "only=table6,figure6"]
+    ended = call([*line, "preset=smoke", "backbone=small_cnn", "target=rocket,bird", "original=", "--printshellcmds"])
     assert ended.returncode == 0, ended.stdout + ended.stderr
     asked = [text for rule, text in jobs(ended.stdout + ended.stderr) if rule in ("model", "notebook")]
-    assert len(asked) == 3 and all(re.search(r"\bmem_mb=8000\b.*\bgpu=0\b", text) for text in asked)
+    assert len(asked) == 5 and all(re.search(r"\bmem_mb=8000\b.*\bgpu=0\b", text) for text in asked)
     assert not any("slurm_" in text for text in asked)
+    given = re.findall(r"tools/execute.py \S+/(\w+)\.ipynb .* target=(\S*) ", ended.stdout + ended.stderr)
+    assert sorted(given) == [("figure6", "bird"), ("table6", "rocket")]  # each gets the targets that it has
     assert all("None" not in text for text in asked)  # an empty option is empty
 
 

@@ -29,7 +29,7 @@ def test_failed_rows_are_named(left, failed, said, monkeypatch, tmp_path):
 
 def test_without_pytest_the_rest_goes_on_and_the_log_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setitem(gpu.ONCE, "benchmark", lambda folder: True)
+    monkeypatch.setitem(gpu.ONCE, "benchmark", lambda folder, root: True)
     assert all(gpu.passed(name, [], tmp_path) for name in ("tests", "benchmark"))
     assert [p.name for p in tmp_path.iterdir()] == ["benchmark.done"]
     monkeypatch.setattr(gpu, "open_session", lambda settings: SimpleNamespace(store=SimpleNamespace(tidy=lambda: None)))
@@ -57,7 +57,7 @@ def stages(monkeypatch, tmp_path):
             return does.get(name, lambda: 0)()
 
         monkeypatch.setattr(gpu.command, "main", stage)
-        monkeypatch.setitem(gpu.ONCE, "benchmark", lambda folder: stage(folder) == 0)
+        monkeypatch.setitem(gpu.ONCE, "benchmark", lambda folder, root: stage(folder) == 0)
         status = gpu.main(["--stages", "benchmark,table1,table6", "--results", str(tmp_path)])
         return begun, status, (tmp_path / "gpu.log").read_text()
 
@@ -68,7 +68,7 @@ def stages(monkeypatch, tmp_path):
         "empty_cache": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(gpu.command, "given_settings", lambda given: None)
+    monkeypatch.setattr(gpu.command, "given_settings", lambda given: SimpleNamespace(data_root="data"))
     monkeypatch.setattr(gpu, "what_is_left", lambda *given: [])
     return run
 

@@ -284,6 +284,36 @@ def logged(log: Path, pause: float, arguments: list[str]) -> int:
     return main(arguments)
 
 
+class Saying:
+    "A judge with a matrix of answers, of any shape."
+
+    name, revision, prompt = "saying", "1", ""
+
+    def __init__(self, said):
+        self.said = said
+
+    def scores(self, queries, concepts):
+        return self.said
+
+
+def test_a_judge_that_says_the_wrong_thing_is_named(exemplars):
+    "Not by torch, and never by a cut."
+    n, k = len(exemplars), len(exemplars.classes)
+    for said in (torch.zeros(n, k).numpy(), torch.rand(n, k - 1), torch.rand(n - 1, k), torch.rand(n, k + 1)):
+        with pytest.raises(MagaError, match=rf"What the judge saying says is .*\[{n}, {k}\]"):
+            estimate_transition(Saying(said), exemplars)
+    for table in (torch.rand(k, k + 2), torch.rand(k, k).numpy()):
+        with pytest.raises(MagaError, match="The table of similarities is"):
+            LabelJudge(table, exemplars, "mine", "1")
+    S = torch.eye(k, dtype=torch.float64)
+    assert TransitionMatrix(S, S, exemplars.classes).T.dtype == torch.float32
+
+
+def test_a_file_with_t_has_its_ending(tmp_path, capsys):
+    assert main(["--data", "digits", "--judge", "random", "--out", str(tmp_path / "T")]) == 1
+    assert f"--out {tmp_path / 'T'}.safetensors" in capsys.readouterr().err and not [*tmp_path.iterdir()]
+
+
 def test_killed_and_resumed(folders, tmp_path):
     batch = 8
     given = ["--data", "digits", "--judge", f"vlm:{folders('qwen2_5_vl')}", "--exemplars", "3", "--size", str(SIDE), "--device", "cpu"]

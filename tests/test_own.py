@@ -30,6 +30,7 @@ from typer.main import get_command
 from maga.adapter import prepared
 from maga.checks import MagaError
 from maga.data import ImageSet, forget_class
+from maga.judges.contract import Answers, Block
 from maga.judges.transition import TransitionMatrix
 from maga.measures.cost import counted_passes
 from maga.methods.contract import show_flow
@@ -1304,6 +1305,41 @@ def test_a_matrix_in_the_folders_order_serves_a_network_in_another(split, origin
     other.save(tmp_path / "T.safetensors")
     found = transition_of(str(tmp_path / "T.safetensors"), original, split, torch.Generator())
     assert other.digest != there.digest and found.digest == there.digest and found.S.equal(there.S)
+
+
+class Asked:
+    "A judge that is asked a class at a time, and dies at one of its questions."
+
+    name, revision, prompt = "asked", "1", "like?"
+
+    def __init__(self, dies=-1):
+        self.dies, self.blocks_asked = dies, []
+
+    def scores(self, queries, concepts):
+        raise NotImplementedError
+
+    def blocks(self, queries, concepts):
+        return [Block(torch.arange(len(queries)), (k,)) for k in concepts]
+
+    def ask(self, queries, block):
+        if len(self.blocks_asked) == self.dies:
+            raise KeyboardInterrupt
+        self.blocks_asked.append(block.concepts)
+        return Answers(*(torch.full((len(block.rows), 1), x) for x in (0.1 + 0.05 * block.concepts[0], 0.9)))
+
+
+def test_a_judge_that_takes_hours_goes_on_after_an_interruption(split, original, tmp_path, monkeypatch):
+    "Its answers are in the cache until T is there, and a class with few images lends what it has."
+    monkeypatch.setenv("MAGA_CACHE", str(tmp_path))
+    few = forget_class(split.train.subset(torch.arange(60)), split.test, "three")
+    fewest = int(torch.bincount(few.train.labels).min())
+    first, second = Asked(dies=4), Asked()
+    for judge in (first, second):
+        monkeypatch.setattr(forgetting, "make_judge", lambda *given, judge=judge: judge)
+        with contextlib.suppress(KeyboardInterrupt):
+            found = transition_of("asked", original, few, torch.Generator().manual_seed(0))
+    assert (len(first.blocks_asked), len(second.blocks_asked)) == (4, 6) and 0 < fewest < 10
+    assert found.about["exemplars"] == str(fewest) and torch.allclose(found.S, 0.1 + 0.05 * torch.arange(10).expand(10, 10))
 
 
 def test_layers_without_a_shape_are_named(split, tmp_path):

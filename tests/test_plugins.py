@@ -1,4 +1,4 @@
-"""A package outside registers a method by an entry point; a broken one is named and stops nothing."""
+"""A package outside registers a method or a judge by an entry point; a broken one is named and stops nothing."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ print(get_method("shrug").source, "shrug" in METHODS, len(cells), config_of(cell
 """
 
 
-def asked(folder: Path, name: str, body: str) -> subprocess.CompletedProcess[str]:
+def asked(folder: Path, name: str, body: str, program: str = ASKED) -> subprocess.CompletedProcess[str]:
     "What Python says where a package with this module is installed in the folder."
     (folder / f"{name}.py").write_text(body)
     about = folder / f"{name}-1.dist-info"
@@ -33,12 +33,28 @@ def asked(folder: Path, name: str, body: str) -> subprocess.CompletedProcess[str
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
     (about / "entry_points.txt").write_text(f"[maga.methods]\n{name} = {name}\n")
     paths = os.pathsep.join(p for p in (str(folder), os.environ.get("PYTHONPATH", "")) if p)
-    return subprocess.run([sys.executable, "-c", ASKED], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
 
 
 def test_a_package_outside_adds_a_method_to_registry_and_tables(tmp_path):
     done = asked(tmp_path, "shrugging", METHOD)
     assert done.stdout.split() == ["a", "test", "True", "1", "1"], done.stderr
+
+
+JUDGE = """
+import torch
+from maga.judges.contract import LabelJudge
+from maga.judges.named import KINDS, JudgeKind
+
+KINDS["mirror"] = JudgeKind("mirror", "none", lambda model, exemplars, *_: LabelJudge(torch.eye(len(exemplars.classes)), exemplars, "mirror", "1"))
+"""
+
+
+def test_a_judge_of_a_package_outside_is_taken_by_the_command(tmp_path):
+    out = tmp_path / "T.safetensors"
+    program = f"from maga.judges.__main__ import main; main(['--data', 'digits', '--judge', 'mirror', '--out', {str(out)!r}])"
+    done = asked(tmp_path, "mirroring", JUDGE, program)
+    assert "10 classes" in done.stdout and out.exists(), done.stderr
 
 
 def test_a_broken_package_is_named(tmp_path):

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from maga.data import MagaError, write_whole
 from maga.experiments import expected, report, studies, tables
 from maga.experiments.__main__ import print_result
+from maga.experiments.catalogue import NO_ULIRA
 from maga.experiments.claims import cases_of, paper_case, said_ablation, said_beyond, said_times, standing
 from maga.experiments.published import (
     ABOUT_FILES,
@@ -325,6 +326,19 @@ def test_the_printed_lines_are_those_that_were_asked_for(session, capsys):
     assert f"… and {len(result_of(session, 'frontier').table) - 60} more lines" in capsys.readouterr().out
     with pytest.raises(MagaError, match="the target 'rokcet'; there are"):
         compute("table1", replace(SETTINGS, target=("rokcet",)), session)
+
+
+def test_the_frontier_says_what_was_changed_and_why_it_has_no_u_lira(session):
+    "U-LiRA is of the preset's seeds, whatever seeds a line has more; asked of others whose logits are gone, it is missing with the reason."
+    asked = replace(SETTINGS, target=("rocket",), methods=("maga", "retrain"))
+    usual, more = (compute("frontier", replace(asked, seeds=seeds), session).table for seeds in ((), (0, 1, 2, 3)))
+    maga = usual[usual.method == "maga"]
+    assert set(maga.seed) > {0, 1, 2} == {*SETTINGS.all_seeds} and maga.ulira_auc.notna().all() and (usual.note == "").all()
+    lost = more[(more.method == "maga") & (more.budget == "published")]
+    assert lost.ulira_auc.isna().all() and (lost.note == NO_ULIRA).all()
+    assert (more[more.method == "retrain"].note == "").all()
+    changed = compute("frontier", replace(asked, changes=(("maga", "tau", 0.9),)), session).table
+    assert set(changed[changed.method == "maga"].budget) == {"published tau=0.9", "tuned tau=0.9"}
 
 
 def two_retrains(store: Store, day: str) -> list[Row]:

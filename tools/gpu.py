@@ -32,18 +32,18 @@ FIRST = ("table1", "table6", "frontier")  # of the grid; the rest follows
 INTERRUPTED = 130  # status of `python -m maga.experiments`
 
 
-def run_tests(folder: Path) -> bool | None:
+def run_tests(folder: Path, data_root: str) -> bool | None:
     "The tests marked `cuda`; `None` on a machine without pytest, which goes on without them."
     if importlib.util.find_spec("pytest") is None:
         return None
     return subprocess.run([sys.executable, "-m", "pytest", "-m", "cuda", "tests"], cwd=ROOT).returncode == 0
 
 
-def run_benchmark(folder: Path) -> bool:
-    return benchmark.main(["--device", "cuda", "--out", str(folder / "benchmark")]) == 0
+def run_benchmark(folder: Path, data_root: str) -> bool:
+    return benchmark.main(["--device", "cuda", "--data-root", data_root, "--out", str(folder / "benchmark")]) == 0
 
 
-ONCE: dict[str, Callable[[Path], bool | None]] = {"tests": run_tests, "benchmark": run_benchmark}  # for each state of the code
+ONCE: dict[str, Callable[[Path, str], bool | None]] = {"tests": run_tests, "benchmark": run_benchmark}  # for each state of the code
 
 
 def rows_left(name: str, settings: Settings, session: Session) -> tuple[int, int, int]:
@@ -77,7 +77,7 @@ def is_done(name: str, folder: Path) -> bool:
     return mark.exists() and mark.read_text() == code_digest()
 
 
-def passed(name: str, options: Sequence[str], folder: Path) -> bool:
+def passed(name: str, options: Sequence[str], folder: Path, data_root: str = "data") -> bool:
     "Run a stage that is not done; whether it succeeded. `KeyboardInterrupt` where the time is over, `SystemExit` where the GPU is broken."
     try:
         if name not in ONCE:
@@ -86,7 +86,7 @@ def passed(name: str, options: Sequence[str], folder: Path) -> bool:
                 raise KeyboardInterrupt
             return status == 0
         if not is_done(name, folder):
-            ended = ONCE[name](folder)
+            ended = ONCE[name](folder, data_root)
             if ended:
                 (folder / f"{name}.done").write_text(code_digest())
             return ended is not False
@@ -100,10 +100,10 @@ def passed(name: str, options: Sequence[str], folder: Path) -> bool:
 
 def main(arguments: Sequence[str]) -> int:
     "0 when nothing is left; 1 when something is, when rows failed, or where there is no GPU."
-    grid = [*FIRST, *(n for n in together() if n not in FIRST)]
+    usual = ["tests", *FIRST, "benchmark", *(n for n in together() if n not in FIRST)]  # rows stay when time is over, a benchmark begins anew
     p = argparse.ArgumentParser(prog="make gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--minutes", type=float, default=0.0, help="stop after so many, to be continued; 0: no limit")
-    p.add_argument("--stages", default=",".join([*ONCE, *grid]), help="which, in this order")
+    p.add_argument("--stages", default=",".join(usual), help="which, in this order")
     p.add_argument("--results", default="results/gpu", help="folder of the rows, tables and the log")
     p.add_argument("--preset", default="paper")
     a, more = p.parse_known_args(arguments)
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str]) -> int:
     device, said, broken = torch.cuda.get_device_name(), list[str](), False
     try:
         for name in stages:
-            said += [] if passed(name, options, folder) else [f"{name}: ended with an error"]
+            said += [] if passed(name, options, folder, settings.data_root) else [f"{name}: ended with an error"]
     except KeyboardInterrupt:
         said.append("interrupted")
     except SystemExit as e:

@@ -37,7 +37,7 @@ from maga.experiments.report import (
     without_run,
 )
 from .runs import BatchBar, forget_failures, missing_of, run_batch
-from .session import Session, model_key, trained
+from .session import Session, Training, model_key, trained
 from .settings import Cell, Settings, checked_selection, selected, settings_of
 from .store import Row, Store
 
@@ -91,7 +91,16 @@ def show_experiments() -> None:
 # %% ../../nbs/508_command.ipynb #f2fca312
 def train_one(key: str, names: Sequence[str], settings: Settings) -> None:
     "Train one shared model; `MagaError` if no selected experiment needs it."
-    wanted = next((t for t in shared_trainings(names, settings) if t.key == key), None)
+
+    def trainings(name: str) -> list[Training]:
+        try:
+            return shared_trainings([name], settings)
+        except MagaError:  # the preset cannot run this one of several
+            if len(names) == 1:
+                raise
+            return []
+
+    wanted = next((t for n in names for t in trainings(n) if t.key == key), None)
     if wanted is None:
         raise MagaError(f"No selected experiment needs the checkpoint {key}; are preset, seeds and backbone those that it was listed with?")
     session = open_session(settings)

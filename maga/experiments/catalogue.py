@@ -15,7 +15,7 @@ import torch
 from ..device import seeded_generator
 from .presets import BOTH, ON_ROCKET, Backbone
 from .report import EXPERIMENTS, Experiment, Found, case_of, from_given, paper_folder, pending, precision, register, value_of
-from .scores import scores_of_many
+from .scores import paired, scores_of_many
 from .outputs import as_float16, kept_outputs
 from .session import Session, config_of, original_of, outputs_of, resolve, transition_of
 from .settings import Cell, Changes, Settings, cifar10_spec, make_cell
@@ -26,7 +26,7 @@ from ..methods.contract import METHODS, get_method
 from ..methods.labels import label_choices, label_entropy
 
 # %% auto #0
-__all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'TUNED', 'PLACES', 'ULIRA',
+__all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'TUNED', 'PLACES', 'NO_ULIRA', 'ULIRA',
            'FINE_CLASSES', 'FINE_PARTS', 'TABLES', 'FIGURES', 'crossed', 'sweep', 'slow_sweep', 'sensitivity_cells',
            'beyond_cells', 'budgets_of', 'published_preset', 'tuned_of', 'frontier_cells', 'settings_table', 'birds',
            'birds_transition', 'transition_table', 'chosen_labels', 'labels_table', 'shown_method', 'frontier_table',
@@ -191,6 +191,7 @@ def labels_table(found: Found) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 # %% ../../nbs/502_catalogue.ipynb #c6959d86
+NO_ULIRA = "no U-LiRA: the store lacks the logits of some of these runs; those that were restored without them have to be run again"
 ULIRA = ("ulira_auc", "ulira_auc_centred", "ulira_auc_retained_margin", "ulira_auc_retained_entropy")  # its forms: raw, means removed, renormalised
 
 
@@ -212,9 +213,11 @@ def frontier_table(found: Found) -> pd.DataFrame:
         said = {name: scores.get(name, Score(name)) for name in ULIRA}
         of_all = {n: s.mean for n, s in said.items()} | {f"{n}_ci95": s.ci95 for n, s in said.items()}
         case = {"model": cell.spec.backbone, "task": cell.task, "target": cell.target}  # the network itself, not what it stands for
-        about: dict[str, Any] = {"method": shown_method(cell), "budget": cell.budget} | case
+        budget = " ".join([cell.budget, *(f"{place}={value}" for place, value in cell.changes)])
+        about: dict[str, Any] = {"method": shown_method(cell), "budget": budget} | case
         names = ("cost", "seconds", "A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "relearn_ratio", "relearn_more_than", "probe_gap")
-        lines += [about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | of_all | {"note": r.error} for r in some]
+        lost = NO_ULIRA if len(paired(asked, retrained[case_of(cell)])) > 2 and not scores else ""
+        lines += [about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | of_all | {"note": r.error or lost} for r in some]
         if not some:
             lines.append(about | {"note": pending(found, cell)})
     return pd.DataFrame(lines)

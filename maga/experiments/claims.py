@@ -17,7 +17,7 @@ from .frontier import PANELS, Panel
 from .presets import BACKBONES
 from .report import BOUND_OF, Result, value_of
 from .session import config_of
-from .store import RETRAIN, TRAINED, Store
+from .store import RETRAIN, TRAINED, Row, Store
 from .tables import beyond_table, like_for_like, number, swept
 from ..measures.contract import interval
 from ..methods.contract import get_method
@@ -142,12 +142,20 @@ def said_times(result: Result) -> list[str]:
     return told or ["A retrain and a method of the same seed have not been run, so no saving is known."]
 
 
+def _on_one_machine(a: Row, b: Row) -> bool:
+    "Whether two rows were made on one device and processor, as far as they say."
+    said = [{row.provenance.get(part, "") for row in (a, b)} - {""} for part in ("device", "processor")]
+    return all(len(names) < 2 for names in said)
+
+
 def _seconds_saved(result: Result, case: pd.DataFrame) -> pd.Series:  # a result over shared seeds; lines of one case
-    "Percent of the retrain's seconds by method, over the seeds whose seconds both have; a method without such a seed is left out."
-    times = {m: {r.spec.training_seed: value_of(r, "seconds") for r in result.rows[i] if not r.failed} for i, m in case.method.items()}
+    "Percent of the retrain's seconds by method, over the seeds whose seconds both have, of one machine; a method without such a seed is left out."
+    rows = {m: {r.spec.training_seed: r for r in result.rows[i] if not r.failed} for i, m in case.method.items()}
     found = {}
-    for method in [m for m in times if m not in TRAINED]:
-        both = [(t, gold) for s, t in times[method].items() if not math.isnan(t + (gold := times[RETRAIN].get(s, math.nan)))]
+    for method in [m for m in rows if m not in TRAINED]:
+        pairs = [(r, rows[RETRAIN][s]) for s, r in rows[method].items() if s in rows[RETRAIN]]
+        seconds = [(value_of(r, "seconds"), value_of(gold, "seconds")) for r, gold in pairs if _on_one_machine(r, gold)]
+        both = [(t, gold) for t, gold in seconds if not math.isnan(t + gold)]
         if both:
             found[method] = 100 * (1 - sum(t for t, _ in both) / sum(gold for _, gold in both))
     return pd.Series(found, dtype=float)

@@ -115,7 +115,7 @@ def records(points: pd.DataFrame) -> pd.DataFrame:  # of `frontier_points`
         for most in RECORD_COSTS:
             within = some[some.cost <= most]
             if len(within):
-                best = within.loc[within.counted.idxmin()]
+                best = within.sort_values(["counted", "cost"], kind="stable").iloc[0]
                 about = {"cost at most": most, "method": best.method, "budget": best.budget, "cost": best.cost, "seeds": best.rows}
                 half = best.neighbour_tv_ratio_ci95
                 bound = best.counted - 2 * half

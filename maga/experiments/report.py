@@ -139,6 +139,7 @@ NOT_RUN = "not run: "  # how the note of a line without a run begins; the comman
 def pending(found: Found, cell: Cell) -> str:
     "The note of a line without a run: the command that fills it."
     place: dict[str, Any] = {"backbone": (cell.spec.backbone,), "target": (cell.target,), "methods": (cell.method,), "original": cell.spec.original}
+    place["changes"] = tuple(c for c in found.settings.changes if c[0] == cell.method)  # of others the command would know nothing
     return NOT_RUN + replace(found.settings, **place).command(found.experiment.name)
 
 

@@ -41,7 +41,7 @@ from maga.experiments.session import (
     training_seconds,
     transition_of,
 )
-from .store import ORIGINAL, RETRAIN, Row, Spec, code_digest, key_of
+from .store import ORIGINAL, RETRAIN, Row, Spec, key_of
 from ..measures.contract import METRICS, Evidence, Subject
 from ..measures.cost import counted_passes
 from ..measures.metrics import Outputs, measure
@@ -86,7 +86,7 @@ def git_commit() -> str:
 # %% ../../nbs/504_runs.ipynb #a189b8c1
 def provenance_of(session: Session, split: ForgetSplit) -> dict[str, str]:
     "Where and with what a row is made."
-    fixed = session.facts.get("provenance", lambda: package_versions() | {"commit": git_commit(), "code": code_digest()})
+    fixed = session.facts.get("provenance", lambda: package_versions() | {"commit": git_commit(), "code": session.code})
     made = {"device": device_name(session.device), "data_hash": key_of(split.train.digest, split.test.digest), "split_digest": split.digest}
     return fixed | made | {"date": date.today().isoformat()}
 
@@ -225,7 +225,7 @@ def run(spec: Spec, session: Session) -> Row:
 # %% ../../nbs/504_runs.ipynb #92d14843
 def by_other_code(session: Session, row: Row) -> bool:
     "Whether other code than the present made the row."
-    return row.provenance.get("code") != session.facts.get("code", code_digest)
+    return row.provenance.get("code") != session.code
 
 
 def kept(session: Session, resolved: Resolved) -> Row | None:
@@ -287,7 +287,7 @@ def attempt(
     works = recovered(session.device)
     if full and works and not last:
         return None
-    made = {"code": code_digest(), "commit": git_commit(), "device": device, "date": date.today().isoformat()}
+    made = {"code": session.code, "commit": git_commit(), "device": device, "date": date.today().isoformat()}
     made["processor"] = processor_name(session.device)
     row = session.store.put(Row(resolved.key, resolved.spec, provenance=package_versions() | made, error=why))
     if not works:

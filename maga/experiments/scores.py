@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def kept_subject(session: Session, row: Row) -> Subject | None:
     "A subject with the logits that the store kept, and without a network; `None` where the file is missing."
     split = session.split(row.spec)
     out = remembered_outputs(session, row.key, split)
-    return None if out is None else Subject(split, nn.Identity(), row.seconds["unlearning"], {"outputs": out})
+    return None if out is None else Subject(split, nn.Identity(), row.seconds.get("unlearning", math.nan), {"outputs": out})
 
 
 def paired(unlearned: Sequence[Row], retrained: Sequence[Row]) -> list[tuple[Row, Row]]:

@@ -22,9 +22,9 @@ from torch import nn
 from ..checks import one_sentence
 from ..data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass, no_such
 from ..device import clock, device_name, out_of_memory, pick_device, processor_name, seeded_generator
-from .store import RETRAIN, Recent, Spec, Store, key_of
-from ..judges.answers import Stored
-from ..judges.contract import BlockJudge, draw_exemplars
+from .store import RETRAIN, Recent, Spec, Store, code_digest, key_of
+from ..judges.answers import stored
+from ..judges.contract import draw_exemplars
 from ..judges.named import JudgeOptions, is_matrix, judge_kind, make_judge, weights_of
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.metrics import Outputs
@@ -164,6 +164,7 @@ class Session:
         self.recent_subjects, self.recent_splits, self.facts = Recent(8), Recent(4), Recent(32)
         self.loading = 0.0  # seconds spent on loading data
         self.failures: dict[str, str] = {}  # trainings that failed in this process
+        self.code = code_digest()  # of the process, whatever is edited while it runs
 
     def release(self) -> None:
         "Give up models and logits in memory; they are read or computed again when they are needed."
@@ -344,9 +345,8 @@ def transition_of(session: Session, spec: Spec) -> TransitionMatrix:
         classifier = trained(session, original_of(spec)) if spec.judge == "features" else None
         with torch.autocast("cpu", enabled=False):  # similarities in single precision
             judge = make_judge(spec.judge, exemplars, classifier, JudgeOptions(device=str(session.device)))
-            answers = session.store.folder / "answers" / key  # a judge that is asked in words takes hours: a killed run goes on
-            asked = Stored(judge, exemplars, answers) if isinstance(judge, BlockJudge) else judge
-            estimate_transition(asked, exemplars).save(session.store.checkpoint(key))
+            answers = session.store.folder / "answers" / key
+            estimate_transition(stored(judge, exemplars, answers), exemplars).save(session.store.checkpoint(key))
             shutil.rmtree(answers, ignore_errors=True)
 
     return TransitionMatrix.load(session.store.shared(key, make))

@@ -22,7 +22,7 @@ from ..methods.contract import METHODS, get_method, with_change
 __all__ = ['SWITCH', 'LISTED', 'NAMES', 'SEEDS', 'CHANGES', 'Changes', 'names_of', 'seeds_of', 'literal_of', 'changes_of',
            'switch_of', 'TextForm', 'setting', 'checked_change', 'Settings', 'settings_of', 'settings_in',
            'parameter_cell', 'parameters_differ', 'Cell', 'shortened', 'make_cell', 'cifar10_spec', 'selection_of',
-           'selected', 'has_selected', 'checked_selection']
+           'selected', 'has_selected', 'fitting', 'checked_selection']
 
 # %% ../../nbs/501_settings.ipynb #5632eb34
 def names_of(text: str, lists: bool = False) -> tuple[str, ...]:  # lists: a comma within brackets separates nothing
@@ -313,6 +313,15 @@ def selected(cell: Cell, settings: Settings) -> bool:
 def has_selected(cells: Sequence[Cell], settings: Settings) -> bool:
     "Whether the settings select one of the cells, whatever original is given; True where there are none to select."
     return not cells or any(selected(c, replace(settings, original=c.spec.original)) for c in cells)
+
+
+def fitting(settings: Settings, cells: Sequence[Cell]) -> Settings:
+    "The settings for one experiment of several, its cells given: without the targets, methods and changes that only others have."
+    if not cells:
+        return settings
+    targets, methods = {c.target for c in cells}, {c.method for c in cells}
+    own = {"target": tuple(t for t in settings.target if t in targets), "methods": tuple(m for m in settings.methods if m in methods)}
+    return replace(settings, **own, changes=tuple(c for c in settings.changes if c[0] in methods))
 
 
 def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -16,9 +17,9 @@ from torch import nn
 from ..checks import Seed, check_value
 from ..data import ImageSet, MagaError
 from ..device import pick_device
-from .answers import Stored
-from .contract import BlockJudge, draw_exemplars
-from .named import KINDS, JudgeOptions, check_options, judge_forms, judge_kind, judging_cost, make_judge
+from .answers import stored
+from .contract import draw_exemplars
+from .named import KINDS, JudgeOptions, check_options, is_matrix, judge_forms, judge_kind, judging_cost, make_judge
 from .transition import TransitionMatrix, estimate_transition
 from ..models import ModelSpec, load_checkpoint
 from ..progress import ProgressBar
@@ -67,6 +68,8 @@ def _classifier(checkpoint: str, arch: str | None, exemplars: ImageSet, device: 
 
 def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:
     "Run the command; the matrix that was written, or None after a dry run."
+    if given.judge.partition(":")[0] not in KINDS:
+        importlib.import_module("maga.methods")  # which loads other packages: they may bring judges, too
     kind, _ = judge_kind(given.judge)
     if given.exemplars < 1 or given.batch_size < 1 or given.rate <= 0:
         raise MagaError("--exemplars and --batch-size must be at least 1, and --rate above 0.")
@@ -75,6 +78,8 @@ def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:
         raise MagaError(f"The judge {kind} takes no prompt: leave out --prompt, or take one of {', '.join(k for k in KINDS if KINDS[k].prompted)}.")
     if not (given.out or given.dry_run):
         raise MagaError("The transition matrix needs a file. Pass --out FILE (or --dry-run).")
+    if given.out and not is_matrix(given.out):
+        raise MagaError(f"A file with T is known by its ending, and {given.out} has another one: pass --out {given.out}.safetensors.")
     device = pick_device(given.device)
     if given.resize is not None and not given.data.startswith(("folder:", "hub:")):
         raise MagaError(f"The images of {given.data} have one size: leave out --resize, which is for folder: and hub:.")
@@ -91,9 +96,7 @@ def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:
     if kind == "features" and given.checkpoint:
         classifier, exemplars = _classifier(given.checkpoint, given.arch, exemplars.to(device), device)
     judge = make_judge(given.judge, exemplars, classifier, options)
-    if isinstance(judge, BlockJudge):
-        judge = Stored(judge, exemplars, f"{given.out}.answers", ProgressBar(given.judge, "answer"))
-    made = estimate_transition(judge, exemplars)
+    made = estimate_transition(stored(judge, exemplars, f"{given.out}.answers", ProgressBar(given.judge, "answer")), exemplars)
     made.save(given.out)
     print(f"{given.out}: {len(made.classes)} classes of {train.name} by {judge.name} [{made.digest}]")
     return made

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from ..data import ImageSet, MagaError
 from ..progress import time_left
-from .contract import Answers, Block, Judge, ask_block, blocks_of, checked_concepts, image_hashes, labels_alone, warn_if_ignored
+from .contract import Answers, Block, BlockJudge, Judge, ask_block, blocks_of, checked_concepts, image_hashes, labels_alone, warn_if_ignored
 
 # %% auto #0
-__all__ = ['VERSION', 'EARLY', 'Add', 'Question', 'whole_records', 'AnswerFile', 'JudgingReport', 'Stored']
+__all__ = ['VERSION', 'EARLY', 'Add', 'Question', 'whole_records', 'AnswerFile', 'JudgingReport', 'Stored', 'stored']
 
 # %% ../../nbs/216_answers.ipynb #083c1ae0
 VERSION = 1  # of the file format
@@ -264,3 +264,13 @@ class Stored:
         whole = self.answers(queries, concepts)
         self._warn(whole.mass)
         return whole.confidence
+
+# %% ../../nbs/216_answers.ipynb #216a0005
+def stored(
+    judge: Judge,
+    exemplars: ImageSet,  # those that the judge was built with
+    folder: str | Path,
+    progress: Callable[[JudgingReport], None] | None = None,
+) -> Judge:
+    "The judge, with its answers kept where it is asked block by block, which takes hours: a killed run goes on. Any other judge as it is."
+    return Stored(judge, exemplars, folder, progress) if isinstance(judge, BlockJudge) else judge

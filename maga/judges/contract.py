@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import prepared
-from ..checks import Count, check_generator, check_value, number_of
+from ..checks import Count, check_generator, check_tensor, check_value, number_of
 from ..data import ImageSet, MagaError, class_id
 from ..models import evaluating, features_and_logits
 
@@ -251,6 +251,7 @@ class LabelJudge:
         revision: str,
         prompt: str = "",
     ) -> None:
+        check_tensor("The table of similarities", table, len(exemplars.classes), len(exemplars.classes))
         self.table, self.exemplars, self.name, self.revision, self.prompt = table, exemplars, name, revision, prompt
 
     def scores(self, queries: ImageSet, concepts: Sequence[int]) -> Tensor:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..checks import check_tensor
 from ..data import ImageSet, MagaError, class_id, write_whole
 from .contract import Judge
 
@@ -59,10 +60,9 @@ class TransitionMatrix:
 
     def __post_init__(self) -> None:
         k = len(self.classes)
-        if self.S.shape != (k, k) or self.T.shape != (k, k):
-            raise MagaError(f"S and T must be {k} × {k} for {k} classes, not {list(self.S.shape)} and {list(self.T.shape)}.")
-        if not self.S.isfinite().all():
-            raise MagaError("S must be finite: similarities between 0 and 1.")
+        for name in ("S", "T"):
+            check_tensor(f"{name} of {k} classes", getattr(self, name), k, k)
+            object.__setattr__(self, name, getattr(self, name).float())
         if not torch.allclose(self.T.sum(0), torch.ones(k), atol=1e-4) or self.T.min() < 0:
             raise MagaError("The columns of T must be probabilities: not negative, with sum 1.")
 
@@ -129,7 +129,9 @@ def estimate_transition(
 ) -> TransitionMatrix:
     "Judge every exemplar against every class; S, T and their provenance (eq. 2–4)."
     concepts = range(len(exemplars.classes))
-    S = similarity(judge.scores(exemplars, concepts), exemplars.labels)
+    said = judge.scores(exemplars, concepts)
+    check_tensor(f"What the judge {judge.name} says", said, len(exemplars), len(concepts))
+    S = similarity(said, exemplars.labels)
     per_class = len(exemplars) // len(exemplars.classes)
     about = {"judge": judge.name, "revision": judge.revision, "prompt": judge.prompt, "exemplars": str(per_class)}
     return TransitionMatrix.from_similarity(S, exemplars.classes, **about, exemplars_hash=exemplars.digest, date=date.today().isoformat())

@@ -153,9 +153,9 @@ def ulira_auc(evidence: Evidence) -> tuple[float, float]:
     return _lira(evidence)
 
 
-@population_metric("ulira_tpr", THREE_SEEDS, ideal="1", unit="% at 1 % FPR", bounds=(0, 100), source="Hayes et al. 2024")
+@population_metric("ulira_tpr", THREE_SEEDS, ideal="chance, about 1", unit="% at 1 % FPR", bounds=(0, 100), source="Hayes et al. 2024")
 def ulira_tpr(evidence: Evidence) -> tuple[float, float]:
-    "True positive rate of U-LiRA at 1 % false positives, in percent (0–100); ideal 1."
+    "True positive rate of U-LiRA at 1 % false positives, in percent (0–100); ideal: chance (`tpr_at`), more than 1 for few images."
     return _lira(evidence, read=lambda lira: lira.tpr)
 
 

@@ -155,9 +155,11 @@ def without_classes(
     logits: Tensor,  # [..., K]
     classes: Sequence[int],  # the forgotten ones
 ) -> Tensor:
-    "Logits of the other classes [..., K − k]: their softmax is renormalised over what is retained."
+    "Logits of the other classes [..., K − k], whose softmax is renormalised over what is retained; `MagaError` for fewer than two."
     left_out = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
     left_out[list(classes)] = True
+    if len(set(classes)) > logits.shape[-1] - 2:
+        raise MagaError("Without the forgotten classes fewer than two outputs are left, and one output says nothing: use the margin of the label.")
     return logits[..., ~left_out]
 
 

@@ -329,7 +329,7 @@ def show_audits(
         m, own = AUDIT_MEASURES[name], some[name]
         low, high = min(a[name].low for a in audits.values()), max(a[name].high for a in audits.values())
         seen = [v for a in audits.values() for v in (a[name].value, *own.retrains) if math.isfinite(v)]
-        high = max(1.5 * max(seen), low) if math.isinf(high) else high
+        high = 1.5 * max([*seen, low]) if math.isinf(high) else high
         axis.axvspan(low, high, color="0.87", label="one further retrain")
         strokes = [max(y, m.step / 2) if m.scale != "plain" else y for y in own.retrains]
         axis.plot(strokes, [0] * len(strokes), "|", color="0.4", markersize=11, label="a retrain")
@@ -342,7 +342,7 @@ def show_audits(
             axis.plot([x], [y], ">" if never else "o", label=model, **look)
         axis.set(ylim=(-1, 1), yticks=[], **({"xscale": "log"} if m.scale != "plain" else {}))
         if m.scale != "plain":
-            _log_ticks(axis, m.step / 2 if m.step and min(seen) < m.step / 2 else 0.0)
+            _log_ticks(axis, m.step / 2 if m.step and min(seen, default=m.step) < m.step / 2 else 0.0)
         axis.tick_params(labelsize=7)
         axis.spines[["left", "right", "top"]].set_visible(False)
         axis.set_ylabel(f"{name}, {m.unit}", rotation=0, ha="right", va="center", fontsize=7)

@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..adapter import moving_head, prepared
+from ..cache import cache_folder
 from ..checks import Amount, Checked, Count, MagaError, Seed, check_value
 from ..data import ForgetSplit, ImageSet, forget_class, forget_random, forget_subclass
 from ..device import clock, seeded_generator, to_device
+from ..judges.answers import stored
 from ..judges.contract import draw_exemplars
 from ..judges.named import JudgeOptions, is_matrix, make_judge
 from ..judges.transition import TransitionMatrix, estimate_transition
@@ -34,7 +36,7 @@ from ..methods.retraining import MakeModel, fresh_model
 from ..methods.restart import Distil, RestartConfig, passes_of, within_budget
 from ..models import batch_norms
 from ..pretrained import save_tensors, tensors_of
-from ..progress import Progress
+from ..progress import Progress, ProgressBar
 from ..requests import forget_files
 from ..views import Views, random_views
 from ..training import Examples, FitConfig, fit
@@ -230,7 +232,7 @@ def transition_of(
     model: nn.Module,  # for the judge `features`
     split: ForgetSplit,
     generator: torch.Generator,
-    exemplars: int = 10,  # of each class
+    exemplars: int = 10,  # of each class; fewer where the smallest class has fewer
 ) -> TransitionMatrix:
     "T for MaGA and its relatives, from images that may be shown: a class without any resembles itself alone. `MagaError` where a class has too few."
     if is_matrix(judge):
@@ -239,8 +241,9 @@ def transition_of(
     shown = split.train if split.earlier_train is None else split.train.subset(split.shown_train)
     there = shown.labels.unique()
     known = replace(shown, labels=torch.searchsorted(there, shown.labels), classes=tuple(shown.classes[k] for k in there.tolist()))
-    drawn = draw_exemplars(known, exemplars, generator)
-    found = estimate_transition(make_judge(judge, drawn, model, JudgeOptions(device=str(split.device))), drawn)
+    drawn = draw_exemplars(known, min(exemplars, int(torch.bincount(known.labels.cpu()).min())), generator)
+    asked = make_judge(judge, drawn, model, JudgeOptions(device=str(split.device)))
+    found = estimate_transition(stored(asked, drawn, cache_folder() / "answers", ProgressBar(asked.name, "answer")), drawn)
     S, rows = torch.eye(split.num_classes), there.cpu()
     S[rows[:, None], rows] = found.S
     return TransitionMatrix.from_similarity(S, shown.classes, **found.about)

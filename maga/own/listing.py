@@ -61,7 +61,7 @@ def judges_there_are() -> list[dict[str, str]]:
     def needs(k: Any) -> str:
         if k.cost is not None:
             return "a language model reads a prompt; maga judge --dry-run tells its cost"
-        return "a trained model" if k.model == "required" else "no download"
+        return "no download" if k.model == "none" or k.of == "seed" else "a trained model"
 
     return [{"name": n, "says": f"called as {form(k)}", "needs": needs(k)} for n, k in KINDS.items()]
 

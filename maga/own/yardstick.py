@@ -168,6 +168,7 @@ class AuditMeasure:
     scale: Literal["plain", "log", "speed"] = "plain"  # on which retrains scatter evenly: x, ln x, or −1/x
     ratio: bool = False  # shown over the retrains' mean
     step: float = 0.0  # values between two steps are not seen
+    most: float = math.inf  # larger values are not seen: they are ∞
     tasks: tuple[str, ...] = ("class", "subclass", "random")
 
     def on_scale(self, x: float) -> float:
@@ -184,8 +185,10 @@ class AuditMeasure:
         return min(max(score, self.bounds[0]), self.bounds[1])
 
     def rounding(self, score: float) -> float:
-        "How wide a step is on the scale, at this point."
-        return self.step * (1.0 if self.scale == "plain" else math.exp(-score) if self.scale == "log" else score * score)
+        "How wide on the scale is what is not told apart at this point: a step, and beyond the largest value all that is left."
+        if self.scale == "speed":
+            return self.step * score * score + max(0.0, 1 / self.most + score)
+        return self.step * (1.0 if self.scale == "plain" else math.exp(-score))
 
 # %% ../../nbs/704_yardstick.ipynb #a7d1t0me
 _percent = partial(AuditMeasure, unit="%", bounds=(0, 100))
@@ -232,6 +235,7 @@ AUDIT_MEASURES = {
         bounds=(0, math.inf),
         scale="speed",
         step=float(RelearnConfig().every),
+        most=float(RelearnConfig().max_steps),
     ),
 }
 
