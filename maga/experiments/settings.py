@@ -320,8 +320,12 @@ def fitting(settings: Settings, cells: Sequence[Cell]) -> Settings:
     if not cells:
         return settings
     targets, methods = {c.target for c in cells}, {c.method for c in cells}
-    own = {"target": tuple(t for t in settings.target if t in targets), "methods": tuple(m for m in settings.methods if m in methods)}
-    return replace(settings, **own, changes=tuple(c for c in settings.changes if c[0] in methods))
+    return replace(
+        settings,
+        target=tuple(t for t in settings.target if t in targets),
+        methods=tuple(m for m in settings.methods if m in methods),
+        changes=tuple(c for c in settings.changes if c[0] in methods),
+    )
 
 
 def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:

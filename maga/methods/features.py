@@ -56,7 +56,11 @@ OF_LEE = read_in(
     LEE,
     "run_partial_distill_language.py",
     {"alpha": (0.7, 0.5, 0.3, 0.1), "beta": (0.1, 0.05, 0.01)},
-    {"alpha": "there four are tried, on language models; ours is one of them", "beta": "there three are tried; ours is the first"},
+    {
+        "alpha": "there four are tried, on language models; ours is one of them",
+        "beta": "there three are tried; ours is the first",
+        "distil": "there on texts of both kinds, half of them of what is forgotten; ours on retained images alone",
+    },
 )
 UNDO_SOURCES = dict.fromkeys(UNDO_PRESETS, (OF_LEE, *BUDGETED))
 
