@@ -98,10 +98,15 @@ def cached(
     make: Callable[[], tuple[Undecoded, Undecoded]],  # what they hold
     extra: object = None,  # other things that the result depends on
     name: str = "",  # of the data set here, where its files have several; "": as it was made
+    holds: object = None,  # what is known of the sets before a file is read, as JSON: classes, names, labels
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) from the cache; if they are not there, they are decoded into it. Works without a readable or writable cache."
-    stamp, folders, asked = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files], _folders(files), repr(extra)
-    key = hashlib.sha256(json.dumps([stamp, asked, 1]).encode()).hexdigest()[:24]
+    try:
+        stamp = [(str(f.resolve()), (about := f.stat()).st_size, about.st_mtime_ns) for f in files]
+    except OSError as e:
+        raise MagaError(f"{e.filename} cannot be read ({e.strerror}): a link that leads nowhere, or a file that is gone; mend or delete it.") from e
+    folders, asked = _folders(files), repr(extra)
+    key = hashlib.sha256(json.dumps([stamp, asked, holds, 2]).encode()).hexdigest()[:24]
     path = cache_folder() / f"{key}.safetensors"
     said = _said(path)
     known = said.folders if said else frozenset()
@@ -117,10 +122,10 @@ def cached(
         s.filled(torch.zeros((), dtype=torch.uint8).expand(len(s.labels), 3, 1, 1))  # what does not fit is said before the work
     names = {"classes": train.classes, "coarse_classes": train.coarse_classes, "name": train.name}
     folders = sorted(known.union(folders))
-    about = {"about": json.dumps(names), "folders": json.dumps(folders), "asked": asked}
+    header = {"about": json.dumps(names), "folders": json.dumps(folders), "asked": asked}
     try:
         _drop_stale(path, folders, asked)
-        write_whole(path, lambda p: _write(p, {"train": train, "test": test}, about))
+        write_whole(path, lambda p: _write(p, {"train": train, "test": test}, header))
         return _from_cache(path, name)
     except _Stopped as e:
         raise e.__cause__ or e from None
@@ -128,7 +133,7 @@ def cached(
         warnings.warn(f"The decoded data set is not kept: {e}", stacklevel=2)
     return train.in_memory(), test.in_memory()
 
-
+# %% ../nbs/012_cache.ipynb #012c0001
 def _names(joined: Tensor | None) -> tuple[str, ...]:
     return () if joined is None else tuple(joined.numpy().tobytes().decode(errors="surrogateescape").split("\0"))
 

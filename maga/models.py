@@ -179,13 +179,13 @@ class ModelSpec(Checked):
     @classmethod
     def of(cls, arch: str, images: ImageSet, pretrained: bool | None = None) -> ModelSpec:
         "The architecture for a data set: its classes, size and normalisation. The networks in `PRETRAINED` are pretrained by default."
-        known = PRETRAINED.get(arch)
+        known, (h, w) = PRETRAINED.get(arch), images.sides
+        if known is None and h != w:
+            raise MagaError(f"The images have {h}×{w} pixels, and a network's description has one side: load them with size={min(h, w)}.")
         start = known is not None if pretrained is None else pretrained
-        size = known.size if known else (images.size or images.images.shape[-1])
-        spec = cls(arch, images.classes, size, images.mean, images.std, start)
-        if known is None or not start:
-            return spec
-        return replace(spec, weights=known.weights, mean=known.mean or spec.mean, std=known.std or spec.std)
+        spec = cls(arch, images.classes, known.size if known else w, images.mean, images.std, start)
+        plain = known is None or not start
+        return spec if plain else replace(spec, weights=known.weights, mean=known.mean or spec.mean, std=known.std or spec.std)
 
     def make(self, generator: torch.Generator) -> nn.Module:
         "A new model on the CPU, in channels-last memory; its random weights (of a pretrained one: its last layer) are drawn from the generator."

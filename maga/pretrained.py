@@ -200,7 +200,9 @@ def fill(
 ) -> None:
     "Write pretrained weights into the model; all but its last layer must match."
     expected = model.state_dict()
-    found = timm_efficientnet(read_weights(where), expected)
+    stored = read_weights(where)
+    names = model_names(stored, expected)
+    found = timm_efficientnet({names[k]: v for k, v in stored.items()}, expected)
     name = next(n for n, m in model.named_modules() if m is head)
     heads = {f"{name}.{k}" if name else k for k in head.state_dict()}
     counters = {k for k in expected if k.endswith("num_batches_tracked")}

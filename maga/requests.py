@@ -183,7 +183,10 @@ def after(
     split: ForgetSplit,  # what to forget now
     *earlier: ForgetSplit,  # what was forgotten before, in these or in other files
 ) -> ForgetSplit:
-    "The request with earlier ones in force: their classes are forbidden as labels, their images are never shown, and `measure` looks at them again."
+    """The request with earlier ones in force: their classes are forbidden as labels, their images are never shown, and `measure` looks at them again.
+
+    `MagaError` where single images were forgotten at another size: they cannot be found.
+    """
     for request in (split, *earlier):
         check_value("A request", request, ForgetSplit)
     classes = split.train.classes
@@ -195,6 +198,10 @@ def after(
         for e in earlier:
             for indices in (getattr(e, f"forget_{part}"), getattr(e, f"earlier_{part}")):
                 if indices is not None and len(indices) and (e.task != "class" or indices is e.earlier_train or indices is e.earlier_test):
+                    (h, w), now = getattr(e, part).images.shape[-2:], images.images.shape[-2:]
+                    if (h, w) != tuple(now):
+                        what = f"The images of the earlier request ({e.target}) have {h}×{w} pixels, these {now[0]}×{now[1]}"
+                        raise MagaError(f"{what}: they would not be found, and shown again. Load both at one size.")
                     found |= same_images(images, getattr(e, part), indices)
         return found
 

@@ -261,12 +261,12 @@ def from_folder(
     def read(part: str) -> Undecoded:
         classes, samples = found[part]
         labels = torch.tensor([k for _, k in samples], dtype=torch.int64)
-        names = tuple(Path(p).relative_to(root).as_posix() for p, _ in samples)
         pixels = partial(decoded, [p for p, _ in samples], len(samples), size)
-        return Undecoded(labels, tuple(classes), pixels, name=name, files=names)
+        return Undecoded(labels, tuple(classes), pixels, name=name, files=tuple(Path(p).relative_to(root).as_posix() for p, _ in samples))
 
     files = [Path(p) for part in found.values() for p, _ in part[1]]
-    return cached(files, lambda: (read("train"), read("test")), (size, str(root.resolve()), "named"), name)
+    holds = [(part, classes, [(os.path.relpath(p, root), k) for p, k in samples]) for part, (classes, samples) in found.items()]
+    return cached(files, lambda: (read("train"), read("test")), (size, str(root.resolve()), "named"), name, holds)
 
 # %% ../nbs/002_sources.ipynb #b20b9b0d
 def from_hub(

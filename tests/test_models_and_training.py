@@ -20,6 +20,7 @@ from maga.measures.connectivity import refresh_statistics
 from maga.measures.metrics import accuracy, predict
 from maga.methods.contract import get_method
 from maga.models import Classifier, ModelSpec, batch_norms, load_checkpoint, save_checkpoint, small_network
+from maga.pretrained import fill
 from maga.sources import digits, load
 from maga.training import PRETRAINING, Examples, FitConfig, fit
 
@@ -162,6 +163,24 @@ def test_captured_steps_agree_with_eager_ones(optimizer, monkeypatch):
     moved = max((a - b).abs().max() for a, b in zip(base.parameters(), eager.parameters(), strict=True))
     for a, b, c in zip(captured.parameters(), eager.parameters(), on_cpu.parameters(), strict=True):
         assert (a - b).abs().max() < 0.02 * moved and (a - c).abs().max() < 0.2 * moved
+
+
+def test_a_description_has_one_side():
+    "Images that are not square are named before a network is trained on another view than its checkpoint will describe."
+    square, _ = digits()
+    wide = replace(square, images=square.images.repeat(1, 1, 1, 2))
+    with pytest.raises(MagaError, match=r"8×16 pixels.*size=8"):
+        ModelSpec.of("resnet10", wide)
+    assert ModelSpec.of("resnet10", wide.resized(8)).size == 8
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_pretrained_weights_come_under_other_names(prefix, tmp_path):
+    "Of torch.compile, of Lightning, of several cards."
+    theirs, ours = small_network(torch.Generator().manual_seed(0)), small_network(torch.Generator().manual_seed(1))
+    torch.save({prefix + k: v for k, v in theirs.state_dict().items()}, tmp_path / "theirs.pth")
+    fill(ours, [*ours.modules()][-1], tmp_path / "theirs.pth", "it", keep_head=False)
+    assert all(torch.equal(a, b) for a, b in zip(theirs.state_dict().values(), ours.state_dict().values(), strict=True))
 
 
 def test_the_first_names_are_loaded_when_used():

@@ -26,7 +26,7 @@ from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class, f
 from maga.experiments.report import paper_folder, paper_numbers
 from maga.measures.attacks import quantised
 from maga.own.ledger import read_from
-from maga.requests import forget_files, twins_of
+from maga.requests import after, forget_files, twins_of
 from maga.sources import from_folder, from_parquet, load, put_aside, unread_files
 
 
@@ -81,6 +81,40 @@ def test_names_stay_with_their_rows(folder):
     assert train.digest == ImageSet(train.images, train.labels, train.classes).digest, "names are no part of the digest"
     with pytest.raises(MagaError, match="files: 1 name of 18 images"):
         ImageSet(train.images, train.labels, train.classes, files=("a.png",))
+
+
+def test_the_cache_of_a_folder_is_of_its_classes_and_labels(folder, tmp_path):
+    "An empty class folder that is made later is a class; an image that is linked from another class folder has its label."
+    first = from_folder(folder)[0]
+    for part in ("train", "test"):
+        (folder / part / "0 empty").mkdir()
+    again = from_folder(folder)[0]
+    assert again.classes == ("0 empty", *first.classes) and torch.equal(again.labels, first.labels + 1)
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    classes = sorted(p for p in (folder / "train").iterdir() if any(p.iterdir()))
+    for path in sorted(p for c in classes for p in c.iterdir()):
+        path.rename(pool / f"{path.parent.name}-{path.name}")
+    for i, path in enumerate(sorted(pool.iterdir())):
+        (classes[0 if i < 2 else 1] / f"{i:02d}.png").symlink_to(path)
+    two = from_folder(folder)[0].labels.tolist()
+    (classes[0] / "01.png").rename(classes[1] / "01.png")  # the files are the same ones, in the same order
+    one = from_folder(folder)[0]
+    assert two.count(1) == 2 and one.labels.tolist().count(1) == 1 and (folder / one.files[1]).exists()
+
+
+def test_a_link_that_leads_nowhere_is_named(folder):
+    place = next((folder / "train").iterdir()) / "gone.png"
+    place.symlink_to("/nowhere.png")
+    with pytest.raises(MagaError, match=r"gone.png cannot be read .*leads nowhere"):
+        from_folder(folder)
+
+
+def test_single_images_are_not_looked_for_at_another_size(folder):
+    earlier = forget_files(*from_folder(folder), [0])
+    large = from_folder(folder, 12)
+    with pytest.raises(MagaError, match="have 6×6 pixels, these 12×12"):
+        after(forget_files(*large, [3]), earlier)
 
 
 def test_names_that_are_no_utf8_are_kept(folder):

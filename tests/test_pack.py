@@ -51,6 +51,15 @@ def test_parcels_arrive_in_several_journeys_and_damage_is_noticed(tmp_path, caps
     assert (tmp_path / "there" / "data" / "train").read_bytes() == files["data/train"]
 
 
+def test_names_that_begin_alike_in_hash_are_two(tmp_path):
+    "Of sixty thousand names two may share eight digits, as these do."
+    for name in ("018024.png", "026507.png"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_text(name)
+    pack(tmp_path / "parcels", [tmp_path / "data"])
+    assert len({*(tmp_path / "parcels").iterdir()}) == 3
+
+
 def test_what_cannot_be_read_is_said(tmp_path, capsys):
     assert main(["pack", str(tmp_path / "parcels"), str(tmp_path / "nothing")]) == 1
     assert main(["unpack", str(tmp_path / "nowhere"), str(tmp_path)]) == 1

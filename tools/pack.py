@@ -58,7 +58,7 @@ def pack(parcels: Path, sources: Sequence[Path], piece: int = PIECE) -> dict[str
         packed[name] = []
         with path.open("rb") as file:
             while (part := file.read(piece)) or not packed[name]:
-                own = f"{hashlib.sha256(name.encode()).hexdigest()[:8]}-{len(packed[name]):03d}"
+                own = f"{hashlib.sha256(name.encode()).hexdigest()[:32]}-{len(packed[name]):03d}"
                 (parcels / own).write_bytes(part)
                 packed[name].append({"piece": own, "sha256": hashlib.sha256(part).hexdigest(), "bytes": len(part)})
     (parcels / LIST).write_text(json.dumps(packed, indent=1))
