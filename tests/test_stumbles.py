@@ -85,8 +85,10 @@ def test_a_folder_as_it_lies_on_a_disk(folder, monkeypatch):
     assert train.classes == ("cat", "dog") and train.images.shape == (4, 3, 6, 9)
     assert train.batch(torch.arange(4)).shape == (4, 3, 6, 9)
     assert replace(train, size=9).batch(torch.arange(4)).shape == (4, 3, 9, 9)
-    assert ModelSpec.of("small_cnn", train).view(train).batch(torch.arange(2)).shape == (2, 3, 9, 9)
-    assert load("folder:~/pets", size=8)[0].images.shape == (4, 3, 8, 8)
+    with pytest.raises(MagaError, match="load them with size=6"):  # a network of one side would be trained on another view
+        ModelSpec.of("small_cnn", train)
+    square = load("folder:~/pets", size=8)[0]
+    assert square.images.shape == (4, 3, 8, 8) and ModelSpec.of("small_cnn", square).size == 8
 
 
 def test_the_cache_is_never_stale_and_can_be_purged(folder):
