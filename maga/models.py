@@ -184,8 +184,8 @@ class ModelSpec(Checked):
             raise MagaError(f"The images have {h}×{w} pixels, and a network's description has one side: load them with size={min(h, w)}.")
         start = known is not None if pretrained is None else pretrained
         spec = cls(arch, images.classes, known.size if known else w, images.mean, images.std, start)
-        plain = known is None or not start
-        return spec if plain else replace(spec, weights=known.weights, mean=known.mean or spec.mean, std=known.std or spec.std)
+        given = known if start else None
+        return spec if given is None else replace(spec, weights=given.weights, mean=given.mean or spec.mean, std=given.std or spec.std)
 
     def make(self, generator: torch.Generator) -> nn.Module:
         "A new model on the CPU, in channels-last memory; its random weights (of a pretrained one: its last layer) are drawn from the generator."
