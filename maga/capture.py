@@ -71,7 +71,7 @@ class Replayed:
             before, held, out = _host_randomness(), _held(self.network), self._aside(inputs)
             if _host_randomness() != before:
                 self._refuse("it draws random numbers on the CPU, which a replay would repeat")
-            elif changed := [name for name, what in _held(self.network).items() if held.get(name) != what and self.warm > 1]:
+            elif self.warm > 1 and (changed := [name for name, what in _held(self.network).items() if held.get(name) != what]):
                 self._refuse(f"{changed[0]} of the network is changed by Python, which a replay would not repeat")
             return out
         if self.graph is None and not self.failed:

@@ -216,7 +216,7 @@ def frontier_table(found: Found) -> pd.DataFrame:
         budget = " ".join([cell.budget, *(f"{place}={value}" for place, value in cell.changes)])
         about: dict[str, Any] = {"method": shown_method(cell), "budget": budget} | case
         names = ("cost", "seconds", "A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "relearn_ratio", "relearn_more_than", "probe_gap")
-        lost = NO_ULIRA if len(paired(asked, retrained[case_of(cell)])) > 2 and not scores else ""
+        lost = NO_ULIRA if not scores and len(paired(asked, retrained[case_of(cell)])) > 2 else ""
         lines += [about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | of_all | {"note": r.error or lost} for r in some]
         if not some:
             lines.append(about | {"note": pending(found, cell)})
