@@ -26,13 +26,10 @@ from torch import Tensor
 from .checks import MagaError
 
 # %% auto #0
-__all__ = ['SHARE', 'PIECE', 'room', 'has_room', 'placed', 'write_in_parts', 'metadata', 'read_tensors', 'pieces', 'gathered',
-           'joined', 'alike', 'twin_rows']
+__all__ = ['GROUPS', 'SHARE', 'PIECE', 'room', 'has_room', 'placed', 'write_in_parts', 'metadata', 'read_tensors', 'pieces',
+           'gathered', 'joined', 'alike', 'twin_rows']
 
 # %% ../nbs/017_mapped.ipynb #cc287f12
-SHARE = 0.5  # of the memory that is left: what a set of images may take
-
-
 def _limit_of_process() -> float:
     "Bytes that the process may still allocate under `ulimit -d` or `-v`."
     try:
@@ -45,15 +42,37 @@ def _limit_of_process() -> float:
         return float("inf")
 
 
-def _limit_of_container() -> float:
-    "Bytes that a control group leaves, in its two versions; files that are only mapped do not count."
-    for folder, most, now in (("", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")):
-        place = Path("/sys/fs/cgroup", folder)
-        with contextlib.suppress(OSError, ValueError):
-            stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
-            held = sum(int(stat.get(f"total_{kind}", stat.get(kind, 0))) for kind in ("inactive_file", "active_file"))
-            return int((place / most).read_text()) - max(0, int((place / now).read_text()) - held)
+GROUPS = {"memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"), "": ("memory.max", "memory.current")}  # of version 1, of version 2
+
+
+def _left_in(group: Path, most: str, now: str) -> float:
+    "Bytes that one control group leaves; infinite where it has no limit. Files that are only mapped do not count."
+    with contextlib.suppress(OSError, ValueError):
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        held = sum(int(stat.get(f"total_{kind}", stat.get(kind, 0))) for kind in ("inactive_file", "active_file"))
+        return int((group / most).read_text()) - max(0, int((group / now).read_text()) - held)
     return float("inf")
+
+
+def _limit_of_groups(
+    groups: str | Path = "/sys/fs/cgroup",
+    process: str | Path = "/proc/self/cgroup",  # a line a hierarchy: number:controllers:/group
+) -> float:
+    "Bytes that the process's control groups leave, a container's or a batch job's: its own one, and each above it."
+    try:
+        lines = [line.split(":", 2) for line in Path(process).read_text().splitlines()]
+    except OSError:
+        lines = []
+    left = [float("inf")]
+    for kind, files in GROUPS.items():
+        own = next((path for _, controllers, path in lines if kind in controllers.split(",")), "/")
+        for root in (Path(groups, kind), Path(groups, "unified")) if not kind else (Path(groups, kind),):
+            inner = root / own.strip("/")
+            left += [_left_in(group, *files) for group in (inner, *inner.parents) if group.is_relative_to(root)]
+    return min(left)
+
+# %% ../nbs/017_mapped.ipynb #cc287f13
+SHARE = 0.5  # of the memory that is left: what a set of images may take
 
 
 def room(device: torch.device | str = "cpu") -> float:
@@ -68,7 +87,7 @@ def room(device: torch.device | str = "cpu") -> float:
         free = 1024.0 * int(re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[0])
     except (OSError, IndexError):
         free = float("inf")
-    return max(0.0, min(free, _limit_of_process(), _limit_of_container()))
+    return max(0.0, min(free, _limit_of_process(), _limit_of_groups()))
 
 
 def has_room(nbytes: int, device: torch.device | str = "cpu") -> bool:

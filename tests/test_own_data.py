@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -519,20 +520,30 @@ def test_the_cache_of_linked_images_is_found_by_every_name(kind, folder, tmp_pat
     assert purge_cache("third") and not list((tmp_path / "cache").iterdir())
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_what_a_container_leaves(version, tmp_path, monkeypatch):
-    "The limit less what is held, where files that are only mapped do not count: once, also where the first version tells them twice."
+def grouped(place, version, most, now=15):
+    "A control group's files, as the kernel writes them."
     used, files = {"active_file": 3, "inactive_file": 2, "anon": 10}, ("memory.max", "memory.current")
     if version == 1:
         used |= {"hierarchical_memory_limit": 16} | {f"total_{kind}": n for kind, n in used.items()}
-        files = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
+        files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
         used["active_file"] = 1  # of this group alone, without those below it
-    (tmp_path / "memory").mkdir()
-    ((tmp_path / files[0]).parent / "memory.stat").write_text("".join(f"{kind} {n}\n" for kind, n in used.items()))
-    for file, n in zip(files, (16, 15), strict=True):
-        (tmp_path / file).write_text(f"{n}\n")
-    monkeypatch.setattr(mapped, "Path", lambda root, folder: tmp_path / folder)
-    assert mapped._limit_of_container() == 16 - (15 - 5)
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "memory.stat").write_text("".join(f"{kind} {n}\n" for kind, n in used.items()))
+    for file, n in zip(files, (most, now), strict=True):
+        (place / file).write_text(f"{n}\n")
+
+
+@pytest.mark.parametrize(("version", "line", "root"), [(1, "4:memory:{}", "memory"), (2, "0::{}", ""), (2, "0::{}", "unified")])
+@pytest.mark.parametrize("tightest", ["", "job", "job/step"])
+def test_what_a_container_or_a_batch_job_leaves(version, line, root, tightest, tmp_path):
+    "The tightest limit of the process's group and those above it, less what is held; files that are only mapped do not count, and count once."
+    for name in ("", "job", "job/step", "other"):
+        grouped(tmp_path / root / name, version, 16 if name == tightest else 11 if name == "other" else "max" if version == 2 else 1 << 62)
+    (tmp_path / "self").write_text("7:pids,cpu:/elsewhere\n" + line.format("/job/step") + "\n")
+    assert mapped._limit_of_groups(tmp_path, tmp_path / "self") == 16 - (15 - 5)
+    (tmp_path / "self").write_text(line.format("/of/the/host") + "\n")  # a path that the container does not see: its own group is the root
+    assert (mapped._limit_of_groups(tmp_path, tmp_path / "self") == 6) == (tightest == "")
+    assert mapped._limit_of_groups(tmp_path / "none", tmp_path / "none") == math.inf
 
 
 def test_a_cache_read_by_two_names_is_found_by_both(tmp_path):
