@@ -490,3 +490,18 @@ def test_a_random_request_after_a_class_is_judged_by_retained_images():
     evidence = Evidence((one,), tuple(retrains))
     for name in ("rmia_auc", "mentr_auc"):
         assert abs(get_metric(name)(evidence).mean - 0.5) < 0.04, name
+
+
+@pytest.mark.parametrize(("task", "batch"), [("class", 64), ("random", 128)])
+def test_legacy_accuracies_are_means_over_the_batches_of_the_public_code(task, batch):
+    "A plain re-statement; a hundred random images are one batch."
+    train, test = digits()
+    split = forget_class(train, test, "three") if task == "class" else forget_random(train, test, 100)
+    z = [torch.randn(len(images), 10, generator=torch.Generator().manual_seed(3)) for images in (train, test)]
+    m = measure(Outputs(*z), split)
+    forgotten = (test, z[1], split.forget_test) if task == "class" else (train, z[0], split.forget_train)
+    for (images, logits, rows), legacy in (((test, z[1], split.retain_test), m.legacy_A_r), (forgotten, m.legacy_A_f)):
+        right = [float(logits[i].argmax() == images.labels[i]) for i in rows.tolist()]
+        parts = [right[i : i + batch] for i in range(0, len(right), batch)]
+        assert legacy == pytest.approx(100 * sum(sum(p) / len(p) for p in parts) / len(parts))
+    assert task == "class" or m.legacy_A_f == pytest.approx(m.A_f)

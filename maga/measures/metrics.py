@@ -20,9 +20,9 @@ from ..device import autocast, pass_size
 from ..models import evaluating, head_of, logits_of
 
 # %% auto #0
-__all__ = ['exact_logits', 'predict', 'Outputs', 'share_right', 'accuracy', 'batch_mean_accuracy', 'entropy', 'entropy_mia',
-           'as_probabilities', 'total_variation', 'agreement', 'Measurement', 'MeasuredAgain', 'fitting_outputs',
-           'measure']
+__all__ = ['LEGACY_BATCH', 'exact_logits', 'predict', 'Outputs', 'share_right', 'accuracy', 'batch_mean_accuracy', 'entropy',
+           'entropy_mia', 'as_probabilities', 'total_variation', 'agreement', 'Measurement', 'MeasuredAgain',
+           'fitting_outputs', 'measure']
 
 # %% ../../nbs/100_metrics.ipynb #94f5a2d9
 @contextmanager
@@ -121,6 +121,9 @@ def accuracy(
     return 100 * share_right(logits, labels).item()
 
 
+LEGACY_BATCH = {"class": 64, "subclass": 64, "random": 128}  # task -> images of a batch in the public code
+
+
 def batch_mean_accuracy(
     logits: Tensor,  # [n, K]
     labels: Tensor,  # int64 [n]
@@ -194,8 +197,8 @@ class Measurement:
     A_r: float  # accuracy on retained test images; ideal: the retrain's
     A_f: float  # accuracy on forgotten test (where there are none: train) images; ideal: the retrain's
     MIA: float  # share of forgotten training images classified as members; ideal: the retrain's
-    legacy_A_r: float  # A_r as a mean over batches of 64
-    legacy_A_f: float  # A_f as a mean over batches of 64
+    legacy_A_r: float  # A_r as a mean over batches, see `LEGACY_BATCH`
+    legacy_A_f: float  # A_f as a mean over batches
     TV: float = float("nan")  # total variation to the retrain on forgotten test images (where there are none: train); 0 is nearest
     TV_train: float = float("nan")  # the same on forgotten training images
     agreement: float = float("nan")  # same prediction as the retrain, on the images of TV
@@ -238,8 +241,8 @@ def measure(
         "A_r": accuracy(*retained),
         "A_f": accuracy(*forgotten),
         "MIA": entropy_mia(out.train[split.retain_train], out.test, out.train[split.forget_train]) if mia else float("nan"),
-        "legacy_A_r": batch_mean_accuracy(*retained),
-        "legacy_A_f": batch_mean_accuracy(*forgotten),
+        "legacy_A_r": batch_mean_accuracy(*retained, LEGACY_BATCH[split.task]),
+        "legacy_A_f": batch_mean_accuracy(*forgotten, LEGACY_BATCH[split.task]),
     }
     if split.earlier_train is not None and split.earlier_test is not None:
         parts = ((split.train, out.train, split.earlier_train), (split.test, out.test, split.earlier_test))
