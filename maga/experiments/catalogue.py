@@ -263,11 +263,11 @@ TABLES = (
         lambda s: crossed(s, BOTH, "cifar10", "random", ("random",), WITH_TEACHER),
         paper=4,
     ),
-    Experiment("table5", "MaGA's settings", "One set of settings for each network serves all tasks.", table=settings_table),
+    Experiment("table5", "MaGA's settings", "No claim in words: one set of settings for each network.", table=settings_table),
     Experiment(
         "table6",
         "Ablation: labels and noise",
-        "Guided labels forget better than random ones, and the noise helps the retain accuracy.",
+        "Guided labels forget better than random ones, and the noise helps the retain accuracy and forgetting.",
         lambda s: crossed(s, BOTH, "cifar100", "class", ("rocket", "mushroom"), ABLATION),
         paper=6,
     ),
@@ -293,7 +293,7 @@ FIGURES = (
     Experiment(
         "figure3",
         "The transition matrix of CIFAR-10",
-        "T is large between classes that look alike: cat and dog, automobile and truck.",
+        "T reflects how many features concepts share (the text; the pairs are in the picture).",
         table=transition_table,
         originals=birds,
     ),

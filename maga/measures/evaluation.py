@@ -109,14 +109,14 @@ def forget_gap(evidence: Evidence, subject: Subject) -> float:
 # %% ../../nbs/105_evaluation.ipynb #c4eaebc6
 @model_metric("neighbour_tv_ratio", RETRAINS, ideal="1", unit="ratio", bounds=(0, math.inf))
 def neighbour_tv_ratio_of(evidence: Evidence, subject: Subject) -> float:
-    "`neighbour_tv_ratio` on forgotten test images (where there are none: train): 0 upwards; ideal 1."
+    "Total variation to retrains on forgotten test images (where there are none: train) over a retrain's to the others: 0 upwards; ideal 1."
     retrains = torch.stack([r.forgotten[0].softmax(1) for r in evidence.references(subject)])
     return neighbour_tv_ratio(subject.forgotten[0].softmax(1), retrains)
 
 
 @model_metric("neighbour_tv_ratio_train", RETRAINS, ideal="1", unit="ratio", bounds=(0, math.inf), appendix=True)
 def neighbour_tv_ratio_train(evidence: Evidence, subject: Subject) -> float:
-    "`neighbour_tv_ratio` on forgotten training images: 0 upwards; ideal 1."
+    "The same on forgotten training images: 0 upwards; ideal 1."
     f = evidence.split.forget_train
     retrains = torch.stack([r.outputs.train[f].softmax(1) for r in evidence.references(subject)])
     return neighbour_tv_ratio(subject.outputs.train[f].softmax(1), retrains)
@@ -198,8 +198,8 @@ for _name, _says in {
     "A_r": "Accuracy on retained test images, in percent (0–100).",
     "A_f": "Accuracy on forgotten test images, in percent (0–100); on forgotten training images where there are none.",
     "MIA": "Share of forgotten training images that an attack on the output's entropy takes for members, in percent (0–100).",
-    "legacy_A_r": "`A_r` as a mean over batches of 64, in percent (0–100), as the paper's baselines have it.",
-    "legacy_A_f": "`A_f` as a mean over batches of 64, in percent (0–100), as the paper's baselines have it.",
+    "legacy_A_r": "`A_r` as a mean over batches of 64 (random task: 128), in percent (0–100), as the paper's baselines have it.",
+    "legacy_A_f": "`A_f` as a mean over batches of 64 (random task: 128), in percent (0–100), as the paper's baselines have it.",
 }.items():
     model_metric(_name, ideal="the retrain's", unit="%", bounds=(0, 100), source="the paper's tables", appendix=True)(_measured(_name, _says))
 
@@ -209,7 +209,7 @@ def _mean_accuracies(subjects: Sequence[Subject]) -> list[float]:
     return np.mean([s.accuracies for s in subjects], axis=0).tolist()
 
 
-@model_metric("avg_gap", A_RETRAIN, ideal="0", unit="points", bounds=(0, 100), source="Fan et al. 2024", appendix=True)
+@model_metric("avg_gap", A_RETRAIN, ideal="0", unit="points", bounds=(0, 100), source="after Fan et al. 2024, with the entropy attack", appendix=True)
 def avg_gap_of(evidence: Evidence, subject: Subject) -> float:
     "Mean of four absolute gaps (accuracy on S, R and T, MIA) to the retrains' means, in points; ideal 0."
     own = (*subject.accuracies, subject.measurement.MIA)

@@ -64,7 +64,7 @@ def table_5(size: int, epochs: int, lr: float) -> Source:
 SILENT = Source(
     words={
         "": "ours: the paper does not say",
-        "noise.steps": "ours: the paper does not say; 25 as UNSIR",
+        "noise.steps": "ours: the paper does not say; 25 as in UNSIR of Foster et al., whose authors take 40",
         "noise.penalty": "ours: the paper does not say; 0.1 as UNSIR",
     }
 )
