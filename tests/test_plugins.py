@@ -61,3 +61,11 @@ def test_a_broken_package_is_named(tmp_path):
     done = asked(tmp_path, "broken_methods", "import nothing_of_that_name")
     assert "broken_methods" in done.stderr and "could not be loaded" in done.stderr
     assert "There is no method 'shrug'" in done.stderr
+
+
+def test_a_package_outside_does_not_replace_ours(tmp_path):
+    "It keeps its other methods."
+    both = METHOD + METHOD.replace('"shrug"', '"maga"')
+    done = asked(tmp_path, "taking", both, "from maga.methods.contract import get_method; print(get_method('maga').source, get_method('shrug').source)")
+    assert "taking has methods of our names (maga); ours are kept" in done.stderr, done.stderr
+    assert done.stdout.split() == ["MaGA,", "eq.", "5–10,", "Algorithm", "1,", "Table", "5", "a", "test"]

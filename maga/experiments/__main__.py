@@ -189,7 +189,7 @@ def print_result(result: Result) -> None:
     print(f"\n{result.experiment.name}: {result.experiment.title}{digits}")
     if len(table):
         shown = table[columns or list(table)].head(MOST_SHOWN)
-        print(shown.to_string(index=False, max_colwidth=44, float_format=lambda v: f"{v:.2f}", na_rep=""))
+        print(shown.to_string(index=False, max_colwidth=44, float_format=lambda v: f"{v:.2f}" if abs(v) >= 0.1 or v == 0 else f"{v:.2g}", na_rep=""))
     if len(table) > MOST_SHOWN:
         print(f"… and {len(table) - MOST_SHOWN} more lines in the file")
     if len(left):
