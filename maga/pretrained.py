@@ -197,6 +197,7 @@ def fill(
     where: str | Path,  # a name in PACKAGED, or a file
     what: str,  # the model is, for the message
     keep_head: bool = True,  # leave the last layer as it is; False: the file's, where its shape is the same
+    spare: bool = False,  # whether the file may hold more than the model has
 ) -> None:
     "Write pretrained weights into the model; all but its last layer must match."
     expected = model.state_dict()
@@ -206,7 +207,7 @@ def fill(
     name = next(n for n, m in model.named_modules() if m is head)
     heads = {f"{name}.{k}" if name else k for k in head.state_dict()}
     counters = {k for k in expected if k.endswith("num_batches_tracked")}
-    check_parameters(where, what, found, expected, heads | counters)
+    check_parameters(where, what, found, expected, heads | counters | (found.keys() - expected.keys() if spare else set()))
     fits = {k for k in heads if k in found and found[k].shape == expected[k].shape}
     taken = (set(expected) - heads) | (fits if fits == heads and not keep_head else set())
     model.load_state_dict({k: found[k].to(v.dtype) if k in taken and k in found else v for k, v in expected.items()})

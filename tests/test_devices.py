@@ -30,9 +30,10 @@ from maga.methods.contract import get_method
 from maga.methods.noise import NoiseConfig
 from maga.methods.relabelling import legacy_noise
 from maga.models import ModelSpec, save_checkpoint
-from maga.own import forgetting
-from maga.own.forgetting import Forgotten, Plan, forget, trained_retrains
+from maga.own import forgetting, retrains
+from maga.own.forgetting import Forgotten, Plan, forget
 from maga.own.report import record
+from maga.own.retrains import trained_retrains
 from maga.training import FitConfig
 
 from .conftest import raising
@@ -54,7 +55,7 @@ def test_a_kept_retrain_that_the_device_has_no_room_for_is_not_trained_on(split,
     (file,) = tmp_path.glob("retrain_*")
     whole = file.read_bytes()
     with monkeypatch.context() as full:
-        full.setattr(forgetting, "to_device", raising(torch.OutOfMemoryError("CUDA out of memory.")))
+        full.setattr(retrains, "to_device", raising(torch.OutOfMemoryError("CUDA out of memory.")))
         with pytest.raises(torch.OutOfMemoryError):
             trained_retrains(original, make, split, 1, brief, tmp_path)
     assert file.read_bytes() == whole

@@ -470,6 +470,15 @@ def test_studies_run(smoke, tmp_path, name):
         assert table.A_r.notna().any() and (table.A_r.notna() == (notes == "")).all() and notes.str.match("not run|$").all()
 
 
+def test_the_study_of_fine_tuned_networks_runs(tmp_path):
+    "Without CIFAR-100 it takes digits; what it trained is kept."
+    some = ("data=none", f"results={tmp_path}", "epochs=8", "retrains=3")
+    ended = execute(NOTEBOOKS["fine_tuned"], tmp_path / "fine_tuned.ipynb", *some)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "The plan's result: A_r" in (tmp_path / "fine_tuned.ipynb").read_text()
+    assert len(list((tmp_path / "fine_tuned").glob("retrain_*"))) == 7
+
+
 def test_the_record_of_the_search_is_shown(tmp_path):
     ended = execute(NOTEBOOKS["search"], tmp_path / "search.ipynb", "lines=0")
     assert ended.returncode == 0, ended.stderr[-2000:]

@@ -12,7 +12,7 @@ from maga.judges.transition import TransitionMatrix
 from maga.measures.connectivity import l2_distance, set_between
 from maga.methods.contract import METHODS, get_method
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
-from maga.own import forgetting
+from maga.own import retrains
 from maga.sources import digits
 from maga.training import FitConfig
 
@@ -40,9 +40,9 @@ def split():
 
 def test_retrains_are_kept_and_read_again(split, tmp_path, monkeypatch):
     brief = FitConfig(epochs=1, lr=0.1)
-    (made,) = forgetting.trained_retrains(network(), network, split, 1, brief, tmp_path)
-    monkeypatch.setattr(forgetting, "fit", lambda *a, **k: pytest.fail("trained again"))
-    (read,) = forgetting.trained_retrains(network(), network, split, 1, brief, tmp_path)
+    (made,) = retrains.trained_retrains(network(), network, split, 1, brief, tmp_path)
+    monkeypatch.setattr(retrains, "fit", lambda *a, **k: pytest.fail("trained again"))
+    (read,) = retrains.trained_retrains(network(), network, split, 1, brief, tmp_path)
     assert torch.equal(made[-1].weight, read[-1].weight) and len(list(tmp_path.iterdir())) == 1
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import copy
 import csv
 import errno
 import hashlib
@@ -43,6 +44,9 @@ from maga.own.listing import methods_there_are, metrics_there_are
 from maga.own.networks import _processor, open_network, write_weights
 from maga.own.order import in_model_order, lines_of
 from maga.own.report import _picture, inputs_of
+from maga.own.retrains import trained_retrains, usual_training
+from maga.packaged import file_revision
+from maga.pretrained import save_tensors
 from maga.requests import after, forget_files, same_images
 from maga.sources import digits, from_folder
 from maga.training import Examples, FitConfig, fit
@@ -102,7 +106,9 @@ def desk(tmp_path_factory):
     net = fit(found["Net"](), Examples.of(in_model_order(train, sorted(train.classes))), brief, g)
     torch.save({"model": {f"module.{k}": v for k, v in net.state_dict().items()}, "optimizer": {"m": torch.ones(2)}, "epoch": 6}, place / "net.pth")
     spec = ModelSpec.of("small_cnn", train)
-    save_checkpoint(place / "model.safetensors", fit(spec.make(g), Examples.of(train), brief, g), spec, date="2026-01-01")
+    model = fit(spec.make(g), Examples.of(train), brief, g)
+    save_checkpoint(place / "model.safetensors", model, spec, date="2026-01-01")
+    save_tensors(place / "half.safetensors", copy.deepcopy(model).half())
     return place
 
 
@@ -180,7 +186,7 @@ def test_the_lines_of_the_walk_through_are_understood():
         if name == "forget":
             made.add(given["out"])
         if name == "audit":
-            assert given["retrain"] == [f"retrain_{seed}.pth" for seed in range(1, 6)] and given["forget"] == "three"
+            assert given["retrain"] == [f"retrain_{seed}.pth" for seed in range(1, 6)] and given["forget"] == ["three"]
 
 
 def test_a_class_goes_and_the_weights_load_where_they_came_from(at, desk, capsys):
@@ -400,7 +406,7 @@ def test_retrains_of_a_folder_in_bfloat16(at, desk, capsys):
     ViTForImageClassification(config).to(torch.bfloat16).save_pretrained(desk / "halved")
     network, train, test, _ = command.opened("halved", "", "photos", "data", "cpu", mean=(0.5,) * 3, std=(0.5,) * 3)
     split = forget_class(train, test, "three")
-    (one,) = forgetting.trained_retrains(network.model, network.make, split, 1, forgetting.usual_training(network.model, split, 1), desk / "of_halved")
+    (one,) = trained_retrains(network.model, network.make, split, 1, usual_training(network.model, split, 1), desk / "of_halved")
     assert next(one.parameters()).dtype == torch.float32 and network.model.dtype == torch.bfloat16
     code, _, err = at("maga audit --original halved --unlearned halved --mean 0.5 --std 0.5 --data photos --forget three", capsys)
     assert code == 1 and "The original is right on" in err and "near chance" in err, err
@@ -452,7 +458,7 @@ MISTAKES = {
     f"{GOOD} --forget three --weights net.pth --out x": "holds its own weights",
     "maga forget --model model.safetensors --data nowhere --forget three --out x": "There is no folder",
     "maga forget --model nowhere.safetensors --data photos --forget three --out x": "cannot be read",
-    "maga forget --model net.py --data photos --forget three --out x": "file of weights alone",
+    "maga forget --model net.py --data photos --forget three --out x": "code or weights alone",
     "maga forget --model photos --data photos --forget three --out x": "without config.json",
     "maga forget --model net.py:Net --data photos --forget three --out x": "needs a file of weights",
     "maga forget --model net.py:Net --weights net.pth --data photos --forget three --out x": "normalised",
@@ -471,6 +477,11 @@ MISTAKES = {
     "maga audit --original model.safetensors --unlearned nowhere --data photos --forget three": "does not exist",
     "maga audit --original model.safetensors --unlearned model.safetensors --data photos --forget three --train-retrains 2": "--trained-epochs",
     "maga audit --original model.safetensors --unlearned model.safetensors --data photos --forget three --level 2.0": "between 0 and 1",
+    "maga audit --original model.safetensors --unlearned model.safetensors --data photos --forget three --set lr=0.1": "--set is for retrains",
+    f"{GOOD} --forget three --out x --pretrained net.pth": "does not hold pretrained weights",
+    f"{GOOD} --forget three --out x --pretrained nowhere.pth": "nowhere.pth",
+    f"{GOOD} --forget three --out x --pretrained half.safetensors": "holds the original itself",
+    f"{GOOD} --forget three --out x --pretrained model.safetensors": "holds the original itself",
 }
 
 
@@ -552,10 +563,63 @@ def test_an_audit_of_weights_of_a_users_own_network(at, desk, capsys):
     assert json.loads((desk / "audited_mine/audit.json").read_text()) == found and "<svg" in (desk / "audited_mine/audit.html").read_text()
 
 
+def test_retrains_and_a_restart_begin_with_pretrained_weights(at, desk, capsys):
+    "Those of other classes, saved in parallel training with a layer that the network lacks. Other weights make another audit, and another request."
+    exec(NET, found := {})
+    before = found["Net"]()
+    before.out = torch.nn.Linear(before.out.in_features, 7)
+    state = {f"module.{k}": v for k, v in before.state_dict().items()}
+    torch.save(state | {"module.projection.weight": torch.ones(2, 2)}, desk / "before.pth")
+    line = "maga audit --model net.py:Net --original net.pth --unlearned net.pth --mean 0.5 --std 0.5 --data photos --forget three"
+    line += " --train-retrains 1 --trained-epochs 2 --pretrained before.pth --out begun --set pad=0 --json"
+    code, out, err = at(f"{line} --set lr=0.04", capsys)
+    record = json.loads(out)["audited"]
+    assert code == 0 and "begin with the pretrained weights" in err and "untrained" not in err, err
+    assert (record["recipe"]["lr"], record["recipe"]["pad"], record["settings"]) == (0.04, 0, {"pad": 0, "lr": 0.04})
+    assert record["networks"]["pretrained weights"]["sha256"] == file_revision(desk / "before.pth")
+    assert "begin with the pretrained weights" in (desk / "begun/audit.html").read_text()
+    made = load_file(next((desk / "begun").glob("retrain_*")))
+    away = {k: (made[k] - before.state_dict()[k]).norm() / made[k].norm() for k in made if k.endswith("weight") and not k.startswith("out")}
+    assert max(away.values()) < 0.9, away  # of two independent networks: about 1.4
+    code, _, err = at(line, capsys)
+    assert code == 1 and "other networks, data or settings" in err, err
+    forget = "maga forget --model net.py:Net --weights net.pth --mean 0.5 --std 0.5 --data photos --forget three --pretrained before.pth --out half_way"
+    forget += " --set fit.epochs=1 --set fit.lr=0.01"
+    code, _, err = at(forget, capsys)
+    assert code == 0 and "half-way to the pretrained weights" in err, err
+    assert "This very request is done" in at(forget, capsys)[1]
+    code, _, err = at("maga forget --model half_way --data photos --forget eight --out half_way_2 --set fit.epochs=1 --set fit.lr=0.01", capsys)
+    assert code == 0 and "half-way to the pretrained weights in before.pth" in err, err  # the ledger knows them
+    assert json.loads((desk / "half_way_2/report.json").read_text())["pretrained"]["sha256"] == file_revision(desk / "before.pth")
+    code, _, err = at(f"{GOOD} --forget three --out x --method ssd --pretrained model.safetensors", capsys)
+    assert code == 1, err
+    torch.save({k: v + 1 for k, v in state.items()}, desk / "before.pth")
+    code, _, err = at(forget, capsys)
+    assert code == 1 and "inputs that changed since" in err, err
+    code, _, err = at(f"{line} --set lr=0.04", capsys)
+    assert code == 1 and "other networks, data or settings" in err, err
+
+
+def test_what_must_go_may_be_said_in_several_options(at, desk, capsys):
+    "None of them is lost: classes, and lists of files that share a line."
+    brief = "--set fit.epochs=1 --set fit.lr=0.01"
+    assert at(f"{GOOD} --forget one --forget three,four --out several {brief}", capsys)[0] == 0
+    assert set(json.loads((desk / "several/ledger.json").read_text())["entries"][0]["classes"]) == {"one", "three", "four"}
+    code, _, err = at(f"maga forget --model several --data photos --forget one,two --out several_again {brief}", capsys)
+    assert code == 0 and "Note: one: forgotten by the request of " in err, err
+    lines = (desk / "gone.txt").read_text().splitlines()
+    (desk / "first.txt").write_text("\n".join(lines[:4]))
+    (desk / "second.txt").write_text("\n".join(lines[3:9]))
+    assert at(f"{GOOD} --files first.txt --files second.txt --out several_files {brief}", capsys)[0] == 0
+    assert json.loads((desk / "several_files/report.json").read_text())["images"]["forgotten"] == 9
+
+
 def test_an_original_that_is_at_chance_is_named(at, desk, capsys):
     "A wrong normalisation is no error of any single step; the report says what to check."
-    at(f"{GOOD} --forget three --mean 0 --std 0.004 --classes nine,eight,seven,six,five,four,three,two,one,zero --out wrong --set fit.epochs=1", capsys)
+    line = f"{GOOD} --forget three --mean 0 --std 0.004 --classes nine,eight,seven,six,five,four,three,two,one,zero --out wrong --set fit.epochs=1"
+    _, _, err = at(line, capsys)
     assert any("near chance" in w for w in json.loads((desk / "wrong/report.json").read_text())["warnings"])
+    assert err.count("near chance") == 1 and err.index("near chance") < err.index("restart: among"), err  # said before any work
 
 
 def test_purge_deletes_what_is_decoded_after_the_request(at, desk, capsys, tmp_path, monkeypatch):

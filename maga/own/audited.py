@@ -7,28 +7,40 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
+from torch import nn
 
 from .. import __version__
 from ..checks import MagaError, write_whole
 from ..data import ForgetSplit
-from .networks import Network
+from ..methods.contract import with_change
+from .doubts import check_useful
+from .networks import Network, revision_of
+from .retrains import begun_with, retrain_files, trained_retrains, usual_training
+from .yardstick import facts_of
+from ..progress import Progress
 
 # %% auto #0
-__all__ = ['TRAINED_HERE', 'AUDIT_PAGE', 'audited', 'check_audit', 'keep_audit']
+__all__ = ['PRETRAINED', 'AUDIT_PAGE', 'audited', 'check_audit', 'retrains_here', 'said_of_retrains', 'keep_audit']
 
 # %% ../../nbs/709_audited.ipynb #a0d17005
+PRETRAINED = "pretrained weights"  # what these are called among the networks of an audit
+
+
 def audited(
     request: str,  # in words
     split: ForgetSplit,
     original: Network,
     unlearned: Network,
     retrains: Sequence[Network],  # given, not trained for this audit
+    pretrained: str = "",  # a file of the weights that retrains trained here begin with
     **more: Any,  # settings of the audit
 ) -> dict[str, Any]:
     "What an audit compares, as plain values."
@@ -38,6 +50,8 @@ def audited(
         return {"source": n.source, "file": os.path.abspath(n.weights), "sha256": n.sha256, "code sha256": n.code_sha256}
 
     networks, seen = {k: known(n) for k, n in named.items()}, split.train
+    if pretrained:
+        networks[PRETRAINED] = {"source": pretrained, "file": os.path.abspath(pretrained), "sha256": revision_of(Path(pretrained).expanduser())}
     return {
         "request": request, "forgotten": split.target, "task": split.task, "networks": networks, "data": {"name": seen.name, "sha256": split.digest},
         "sides": list(seen.sides), "mean": list(seen.mean), "std": list(seen.std), **more,
@@ -54,7 +68,7 @@ def check_audit(
 
     def counting(about: Any) -> Any:
         hashes = {k: [n.get("sha256"), n.get("code sha256")] for k, n in about["networks"].items() if "trained here" not in k}
-        return {k: v for k, v in about.items() if k not in ("date", "maga", "networks", "recipe", "request")} | {"networks": hashes}
+        return {k: v for k, v in about.items() if v and k not in ("date", "maga", "networks", "recipe", "request")} | {"networks": hashes}
 
     if folder is None or not file.is_file():
         return
@@ -66,11 +80,41 @@ def check_audit(
         what = f"{file} is the audit of other networks, data or settings, and would be overwritten"
         raise MagaError(f"{what}; name another folder (--out), and copy retrain_*.safetensors there to use the retrains again.")
 
+# %% ../../nbs/709_audited.ipynb #a0d17011
+def retrains_here(
+    original: Network,
+    split: ForgetSplit,
+    n: int,
+    epochs: int | None,  # needed where n is not 0
+    folder: str | Path | None,  # they are kept there
+    pretrained: str = "",  # a file of weights that they begin with; "": untrained ones
+    changes: Mapping[str, Any] | None = None,  # single settings of the recipe, "lr" -> 0.01
+    progress: Progress | None = None,
+) -> tuple[list[nn.Module], dict[str, dict[str, str]], dict[str, Any]]:
+    "(retrains, source and file and hash of each, the recipe); `MagaError` before a training where the original is of no use, or the recipe is none."
+    if not n or folder is None:
+        return [], {}, {}
+    check_useful(facts_of(original.model, split, role="original").values["A_r"], [], split.num_classes, len(split.retain_test))
+    usual = usual_training(original.model, split, epochs, begun=bool(pretrained))
+    recipe = reduce(lambda c, change: with_change(c, *change), (changes or {}).items(), usual)
+    make = begun_with(pretrained, original.model, original.make, split) if pretrained else original.make
+    made = trained_retrains(original.model, make, split, n, recipe, folder, progress, original.source)
+    files = retrain_files(original.model, make, split, n, recipe, folder, original.source)
+    known = {f"retrain trained here, {i + 1}": {"source": original.source, "file": f.name, "sha256": revision_of(f)} for i, f in enumerate(files)}
+    return made, known, asdict(recipe)
+
 # %% ../../nbs/709_audited.ipynb #a0d17006
-TRAINED_HERE = (
-    "Retrains trained here follow maga's recipe, not the original's, and begin with untrained weights: differences may come from that. "
-    "Of an original that began with pretrained weights they are no retrains: train those by its own script (--retrain)."
-)
+def said_of_retrains(pretrained: bool) -> str:
+    "What sets retrains that are trained here apart from the user's own."
+    said = "Retrains trained here follow maga's recipe, not the original's: differences may come from that."
+    if pretrained:
+        return f"{said} They begin with the pretrained weights and a new last layer."
+    return (
+        f"{said} They begin with untrained weights. Of an original that began with pretrained weights they are no retrains: name those "
+        "(--pretrained), or train retrains by its own script (--retrain)."
+    )
+
+
 AUDIT_PAGE = """<!doctype html><meta charset="utf-8"><title>Audit: {{ a.forgotten }}</title>{{ fragment|safe }}
 <section style="font-family:sans-serif;font-size:14px"><h3>What was audited</h3>
 <p>{{ a.data.name }}, {{ a.task }} task, forgotten: {{ a.forgotten }} ({{ a.data.sha256 }}); images of {{ a.sides[0] }}×{{ a.sides[1] }},
@@ -85,6 +129,7 @@ The recipe: {% for k, v in a.recipe.items() %}{{ k }} {{ v }}{{ "; " if not loop
 
 def keep_audit(folder: str | Path, record: dict[str, Any], fragment: str) -> None:
     "Write an audit as JSON and as a page that says what was audited."
-    page = Environment(autoescape=True).from_string(AUDIT_PAGE).render(a=record["audited"], here=TRAINED_HERE, fragment=fragment)
+    here = said_of_retrains(PRETRAINED in record["audited"]["networks"])
+    page = Environment(autoescape=True).from_string(AUDIT_PAGE).render(a=record["audited"], here=here, fragment=fragment)
     for name, text in (("audit.html", page), ("audit.json", json.dumps(record, indent=1))):
         write_whole(Path(folder) / name, lambda p, text=text: p.write_text(text, encoding="utf-8", errors="replace"))  # type: ignore[misc]

@@ -5,11 +5,10 @@
 # %% ../../nbs/707_command.ipynb #256567e8
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +17,8 @@ import typer
 from ..checks import MagaError, writable_folder
 
 # %% auto #0
-__all__ = ['app', 'Model', 'Weights', 'Data', 'DataRoot', 'Classes', 'Size', 'Cut', 'Mean', 'Std', 'Head', 'Forget', 'Subclass',
-           'Files', 'Random', 'Device', 'AsJson', 'share_of', 'numbers_of', 'settings_given', 'opened',
+__all__ = ['app', 'Model', 'Weights', 'Data', 'DataRoot', 'Classes', 'Size', 'Cut', 'Mean', 'Std', 'Pretrained', 'Head', 'Forget',
+           'Subclass', 'Files', 'Random', 'Device', 'AsJson', 'share_of', 'numbers_of', 'settings_given', 'opened',
            'forget_command', 'purge_command', 'audit_command', 'methods_command', 'judges_command', 'metrics_command',
            'reproduce_command', 'judge_command', 'bench_command', 'main']
 
@@ -128,10 +127,11 @@ Cut = Annotated[float | None, typer.Option("--crop", help="Share of the images' 
                                            "crop_pct or torchvision's CenterCrop(224) after Resize(256) do (0.875).", min=1e-3, max=1)]  # fmt: skip
 Mean = Annotated[str, typer.Option(help="Of your training's normalisation, for pixels from 0 to 1: one number or three.")]
 Std = Annotated[str, typer.Option(help="The standard deviations of the same.")]
+Pretrained = Annotated[str, typer.Option(help="The weights that the training began with, where it was fine-tuning: a state dict.")]
 Head = Annotated[str, typer.Option(help="The layer that makes the logits, where it cannot be found.")]
-Forget = Annotated[str, typer.Option(help="Classes that must go: names or numbers, separated by commas.")]
+Forget = Annotated[list[str] | None, typer.Option(help="Classes that must go: names or numbers, separated by commas; may be repeated.")]
 Subclass = Annotated[str, typer.Option(help="A fine class of a model that predicts superclasses.")]
-Files = Annotated[str, typer.Option(help="A text file: an image or a row number a line.")]
+Files = Annotated[list[str] | None, typer.Option(help="A text file: an image or a row number a line; may be repeated.")]
 Random = Annotated[int, typer.Option(help="So many random training images, for experiments.", min=0)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
@@ -143,14 +143,15 @@ def forget_command(
     data: Data,
     out: Annotated[str, typer.Option(help="The folder of the result; it must not exist.")],
     weights: Weights = "",
-    forget: Forget = "",
+    forget: Forget = None,
     subclass: Subclass = "",
-    files: Files = "",
+    files: Files = None,
     random: Random = 0,
     method: Annotated[str, typer.Option(help="auto, or one of maga methods.")] = "auto",
     preset: Annotated[str, typer.Option(help="Of that method; empty: chosen for the network.")] = "",
     budget: Annotated[str, typer.Option(help="Share of a retrain's cost, such as 5%; needs --trained-epochs.")] = "",
     trained_epochs: Annotated[int | None, typer.Option(help="For how many epochs the model was trained.", min=1)] = None,
+    pretrained: Pretrained = "",
     set_: Annotated[list[str] | None, typer.Option("--set", help="A single setting, such as fit.epochs=10; may be repeated.")] = None,
     judge: Annotated[str, typer.Option(help="Makes T for MaGA and its relatives: one of maga judges, or a file with T.")] = "features",
     data_root: DataRoot = "data",
@@ -165,21 +166,19 @@ def forget_command(
     as_json: AsJson = False,
 ) -> None:
     "Make a network forget, and write a folder with the weights, a report, the list of what still remembers, and a ledger."
-    from maga.own.doubts import cautions
+    from maga.own.doubts import cautions, found_useless
     from maga.own.forgetting import planned
     from maga.own.forgetting import forget as run
-    from maga.own.ledger import gone_before, in_force
+    from maga.own.ledger import asked_before, gone_before, in_force
     from maga.own.order import classes_given
-    from maga.own.report import check_free, percent, write_result
+    from maga.own.report import check_free, percent, request_of, write_result
     from maga.progress import ProgressBar
 
     given = {k: v for k, v in locals().items() if isinstance(v, str | int | float | list | None) and k not in ("out", "as_json", "device")}
     named, wanted = classes_given(classes), _wanted(forget, subclass, files, random, seed)
-    request, unseen = _request(given | {"classes": named}, wanted)
+    request, unseen = request_of(given | {"classes": named}, wanted)
     if check_free(out, request):
-        done = f"This very request is done: {out}/report.html" + f" (not known: whether {', '.join(unseen)} changed since)" * bool(unseen)
-        _tell(*([done] if as_json else []))
-        print((Path(out).expanduser() / "report.json").read_text(encoding="utf-8") if as_json else done)
+        _done_before(out, unseen, as_json)
         return
     part, changes = share_of(budget), settings_given(set_ or [])
     network, train, test, ledger = opened(
@@ -187,9 +186,10 @@ def forget_command(
     )
     entries = ledger.entries if ledger else ()
     split = in_force(wanted.split(train, test, gone_before(train, entries) if random else None), entries)
-    known = cautions(split)
+    known = [*asked_before(wanted.split(train, test), entries), *cautions(split), *filter(None, [found_useless(network.model, split)])]
     _tell(f"{split}", *(f"Note: {w}" for w in known))
-    plan = planned(network.model, split, method, preset, part, trained_epochs, changes, judge, network.make, seed, ProgressBar("learning rates"))
+    make = _beginning(network, pretrained or (ledger.pretrained if ledger else ""), split)
+    plan = planned(network.model, split, method, preset, part, trained_epochs, changes, judge, make, seed, ProgressBar("learning rates"))
     _tell(plan.why)
     result = run(network.model, split, plan, seed, ProgressBar(plan.method.name))
     head = head or (ledger.head if ledger else "")
@@ -199,30 +199,35 @@ def forget_command(
     print(json.dumps(record, indent=1) if as_json else "\n".join([*rows, f"Weights, report and the list of what still remembers: {out}"]))
 
 # %% ../../nbs/707_command.ipynb #de3b50ff
-def _wanted(forget: str, subclass: str, files: str, random: int, seed: int) -> Any:
+def _wanted(forget: Sequence[str] | None, subclass: str, files: Sequence[str] | None, random: int, seed: int) -> Any:
     "What must go, as it was asked for."
     from maga.own.forgetting import Wanted
     from maga.own.order import lines_of
 
-    listed = lines_of(files) if files else ()
-    if files and not listed:
-        raise MagaError(f"The list {files} is empty; expected an image or a row number a line.")
-    return Wanted((forget,) if forget.strip(" ,") else (), subclass, listed, random, seed)
-
-
-def _request(given: Mapping[str, Any], wanted: Any) -> tuple[str, list[str]]:
-    "A hash of what was asked for and of its files as they are now, 16 hexadecimal digits; and what it depends on beside them."
-    from maga.own.report import inputs_of
-
-    stamp, unseen = inputs_of(given["model"], given["weights"], given["judge"], given["data"])
-    text = json.dumps([given, stamp, str(wanted), wanted.files], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16], unseen
+    lists = {file: lines_of(file) for file in files or []}
+    if empty := next((file for file, lines in lists.items() if not lines), ""):
+        raise MagaError(f"The list {empty} is empty; expected an image or a row number a line.")
+    listed = tuple(dict.fromkeys(line for lines in lists.values() for line in lines))
+    return Wanted(tuple(text for text in forget or [] if text.strip(" ,")), subclass, listed, random, seed)
 
 
 def _tell(*lines: str) -> None:
     "Lines for the reader, on standard error; standard output holds the result."
     for line in lines:
         print(line, file=sys.stderr)
+
+
+def _beginning(network: Any, pretrained: str, split: Any) -> Any:
+    "A factory of networks as they are before training: untrained ones, or with the weights of the file."
+    from maga.own.retrains import begun_with
+
+    return begun_with(pretrained, network.model, network.make, split) if pretrained else network.make
+
+
+def _done_before(out: str, unseen: Sequence[str], as_json: bool) -> None:
+    done = f"This very request is done: {out}/report.html" + f" (not known: whether {', '.join(unseen)} changed since)" * bool(unseen)
+    _tell(*([done] if as_json else []))
+    print((Path(out).expanduser() / "report.json").read_text(encoding="utf-8") if as_json else done)
 
 # %% ../../nbs/707_command.ipynb #237342d9
 @app.command("purge", epilog="Example:\n\n\b\n  maga purge forgotten")
@@ -249,11 +254,13 @@ def audit_command(
     data: Data,
     model: Annotated[str, typer.Option(help="timm:NAME, file.py:NAME or package.module:NAME, where the others are files of its weights.")] = "",
     retrain: Annotated[list[str] | None, typer.Option(help="A network trained without what must go; may be repeated.")] = None,
-    train_retrains: Annotated[int, typer.Option(help="Train so many here, from random weights; kept in --out.", min=0)] = 0,
+    train_retrains: Annotated[int, typer.Option(help="Train so many here; kept in --out.", min=0)] = 0,
     trained_epochs: Annotated[int | None, typer.Option(help="For how many epochs; needed for --train-retrains.", min=1)] = None,
-    forget: Forget = "",
+    pretrained: Pretrained = "",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A single setting of --train-retrains, such as lr=0.01; may be repeated.")] = None,
+    forget: Forget = None,
     subclass: Subclass = "",
-    files: Files = "",
+    files: Files = None,
     random: Random = 0,
     seed: Annotated[int, typer.Option(help="Of --random.", min=0, max=2**32 - 1)] = 0,
     attacks: Annotated[bool, typer.Option("--attacks", help="Also count the steps until the class is back: hundreds on every network.")] = False,
@@ -271,62 +278,56 @@ def audit_command(
 ) -> None:
     "Say of every measure whether the network is consistent with one that never saw the images, distinguishable, or undecided."
     from maga.own.audit import audit
-    from maga.own.audited import audited, check_audit, keep_audit
-    from maga.own.doubts import check_same_view
+    from maga.own.audited import audited, check_audit, keep_audit, retrains_here, said_of_retrains
     from maga.own.ledger import carried_out
     from maga.own.order import classes_given
+    from maga.progress import ProgressBar
 
-    _check_asked(level, train_retrains, trained_epochs, out)
+    changes = settings_given(set_ or [])
+    _check_asked(level, train_retrains, trained_epochs, out, [name for name, value in (("pretrained", pretrained), ("set", set_)) if value])
     wanted = _wanted(forget, subclass, files, random, seed)
     folder: Any = writable_folder(out) if out else None
-    given = (data, data_root, device, classes_given(classes), size, numbers_of("mean", mean), numbers_of("std", std), head, crop)
+    see = partial(opened, data=data, data_root=data_root, device=device, classes=classes_given(classes), size=size, head=head, crop=crop)
+    see = partial(see, mean=numbers_of("mean", mean), std=numbers_of("std", std))
 
-    def network(source: str, *beside: Any) -> Any:  # beside: the original, train and test
-        alone = not model or (Path(source).expanduser() / "ledger.json").is_file()
-        made = opened(source if alone else model, "" if alone else source, *given, held=beside[1:] or None)
-        if beside:
-            check_same_view(source, made[1], beside[1], (made[0].crop, beside[0].crop))
-        return made
-
-    first, train, test, ledger = network(original)
-    result, _, _, later = network(unlearned, first, train, test)
-    split = carried_out(wanted, train, test, *(book.entries if book else () for book in (ledger, later)))
-    _tell(f"{split}")
-    given_ones = [network(r, first, train, test)[0] for r in retrain or []]
-    asked = audited(f"{wanted}", split, first, result, given_ones, level=level, attacks=attacks, trained_here=train_retrains, epochs=trained_epochs)
+    first, result, others, train, test, books = _compared(original, unlearned, retrain or [], model, see)
+    split = carried_out(wanted, train, test, *(book.entries if book else () for book in books))
+    _tell(f"{split}", *([said_of_retrains(bool(pretrained))] if train_retrains else []))
+    more = {"level": level, "attacks": attacks, "trained_here": train_retrains, "epochs": trained_epochs, "settings": changes}
+    asked = audited(f"{wanted}", split, first, result, others, pretrained, **more)
     check_audit(folder, asked)
-    made, known, recipe = _trained_here(first, split, train_retrains, trained_epochs, folder) if train_retrains and trained_epochs else ([], {}, {})
-    found = audit(first.model, result.model, split, [*(r.model for r in given_ones), *made], attacks, level)
+    made, known, recipe = retrains_here(first, split, train_retrains, trained_epochs, folder, pretrained, changes, ProgressBar("retrain"))
+    found = audit(first.model, result.model, split, [*(r.model for r in others), *made], attacks, level)
     record = found.as_dict() | {"audited": asked | {"networks": asked["networks"] | known, "recipe": recipe}}
     print(json.dumps(record, indent=1) if as_json else found)
     if out:
         keep_audit(folder, record, found.html())
 
 # %% ../../nbs/707_command.ipynb #5a1de80c
-def _check_asked(level: float, train_retrains: int, trained_epochs: int | None, out: str) -> None:
+def _check_asked(level: float, train_retrains: int, trained_epochs: int | None, out: str, of_training: Sequence[str] = ()) -> None:
     "`MagaError` before any work where the options of an audit do not fit."
     if not 0 < level < 1:
         raise MagaError(f"--level is {level:g}; expected a number between 0 and 1, such as 0.05.")
     if train_retrains and (trained_epochs is None or not out):
         raise MagaError("--train-retrains needs --trained-epochs, as many as the original was trained for, and --out, where they are kept.")
+    if of_training and not train_retrains:
+        raise MagaError(f"--{of_training[0]} is for retrains that are trained here: say how many (--train-retrains), or leave it out.")
 
 
-def _trained_here(first: Any, split: Any, n: int, epochs: int, folder: Path) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
-    "Retrains that are trained here, what is known of each, and their recipe, once the original is seen to be of use."
-    from maga.own.audited import TRAINED_HERE
-    from maga.own.doubts import check_useful
-    from maga.own.forgetting import retrain_files, trained_retrains, usual_training
-    from maga.own.networks import revision_of
-    from maga.own.yardstick import facts_of
-    from maga.progress import ProgressBar
+def _compared(original: str, unlearned: str, retrains: Sequence[str], model: str, see: Callable[..., Any]) -> tuple[Any, ...]:
+    "(original, unlearned, retrains, train, test, ledgers) of an audit: all see the images in one way. `see` is `opened` with what holds for all."
+    from maga.own.doubts import check_same_view
 
-    check_useful(facts_of(first.model, split, role="original").values["A_r"], [], split.num_classes, len(split.retain_test))
-    recipe = usual_training(first.model, split, epochs)
-    _tell(TRAINED_HERE)
-    made = trained_retrains(first.model, first.make, split, n, recipe, folder, ProgressBar("retrain"), first.source)
-    files = retrain_files(first.model, first.make, split, n, recipe, folder, first.source)
-    known = {f"retrain trained here, {i + 1}": {"source": first.source, "file": f.name, "sha256": revision_of(f)} for i, f in enumerate(files)}
-    return made, known, asdict(recipe)
+    def network(source: str, *beside: Any) -> Any:  # beside: the original, train and test
+        alone = not model or (Path(source).expanduser() / "ledger.json").is_file()
+        made = see(source if alone else model, "" if alone else source, held=beside[1:] or None)
+        if beside:
+            check_same_view(source, made[1], beside[1], (made[0].crop, beside[0].crop))
+        return made
+
+    first, train, test, ledger = network(original)
+    result, _, _, later = network(unlearned, first, train, test)
+    return first, result, [network(r, first, train, test)[0] for r in retrains], train, test, (ledger, later)
 
 # %% ../../nbs/707_command.ipynb #627f2655
 @app.command("methods", epilog="Example:\n\n\b\n  maga methods")

@@ -16,15 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..adapter import prepared
 from ..checks import MagaError
 from ..data import ForgetSplit, ImageSet
 from ..device import seeded, seeded_generator
+from ..measures.metrics import accuracy, predict
 from ..models import logits_of
 from .order import order_of
 
 # %% auto #0
-__all__ = ['FAR', 'CHECK', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'useless', 'check_useful', 'check_same_view',
-           'class_of', 'names_among', 'behaviour_of']
+__all__ = ['FAR', 'CHECK', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'useless', 'found_useless', 'check_useful',
+           'check_same_view', 'class_of', 'names_among', 'behaviour_of']
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7004
 def lost_classes(split: ForgetSplit) -> list[str]:
@@ -81,6 +83,13 @@ def useless(
     return said if near_chance(original, classes) else ""
 
 
+def found_useless(model: nn.Module, split: ForgetSplit) -> str:
+    "`useless` of an original, on the retained test images of a split."
+    images = split.test.subset(split.retain_test)
+    right = accuracy(predict(prepared(model, split.train, split.num_classes), images), images.labels) if len(images) else 100.0
+    return useless(right, split.num_classes)
+
+
 def check_useful(
     original: float,  # accuracy on retained test images, percent
     retrains: Sequence[float],  # the same of each
@@ -99,7 +108,7 @@ def check_useful(
             beside = f", the other retrains on {min(others):.1f} to {max(others):.1f} %" if others else ""
             raise MagaError(
                 f"Retrain {i + 1} is right on {right:.1f} % of the retained test images (the original on {original:.1f} %{beside}), "
-                f"so it is no retrain, or is read wrongly: {CHECK}; one trained here lacks pretrained weights that the original may have begun with."
+                f"so it is no retrain, or is read wrongly: {CHECK}; one trained here lacks pretrained weights unless they are named (--pretrained)."
             )
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7016

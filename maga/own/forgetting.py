@@ -5,46 +5,41 @@
 # %% ../../nbs/701_forgetting.ipynb #868d227a
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..adapter import moving_head, prepared
 from ..cache import cache_folder
-from ..checks import Amount, Checked, Count, MagaError, Seed, check_value
+from ..checks import Amount, Checked, Count, MagaError, Range, Seed, check_value
 from ..data import ForgetSplit, ImageSet, forget_class, forget_random, forget_subclass
-from ..device import clock, seeded_generator, to_device
+from ..device import clock, seeded_generator
 from ..judges.answers import stored
 from ..judges.contract import draw_exemplars
 from ..judges.named import JudgeOptions, is_matrix, make_judge
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.cost import FORWARD_ALONE, counted_passes
 from ..measures.metrics import Measurement, Outputs, accuracy, measure, predict
-from .doubts import behaviour_of, class_of, names_among
+from .doubts import class_of, names_among
+from .retrains import RATES, Begun, average_of, usual_rates, usual_training
 from ..methods.contract import Method, get_method, sample_retained, with_change
-from ..methods.retraining import MakeModel, fresh_model
+from ..methods.retraining import MakeModel
 from ..methods.restart import Distil, RestartConfig, passes_of, within_budget
 from ..models import batch_norms
-from ..pretrained import save_tensors, tensors_of
 from ..progress import Progress, ProgressBar
 from ..requests import forget_files
-from ..views import Views, random_views
-from ..training import Examples, FitConfig, fit
+from ..training import FitConfig
 
 # %% auto #0
-__all__ = ['RATES', 'SHARE_OF_STEPS', 'TRIALS_SHARE', 'LOOKS_SHARE', 'TRIAL_STEPS', 'Wanted', 'evenly', 'known_views',
-           'trial_split', 'average_of', 'usual_training', 'linear_head', 'usual_restart', 'Plan', 'affordable_trial',
-           'tried_rates', 'transition_of', 'planned', 'Forgotten', 'forget', 'retrain_files', 'trained_retrains']
+__all__ = ['WHY_RESTART', 'HALF_WAY', 'TRIALS_SHARE', 'LOOKS_SHARE', 'TRIAL_STEPS', 'Wanted', 'trial_split', 'linear_head',
+           'usual_restart', 'Plan', 'affordable_trial', 'tried_rates', 'transition_of', 'planned', 'Forgotten',
+           'forget']
 
 # %% ../../nbs/701_forgetting.ipynb #3249c2c4
 @dataclass(frozen=True)
@@ -84,34 +79,6 @@ class Wanted(Checked):
         return " + ".join(self.classes) or self.subclass or f"{self.random} random images (seed {self.seed})"
 
 # %% ../../nbs/701_forgetting.ipynb #9731c79d
-def evenly(
-    rows: Tensor,  # int64 [N]
-    n: int,
-) -> Tensor:
-    "n of the rows from the first to the last, evenly spread; all of them where they are fewer."
-    n = min(n, len(rows))
-    return rows[torch.arange(n, device=rows.device) * len(rows) // max(1, n)]
-
-
-def known_views(
-    model: nn.Module,
-    split: ForgetSplit,
-    n: int = 1000,  # retained training images, evenly spread
-) -> tuple[int, bool]:
-    "(largest shift in pixels, whether mirrored) of views on which the model is right as often as on plain images, to within five points."
-    some, g = split.train.subset(evenly(split.retain_train, n)), seeded_generator("views", 0)
-    every = torch.arange(len(some), device=some.device)
-    plain = accuracy(predict(model, some), some.labels)
-
-    def known(pad: int, flip: bool) -> bool:
-        views = Views(random_views(len(some), pad, g).shift, torch.full((len(some),), flip))
-        seen = replace(some, images=some.pixels(every, views.to(some.device)).contiguous())
-        return plain - accuracy(predict(model, seen), some.labels) <= 5
-
-    side = min(some.images.shape[-2:])
-    return next((pad for pad in (side // 8, side // 16) if pad and known(pad, False)), 0), known(0, True)
-
-
 def trial_split(
     split: ForgetSplit,
     generator: torch.Generator,
@@ -128,32 +95,8 @@ def trial_split(
     return replace(split, train=train, test=test, forget_train=first, forget_test=none, earlier_train=None, earlier_test=None)
 
 # %% ../../nbs/701_forgetting.ipynb #a26d3c5e
-RATES = {"sgd": (0.02, 0.05, 0.1, 0.2), "adamw": (1e-4, 3e-4, 1e-3, 3e-3)}  # tried for a network of the user's
-SHARE_OF_STEPS = 10  # the running average of the weights spans a tenth of the steps
-
-
-def average_of(fit: FitConfig, images: int) -> float:
-    "The factor of a running average of the weights that suits a training on so many images; 0: none."
-    return max(0.0, 1 - SHARE_OF_STEPS / (fit.epochs * max(1, images // fit.batch_size)))
-
-
-def usual_training(
-    model: nn.Module,  # the original: says whether it has batch norm, and which views it knows
-    split: ForgetSplit,
-    epochs: int | None = None,  # None: five, or as many as make 300 steps
-    looked_at: int = 1000,  # images that are shifted and mirrored to see what the model knows
-) -> FitConfig:
-    "How a network that nobody here has seen is trained on what stays; its rate is the second of those that are tried."
-    kind: Literal["sgd", "adamw"] = "sgd" if batch_norms(model) else "adamw"
-    n = len(split.retain_train)
-    batch = 32 if n < 5_000 else 64 if n < 20_000 else 256
-    epochs = epochs or max(5, math.ceil(300 / max(1, n // batch)))
-    pad, flip = known_views(model, split, looked_at)
-    fit = FitConfig(epochs, batch, kind, RATES[kind][1], pad=pad, flip=flip)
-    fit = replace(fit, average=average_of(fit, n))
-    if kind == "adamw":
-        fit = replace(fit, weight_decay=0.05, schedule="cosine", warmup=0.1)
-    return fit
+WHY_RESTART = "restart: among the nearest to a retrain for its cost, on classes, a sub-class and single images."
+HALF_WAY = 0.5  # how much of the weights stays where a restart goes back to pretrained ones; the rest is theirs
 
 
 def linear_head(model: nn.Module, split: ForgetSplit) -> bool:
@@ -170,10 +113,15 @@ def usual_restart(
     split: ForgetSplit,
     epochs: int | None = None,  # see `usual_training`
     looked_at: int = 1000,
+    begun: bool = False,
 ) -> RestartConfig:
     "A restart for a network and data that no preset was made for; its rate is the second of those that are tried."
-    plain: RestartConfig = get_method("restart").config_type(usual_training(model, split, epochs, looked_at))  # of the method that is registered
-    return replace(plain, shrink=0.8, head="fresh", distil=Distil()) if linear_head(model, split) else plain
+    of_restart = get_method("restart").config_type  # of the method that is registered
+    plain: RestartConfig = of_restart(usual_training(model, split, epochs, looked_at, begun))
+    linear = linear_head(model, split)
+    plain = replace(plain, head="fresh", distil=Distil(), shrink=0.8) if linear else plain
+    return replace(plain, shrink=HALF_WAY, perturb=1 - HALF_WAY) if begun else plain
+
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +135,18 @@ class Plan:
     passes: float = 0.0  # image passes before the method: trials, and looks at views and exemplars
     trained: int | None = None  # epochs that the model was trained for, where they were given
     budget: float | None = None  # share of a retrain that was asked for
+    pretrained: str = ""  # a file of weights that the training began with; "": none was named
+
+
+def _said_cost(share: float, budget: float | None) -> str:
+    "What a plan costs of a retrain, in a sentence."
+    asked = "" if budget is None else f" ({100 * budget:g} % asked for)"
+    return f" It costs about {100 * share:.1f} % of a retrain{asked}" + (", which is nearer to its aim: train again instead." if share > 1 else ".")
+
+
+def _check_begun(method: Method[Any], begun: Begun | None) -> None:
+    if begun and "make_model" not in method.needs:
+        raise MagaError(f"{method.name} makes no weights anew, so pretrained ones are of no use to it: leave them out, or take restart.")
 
 # %% ../../nbs/701_forgetting.ipynb #4907cadc
 TRIALS_SHARE, LOOKS_SHARE, TRIAL_STEPS = 0.25, 0.1, 20  # of a budget: for trials, and for looks at views; fewer steps say nothing about a rate
@@ -212,12 +172,15 @@ def tried_rates(
     config: RestartConfig,
     generator: torch.Generator,
     progress: Progress | None = None,
-    most: int = 10_000,  # retained images to train on
+    most: int = 10_000,  # retained images to train on; 0: nothing is tried
+    begun: bool = False,
 ) -> tuple[dict[float, float], float]:
     "(rate -> accuracy on retained training images that are put aside, in percent; image passes): one epoch with each rate. A rate that fails has 0."
+    if not most:
+        return {}, 0.0
     small, found = trial_split(split, generator, most), dict[float, float]()
     with counted_passes(split.device) as passes:
-        for rate in RATES[config.fit.optimizer]:
+        for rate in usual_rates(config.fit.optimizer, begun):
             brief = replace(config, fit=replace(config.fit, epochs=1, lr=rate, average=0.0), retain_images=None)
             try:
                 made = get_method("restart")(model, small, brief, seeded_generator("trial", 0), progress)
@@ -259,25 +222,28 @@ def planned(
     trained: int | None = None,  # epochs that the model was trained for; needed for a budget
     changes: Mapping[str, Any] | None = None,  # single settings, "fit.lr" -> 0.01
     judge: str = "features",  # makes T, for MaGA and its relatives
-    make_model: MakeModel | None = None,  # an untrained network of this kind; None: the model's modules are reset
+    make_model: MakeModel | None = None,  # an untrained network, or one as before fine-tuning (`begun_with`); None: modules are reset
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
     "The method and its settings for this request; `MagaError` where they do not fit together, with the true cost of a budget that is too small."
     check_value("trained", trained, Count | None)
+    check_value("budget", budget, Annotated[float, Range(0, above=True)] | None)
+    begun = make_model if isinstance(make_model, Begun) else None
     if budget is not None and trained is None:
         raise MagaError("A budget is a share of a retrain: say for how many epochs the model was trained (trained=…, --trained-epochs).")
     g, changes = seeded_generator("plan", seed), dict(changes or {})
     chosen, kept = get_method("restart" if method == "auto" else method), len(split.retain_train)
     retrain = (trained or 0) * kept  # image passes
     allowed = math.inf if budget is None else budget * retrain
+    _check_begun(chosen, begun)
     prepared(model, split.train, split.num_classes)  # says what is wrong with it
     own, passes = chosen.name == "restart" and not preset, 0.0
     if own:
         with counted_passes(split.device) as looks:
-            config: Any = usual_restart(model, split, looked_at=int(min(1000, max(50, LOOKS_SHARE * allowed))))
+            config: Any = usual_restart(model, split, looked_at=int(min(1000, max(50, LOOKS_SHARE * allowed))), begun=bool(begun))
             passes = float(looks)
-        why = "restart: among the nearest to a retrain for at most an eighth of its cost, on classes, a sub-class and single images."
+        why = WHY_RESTART + (f" It goes back half-way to the pretrained weights in {Path(begun.weights).name}." if begun else "")
     else:
         usual = "paper_resnet18" if batch_norms(model) or "paper_vit" not in chosen.presets else "paper_vit"
         config = chosen.preset(preset or usual, split.task)
@@ -296,20 +262,17 @@ def planned(
 
     first, trials = paid(budget), dict[float, float]()
     if own and "fit.lr" not in changes and first.fit.optimizer in RATES:
-        if most := affordable_trial(first, split, model, TRIALS_SHARE * allowed):
-            trials, tried = tried_rates(model, split, first, g, progress, most)
-            passes += tried
-            changes["fit.lr"] = max(trials, key=trials.__getitem__)
+        trials, tried = tried_rates(model, split, first, g, progress, affordable_trial(first, split, model, TRIALS_SHARE * allowed), bool(begun))
+        passes += tried
+        changes |= {"fit.lr": max(trials, key=trials.__getitem__)} if trials else {}
         why += "" if trials else f" The budget pays for no trial of learning rates: {first.fit.lr:g} is the usual one."
     config = paid(None if budget is None else budget - passes / retrain)
     if "transition" in chosen.needed(config):
         with counted_passes(split.device) as looks:
             config = replace(config, transition=transition_of(judge, model, split, g))
             passes += float(looks)
-    if retrain and counts:
-        why += f" It costs about {100 * (passes + passes_of(config, split, model)) / retrain:.1f} % of a retrain"
-        why += "." if budget is None else f" ({100 * budget:g} % asked for)."
-    return Plan(chosen, config, why, trials, passes, trained, budget)
+    why += _said_cost((passes + passes_of(config, split, model)) / retrain, budget) if retrain and counts else ""
+    return Plan(chosen, config, why, trials, passes, trained, budget, begun.weights if begun else "")
 
 # %% ../../nbs/701_forgetting.ipynb #6d3dff8d
 @dataclass(frozen=True, eq=False)
@@ -344,56 +307,3 @@ def forget(
     result = Outputs.of(made, split)
     answers = {name: o.forgotten(split)[0].argmax(1).cpu() for name, o in (("before", original), ("after", result))}
     return Forgotten(made.eval(), plan, measure(original, split), measure(result, split), answers, cost, seconds, int(seed))
-
-# %% ../../nbs/701_forgetting.ipynb #b91fa42d
-def _read_into(network: nn.Module, file: Path) -> bool:
-    "Whether a file held the weights that the network has now. Where it is not there, cut off or another network's, some may be in it."
-    try:
-        held = load_file(file)
-        network.load_state_dict(held, strict=False)  # extra states are not in it
-        return held.keys() == tensors_of(network).keys()
-    except (OSError, SafetensorError, RuntimeError):
-        return False
-
-
-def retrain_files(
-    network: nn.Module,  # as `trained_retrains` takes them
-    make_model: MakeModel,
-    split: ForgetSplit,
-    n: int,
-    config: FitConfig,
-    folder: str | Path,
-    source: str = "",
-) -> list[Path]:
-    "Where the retrains are kept; a name is a hash of all that a retrain depends on."
-    seen, shapes = split.train, {k: list(v.shape) for k, v in tensors_of(network).items()}
-    untrained = fresh_model(network, split, make_model, seeded_generator("retrain", 0)).cpu()
-    behaviour = behaviour_of(untrained, seen.batch(split.retain_train[:8]).cpu())
-    depends = [split.digest, seen.mean, seen.std, seen.sides, source, shapes, str(config), behaviour]
-    key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
-    return [Path(folder).expanduser() / f"retrain_{key}_{seed}.safetensors" for seed in range(n)]
-
-
-def trained_retrains(
-    network: nn.Module,  # the original
-    make_model: MakeModel,  # an untrained one
-    split: ForgetSplit,
-    n: int,  # how many
-    config: FitConfig,  # see `usual_training`
-    folder: str | Path,  # one file each is kept there
-    progress: Progress | None = None,
-    source: str = "",  # of the network: tells those apart whose parameters have the same names and shapes
-) -> list[nn.Module]:
-    "True retrains, with seeds 0 to n − 1: new networks that were trained on the retain set alone."
-    made = []
-    for seed, file in enumerate(retrain_files(network, make_model, split, n, config, folder, source)):
-        there = fresh_model(network, split, make_model, seeded_generator("retrain", seed))
-        if _read_into(there, file):
-            made.append(to_device(there, split.device).eval())
-            continue
-        g = seeded_generator("retrain", seed)
-        fresh = fresh_model(network, split, make_model, g)
-        one = fit(fresh, Examples.of(split.train, split.retain_train), config, g, progress=progress)
-        save_tensors(file, one)
-        made.append(one)
-    return made

@@ -29,8 +29,8 @@ from ..requests import remembering
 from ..sources import NAMES, unread_files, without_tuning
 
 # %% auto #0
-__all__ = ['Entry', 'Ledger', 'open_result', 'gone_before', 'in_force', 'earlier_ones', 'carried_out', 'read_from', 'Artefact',
-           'read_artefacts', 'artefacts', 'write_artefacts', 'purge']
+__all__ = ['Entry', 'Ledger', 'open_result', 'gone_before', 'in_force', 'earlier_ones', 'carried_out', 'asked_before',
+           'read_from', 'Artefact', 'read_artefacts', 'artefacts', 'write_artefacts', 'purge']
 
 # %% ../../nbs/702_ledger.ipynb #22e703e1
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Entry(Checked):
         classes = tuple(train.classes[k] for k in sorted(whole))
         return cls(split.target, split.task, method, date, classes, tuple(sorted(gone)), tuple(train.images.shape[-2:]))
 
-
+# %% ../../nbs/702_ledger.ipynb #22e703e2
 @dataclass(frozen=True)
 class Ledger(Checked):
     "What a result is, and what it has forgotten."
@@ -73,6 +73,7 @@ class Ledger(Checked):
     code_beside: str = ""  # the same, from the folder of the result
     code_sha256: str = ""  # of that file when the network was opened
     crop: float | None = None  # share of the images' shorter side that the network sees, see `Crop`; None: all of them
+    pretrained: str = ""  # the file of weights that the original's training began with, absolute; "": none was named
 
     def decoded_at(self, size: int | None) -> int | None:
         "The side to decode images at, so that hashes find those of earlier requests; None: as they are. Where no entry says it, `size`."
@@ -194,6 +195,15 @@ def carried_out(
             what = f"{len(min(odd, key=len))} of {len(split.forget_train)} images are not those that the network forgot ({split.target})"
             raise MagaError(f"{what}: the data have changed since; give them as they were, the forgotten images included, or name the images' files.")
     return in_force(split, earlier_ones(split, known))
+
+
+def asked_before(
+    split: ForgetSplit,  # what to forget now
+    entries: Iterable[Entry],
+) -> list[str]:
+    "Which of its classes earlier requests have forgotten already, a sentence for each of these."
+    now = {split.train.classes[k] for k in split.forgotten} if split.task == "class" else set()
+    return [f"{', '.join(sorted(both))}: forgotten by the request of {e.date} already." for e in entries if (both := now & set(e.classes))]
 
 # %% ../../nbs/702_ledger.ipynb #dac39e5c
 _CUT_FROM = {"cifar20": "cifar100", "cifar10_small": "cifar10"}

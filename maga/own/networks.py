@@ -395,6 +395,6 @@ def open_network(
         return _self_described(source)
     if ":" in source:
         return _of_factory(source, weights, k)
-    what = "is a folder without config.json" if path.is_dir() else "is a file of weights alone" if path.is_file() else "does not exist"
+    what = "is a folder without config.json" if path.is_dir() else "is code or weights alone" if path.is_file() else "does not exist"
     kinds = "a safetensors file that describes itself, timm:NAME, file.py:NAME or package.module:NAME with weights, or a folder with config.json"
     raise MagaError(f"{source} {what}; expected {kinds}.")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -14,7 +15,7 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,7 @@ from ..sources import NAMES
 
 # %% auto #0
 __all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'percent', 'share_of_retrain', 'warnings_of', 'settings_of', 'record',
-           'page_of', 'card_of', 'inputs_of', 'check_free', 'write_result']
+           'page_of', 'card_of', 'inputs_of', 'check_free', 'request_of', 'write_result']
 
 # %% ../../nbs/703_report.ipynb #8c133a78
 MEANINGS = {
@@ -124,6 +125,7 @@ def record(
         "forgotten": split.target, "task": split.task, "request": request,
         "images": {"forgotten": len(split.forget_train), "retained": len(split.retain_train), "forgotten test": len(split.forget_test)},
         "method": plan.method.name, "source": plan.method.source, "why": plan.why, "settings": settings_of(plan.config), "seed": result.seed,
+        "pretrained": {"file": plan.pretrained, "sha256": revision_of(Path(plan.pretrained).expanduser())} if plan.pretrained else None,
         "rates tried": {f"{k:g}": round(v, 2) for k, v in plan.trials.items()},
         "numbers": numbers(result.before, result.after, put_aside(split)), "warnings": warnings_of(result, split), "answers": shares,
         "classes": list(classes),
@@ -257,10 +259,11 @@ def card_of(r: dict[str, Any]) -> str:
 
 # %% ../../nbs/703_report.ipynb #f80b0e60
 def inputs_of(
-    model: str,  # these four as the command takes them
+    model: str,  # these five as the command takes them
     weights: str,
     judge: str,
     data: str,
+    pretrained: str = "",
 ) -> tuple[list[tuple[str, int, int]], list[str]]:
     "(name, size and time of every file that a request depends on: weights, code of the network, T or a judge's weights, images; what else it needs)."
     from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -269,7 +272,7 @@ def inputs_of(
     network, root = (Path(p).expanduser() for p in (where if where.endswith(".py") else model, data.removeprefix("folder:")))
     judges = Path(judge).expanduser() if is_matrix(judge) else local_weights(judge)
     made_with = [Path(code)] if (network / "ledger.json").is_file() and (code := Ledger.load(network).code) else []
-    places = [network, *made_with, *([Path(weights).expanduser()] if weights else []), *([judges] if judges else [])]
+    places = [network, *made_with, *(Path(w).expanduser() for w in (weights, pretrained) if w), *([judges] if judges else [])]
     files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
     walked = [] if data in NAMES else sorted(Path(place, n) for place, _, names in os.walk(root, followlinks=True) for n in names)
     images = [f for f in walked if f.suffix.lower() in (*IMG_EXTENSIONS, ".parquet") and f.is_file()]
@@ -310,6 +313,16 @@ def _runs(left: Path) -> bool:
     except (ValueError, IndexError, OSError):  # no such process: on Windows any OSError
         return False
 
+# %% ../../nbs/703_report.ipynb #f80b0e61
+def request_of(
+    given: Mapping[str, Any],  # the options of the command
+    wanted: Any,  # see `own.forgetting`
+) -> tuple[str, list[str]]:
+    "A hash of what was asked for and of its files as they are now, 16 hexadecimal digits; and what it depends on beside them."
+    stamp, unseen = inputs_of(*(given[k] for k in ("model", "weights", "judge", "data", "pretrained")))
+    text = json.dumps([given, stamp, str(wanted), wanted.files], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16], unseen
+
 # %% ../../nbs/703_report.ipynb #bb35b368
 def write_result(
     folder: str | Path,
@@ -337,7 +350,8 @@ def write_result(
         side = train.size or (train.images.shape[-1] if train.images.shape[-1] == train.images.shape[-2] else None)
         known = (*entries, entry), *read_from(data, data_root)
         code = network.code, _from(folder, network.code), network.code_sha256
-        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known, *code, network.crop)
+        began = result.plan.pretrained and os.path.abspath(result.plan.pretrained)
+        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known, *code, network.crop, began)
         ledger.save(part)
         found = artefacts(network, split, data, folder, data_root)
         write_artefacts(found, part / "artefacts.csv")
