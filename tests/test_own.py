@@ -591,8 +591,11 @@ def test_retrains_and_a_restart_begin_with_pretrained_weights(at, desk, capsys):
     code, _, err = at("maga forget --model half_way --data photos --forget eight --out half_way_2 --set fit.epochs=1 --set fit.lr=0.01", capsys)
     assert code == 0 and "half-way to the pretrained weights in before.pth" in err, err  # the ledger knows them
     assert json.loads((desk / "half_way_2/report.json").read_text())["pretrained"]["sha256"] == file_revision(desk / "before.pth")
-    code, _, err = at(f"{GOOD} --forget three --out x --method ssd --pretrained model.safetensors", capsys)
-    assert code == 1, err
+    line_of_ssd = "maga forget --model half_way --data photos --forget eight --method ssd --out half_way_ssd"
+    code, _, err = at(f"{line_of_ssd} --pretrained before.pth", capsys)
+    assert code == 1 and "pretrained ones are of no use to it" in err, err
+    code, _, err = at(line_of_ssd, capsys)  # nobody asked for them
+    assert code == 0 and "pretrained" not in err, err
     torch.save({k: v + 1 for k, v in state.items()}, desk / "before.pth")
     code, _, err = at(forget, capsys)
     assert code == 1 and "inputs that changed since" in err, err

@@ -188,7 +188,7 @@ def forget_command(
     split = in_force(wanted.split(train, test, gone_before(train, entries) if random else None), entries)
     known = [*asked_before(wanted.split(train, test), entries), *cautions(split), *filter(None, [found_useless(network.model, split)])]
     _tell(f"{split}", *(f"Note: {w}" for w in known))
-    make = _beginning(network, pretrained or (ledger.pretrained if ledger else ""), split)
+    make = _beginning(network, pretrained, ledger.pretrained if ledger else "", method, split)
     plan = planned(network.model, split, method, preset, part, trained_epochs, changes, judge, make, seed, ProgressBar("learning rates"))
     _tell(plan.why)
     result = run(network.model, split, plan, seed, ProgressBar(plan.method.name))
@@ -217,11 +217,13 @@ def _tell(*lines: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _beginning(network: Any, pretrained: str, split: Any) -> Any:
-    "A factory of networks as they are before training: untrained ones, or with the weights of the file."
+def _beginning(network: Any, pretrained: str, known: str, method: str, split: Any) -> Any:
+    "A factory of networks before training: with the weights that are named, or known of an earlier request where the method needs them."
+    from maga.methods.contract import get_method
     from maga.own.retrains import begun_with
 
-    return begun_with(pretrained, network.model, network.make, split) if pretrained else network.make
+    file = pretrained or (known if "make_model" in get_method("restart" if method == "auto" else method).needs else "")
+    return begun_with(file, network.model, network.make, split) if file else network.make
 
 
 def _done_before(out: str, unseen: Sequence[str], as_json: bool) -> None:
