@@ -315,7 +315,7 @@ NAMES = ("digits", "cifar10", "cifar10_small", "cifar100", "cifar20")
 
 
 def load(
-    name: str,  # digits, cifar10, cifar10_small, cifar100, cifar20, folder:<path>, hub:<name>; each also with _tuning
+    name: str,  # digits, cifar10, cifar10_small, cifar100, cifar20, a folder (of class folders or parquet files), hub:<name>; or with _tuning
     root: str | Path = "data",  # the folder of local data sets
     device: str | torch.device = "cpu",
     size: int | Crop | None = None,  # side of the square that a model sees; folder: and hub: images are resized to it, or cut, while they are decoded
@@ -329,7 +329,7 @@ def load(
     place = pick_device(str(device))
     for word, given in (("mean", mean), ("std", std)):
         check_value(word, given, Sequence[float] | None)
-    kind, _, rest = name.partition(":")
+    kind, _, rest = ("folder", "", name) if name not in NAMES and Path(name).expanduser().is_dir() else name.partition(":")
     if isinstance(size, Crop) and kind not in ("folder", "hub"):
         raise MagaError(f"{name} has squares of one size, of which nothing is cut; give a side, size={size.side}.")
     if (whole := without_tuning(name)) != name:
@@ -337,13 +337,13 @@ def load(
     elif name == "digits":
         pair = digits()
     elif kind == "folder" and rest:
-        pair = from_folder(rest, size)
+        pair = from_parquet(rest, size) if any(Path(rest).expanduser().glob("train-*.parquet")) else from_folder(rest, size)
     elif kind == "hub" and rest:
         pair = from_hub(rest, size)
     elif name in NAMES:
         pair = _cifar(name, Path(root).expanduser(), download)
     else:
-        raise MagaError(f"There is no data set {name!r}{did_you_mean(name, NAMES)}; expected {', '.join(NAMES)}, folder:<path> or hub:<name>.")
+        raise MagaError(f"There is no data set {name!r}{did_you_mean(name, NAMES)}; expected {', '.join(NAMES)}, a folder or hub:<name>.")
     seen: dict[str, Any] = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
     seen |= {"size": size} if not isinstance(size, Crop | None) and pair[0].sides != (size, size) else {}
     if kind in ("folder", "hub") and (mean is None or std is None) and whole == name:
@@ -383,8 +383,8 @@ TUNING = "_tuning"  # the end of a data set's name whose training images stand f
 
 def without_tuning(name: str) -> str:
     "The data set that a name with this ending is cut from; the name itself where it has another one, or is that of a folder."
-    there = name.startswith("folder:") and Path(name.removeprefix("folder:")).expanduser().is_dir()
-    return name if there else name.removesuffix(TUNING)
+    whole = name.removesuffix(TUNING)
+    return name if whole not in NAMES and Path(name.removeprefix("folder:")).expanduser().is_dir() else whole
 
 
 def put_aside(

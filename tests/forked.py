@@ -16,7 +16,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}  # of every process that a test starts
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["papermill", "sklearn.datasets", "timm", "maga.experiments.__main__", "maga.judges.__main__", "maga.own.command"])
+SERVER.set_forkserver_preload(
+    ["papermill", "sklearn.datasets", "sklearn.linear_model", "timm", "torch._dynamo", "maga.experiments.__main__", "maga.judges.__main__", "maga.own.command"]
+)
 
 
 def _child(function: Callable[..., int | None], arguments: Sequence[Any], folder: Path, environment: Mapping[str, str], written: Sequence[str]) -> None:

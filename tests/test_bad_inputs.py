@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import pyarrow as pa
@@ -18,6 +16,7 @@ from maga.data import ForgetSplit, ImageSet, MagaError, class_id, forget_class, 
 from maga.device import pick_device
 from maga.experiments.settings import seeds_of
 from maga.experiments.store import Row, Spec, Store
+from maga.judges.__main__ import main
 from maga.judges.contract import FeatureJudge, draw_exemplars
 from maga.judges.controls import random_judge
 from maga.judges.named import JudgeOptions
@@ -28,10 +27,12 @@ from maga.methods.labels import class_overlap, perturbing_labels, random_labels,
 from maga.methods.noise import NoiseConfig, combine_noise, make_noise
 from maga.methods.retraining import RetrainConfig
 from maga.models import Classifier, ModelSpec, load_checkpoint, save_checkpoint, small_network
+from maga.own.forgetting import planned
 from maga.sources import from_folder, from_parquet, load
 from maga.training import Examples, FitConfig, fit
 
 from .conftest import generator
+from .forked import Forked
 
 K7, K12 = small_network(generator(), classes=7), small_network(generator(), classes=12)
 NET = small_network(generator())
@@ -210,6 +211,10 @@ REFUSED = {
     "seed of twenty digits": lambda w: Spec("digits", "class", "three", "resnet10", "maga", "digits", training_seed=10**19),
     "seeds of twenty digits": lambda w: seeds_of("0," + "9" * 20),
     "seed negative": lambda w: seeds_of("-1"),
+    # a plan for a user's network
+    "plan: a seed in words": lambda w: planned(NET, w.split, seed="one"),
+    "plan: changes in one text": lambda w: planned(NET, w.split, changes="fit.lr=0.05"),
+    "plan: changes in a list": lambda w: planned(NET, w.split, changes=["fit.lr=0.05"]),
 }
 
 
@@ -243,8 +248,7 @@ def test_right_results():
 
 
 def test_a_command_with_an_absurd_seed(tmp_path):
-    line = [sys.executable, "-m", "maga.judges", "--data", "digits", "--judge", "random", "--seed", "9" * 30, "--out", str(tmp_path / "T.safetensors")]
-    done = subprocess.run(line, capture_output=True, text=True)
+    done = Forked(main, ["--data", "digits", "--judge", "random", "--seed", "9" * 30, "--out", str(tmp_path / "T.safetensors")]).ended()
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

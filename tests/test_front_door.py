@@ -31,7 +31,7 @@ def test_the_demonstration(tmp_path):
     notebook = ROOT / "nbs" / "experiments" / "studies" / "demo.ipynb"
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), str(results / "demo.ipynb"), "-k", "python3"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*command, "-p", "results", str(tmp_path), "-p", "device", "cpu"], env=os.environ | ENVIRONMENT, check=True, **quiet)
+    subprocess.run([*command, "-p", "results", str(tmp_path), "-p", "device", "cpu", "-p", "network", "small_cnn"], env=os.environ | ENVIRONMENT, check=True, **quiet)
     table = list(csv.DictReader((results / "table.csv").read_text().splitlines()))
     assert list(table[0]) == ["method", "A_r", "A_f", "MIA", "TV", "seconds"]
     rows = {row["method"]: row for row in table}

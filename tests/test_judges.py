@@ -492,6 +492,7 @@ def test_a_judge_of_images_of_different_sizes(tmp_path, capsys):
         warnings.simplefilter("ignore")
         assert main(given) == 1 and "maga judge --resize" in capsys.readouterr().err
         assert main([*given, "--resize", "8"]) == 0
+        assert main([*given, "--data", f"{tmp_path}/mine", "--resize", "8"]) == 0  # a folder as in maga forget
     assert TransitionMatrix.load(tmp_path / "T.safetensors").classes == ("a", "b")
     assert main([*given, "--data", "digits", "--resize", "8"]) == 1 and "leave out --resize" in capsys.readouterr().err
 

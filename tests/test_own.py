@@ -51,6 +51,7 @@ from maga.requests import after, forget_files, same_images
 from maga.sources import digits, from_folder
 from maga.training import Examples, FitConfig, fit
 
+from .conftest import raising
 from .forked import ROOT, Forked
 
 NET = """
@@ -596,6 +597,8 @@ def test_retrains_and_a_restart_begin_with_pretrained_weights(at, desk, capsys):
     assert code == 1 and "pretrained ones are of no use to it" in err, err
     code, _, err = at(line_of_ssd, capsys)  # nobody asked for them
     assert code == 0 and "pretrained" not in err, err
+    ledgers = [json.loads((desk / folder / "ledger.json").read_text()) for folder in ("half_way_2", "half_way_ssd")]
+    assert [ledger["pretrained"] for ledger in ledgers] == 2 * [str(desk / "before.pth")]  # for the request after this one
     torch.save({k: v + 1 for k, v in state.items()}, desk / "before.pth")
     code, _, err = at(forget, capsys)
     assert code == 1 and "inputs that changed since" in err, err
@@ -1407,6 +1410,14 @@ def test_a_judge_that_takes_hours_goes_on_after_an_interruption(split, original,
             found = transition_of("asked", original, few, torch.Generator().manual_seed(0))
     assert (len(first.blocks_asked), len(second.blocks_asked)) == (4, 6) and 0 < fewest < 10
     assert found.about["exemplars"] == str(fewest) and torch.allclose(found.S, 0.1 + 0.05 * torch.arange(10).expand(10, 10))
+
+
+def test_an_interruption_says_what_was_lost(at, desk, monkeypatch, capsys):
+    monkeypatch.setattr(forgetting, "forget", raising(KeyboardInterrupt()))
+    code, _, err = at(f"{GOOD} --forget three --out stopped --set fit.lr=0.05", capsys)
+    assert code == 130 and err.splitlines()[-1].startswith("maga: interrupted, no result was written") and not (desk / "stopped").exists()
+    for line in ("maga reproduce --list", "maga judge --help"):  # these say it themselves, or end well
+        assert "interrupted" not in at(line, capsys)[2]
 
 
 def test_layers_without_a_shape_are_named(split, tmp_path):

@@ -28,7 +28,8 @@ from ..judges.contract import draw_exemplars
 from ..judges.named import JudgeOptions, is_matrix, judge_kind, make_judge, weights_of
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.metrics import Outputs
-from ..methods.contract import get_method, with_change
+from ..methods import OURS
+from ..methods.contract import code_of, get_method, with_change
 from ..models import ModelSpec, load_checkpoint, save_checkpoint
 from ..packaged import file_revision, file_state
 from ..sources import load
@@ -387,10 +388,11 @@ def resolve(session: Session, spec: Spec) -> Resolved:
     try:
         config = config_of(spec)
         needs = () if spec.trained else get_method(spec.method).needed(config)
+        code = [] if spec.trained or spec.method in OURS else [code_of(get_method(spec.method).run)]
         T = transition_keys(session, spec) if "transition" in needs else ("", "")
         wanted, needed = needed_by(spec, lambda m: m.key, T[0]), needed_by(spec, partial(model_key, session), T[1])
         seeds = (0 if spec.trained else spec.unlearning_seed, spec.evaluation_seed if spec.measures == "all" else 0)
-        task = (spec.data, spec.task, spec.target, *([spec.draw] if spec.draw else []), spec.backbone, spec.method)
+        task = (spec.data, spec.task, spec.target, *([spec.draw] if spec.draw else []), spec.backbone, spec.method, *code)
         asked = key_of("run", *task, config, wanted, spec.measures, spec.references, seeds)
         return Resolved(spec, config, session.key(asked, spec.data), needed, asked)
     except MagaError as e:

@@ -23,7 +23,7 @@ from .named import KINDS, JudgeOptions, check_options, is_matrix, judge_forms, j
 from .transition import TransitionMatrix, estimate_transition
 from ..models import ModelSpec, load_checkpoint
 from ..progress import ProgressBar
-from ..sources import load
+from ..sources import NAMES, load, without_tuning
 
 # %% auto #0
 __all__ = ['arguments', 'judge_data', 'main']
@@ -39,12 +39,12 @@ class _Parser(argparse.ArgumentParser):
 def arguments() -> argparse.ArgumentParser:
     "The command's arguments."
     parser = _Parser(prog="python -m maga.judges", description="Ask a judge which classes look alike, and write the transition matrix.")
-    parser.add_argument("--data", required=True, help="digits, cifar10, cifar100, cifar20, folder:<path> or hub:<name>")
+    parser.add_argument("--data", required=True, help="a folder of class folders or of parquet files, a data set's name, or hub:NAME")
     parser.add_argument("--judge", required=True, help=judge_forms())
     parser.add_argument("--exemplars", type=int, default=10, help="images of each class (the paper: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of exemplars")
     parser.add_argument("--out", help="the file of the transition matrix; answers are kept in <out>.answers/")
-    parser.add_argument("--resize", type=int, help="side to which images of folder: and hub: are resized; needed where they differ in size")
+    parser.add_argument("--resize", type=int, help="side to which images of a folder or hub: are resized; needed where they differ in size")
     parser.add_argument("--data-root", default="data", help="the folder with local data sets")
     parser.add_argument("--checkpoint", help="a classifier, for the judge features")
     parser.add_argument("--arch", help="its architecture, where the file does not say")
@@ -81,8 +81,8 @@ def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:
     if given.out and not is_matrix(given.out):
         raise MagaError(f"A file with T is known by its ending, and {given.out} has another one: pass --out {given.out}.safetensors.")
     device = pick_device(given.device)
-    if given.resize is not None and not given.data.startswith(("folder:", "hub:")):
-        raise MagaError(f"The images of {given.data} have one size: leave out --resize, which is for folder: and hub:.")
+    if given.resize is not None and without_tuning(given.data) in NAMES:
+        raise MagaError(f"The images of {given.data} have one size: leave out --resize, which is for a folder or hub:.")
     train, _ = load(given.data, given.data_root, size=given.resize)
     exemplars = draw_exemplars(train, given.exemplars, torch.Generator().manual_seed(given.seed))
     names = ("batch_size", "dtype", "device_map", "quantisation", "size", "prompt")

@@ -5,11 +5,15 @@
 # %% ../../nbs/300_contract.ipynb #bb9bdb91
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
@@ -21,8 +25,8 @@ from ..data import TASKS, ForgetSplit, MagaError, did_you_mean, no_such
 from ..training import Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
-__all__ = ['Unlearn', 'Config', 'METHODS', 'ADDED', 'Source', 'Method', 'get_method', 'method', 'with_change', 'FitOnly',
-           'sample_retained', 'plain_fit', 'forget_then_retain', 'paired_batches', 'part_means', 'show_flow']
+__all__ = ['Unlearn', 'Config', 'METHODS', 'ADDED', 'Source', 'Method', 'get_method', 'method', 'code_of', 'with_change',
+           'FitOnly', 'sample_retained', 'plain_fit', 'forget_then_retain', 'paired_batches', 'part_means', 'show_flow']
 
 # %% ../../nbs/300_contract.ipynb #e41d9b06
 @dataclass(frozen=True)
@@ -138,6 +142,15 @@ def method(
         return made
 
     return register
+
+# %% ../../nbs/300_contract.ipynb #3490bba1
+@lru_cache
+def code_of(run: Unlearn) -> str:
+    "A hash of the module that defines a method, or where that has no file of the function: 16 hexadecimal digits; empty where neither can be read."
+    for of in (sys.modules.get(run.__module__), run):
+        with suppress(OSError, TypeError):
+            return hashlib.sha256(inspect.getsource(cast(Any, of)).encode()).hexdigest()[:16]
+    return ""
 
 # %% ../../nbs/300_contract.ipynb #a26b7bde
 ADDED = {"added": True}  # metadata of a field that its configuration did not always have: at its default no part of a run's key

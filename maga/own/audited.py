@@ -97,7 +97,7 @@ def retrains_here(
     check_useful(facts_of(original.model, split, role="original").values["A_r"], [], split.num_classes, len(split.retain_test))
     usual = usual_training(original.model, split, epochs, begun=bool(pretrained))
     recipe = reduce(lambda c, change: with_change(c, *change), (changes or {}).items(), usual)
-    make = begun_with(pretrained, original.model, original.make, split) if pretrained else original.make
+    make = begun_with(pretrained, original.model, original.make, split)
     made = trained_retrains(original.model, make, split, n, recipe, folder, progress, original.source)
     files = retrain_files(original.model, make, split, n, recipe, folder, original.source)
     known = {f"retrain trained here, {i + 1}": {"source": original.source, "file": f.name, "sha256": revision_of(f)} for i, f in enumerate(files)}

@@ -166,12 +166,12 @@ def forget_command(
     as_json: AsJson = False,
 ) -> None:
     "Make a network forget, and write a folder with the weights, a report, the list of what still remembers, and a ledger."
+    from maga.own import forgetting
     from maga.own.doubts import cautions, found_useless
-    from maga.own.forgetting import planned
-    from maga.own.forgetting import forget as run
     from maga.own.ledger import asked_before, gone_before, in_force
     from maga.own.order import classes_given
     from maga.own.report import check_free, percent, request_of, write_result
+    from maga.own.retrains import beginning_of
     from maga.progress import ProgressBar
 
     given = {k: v for k, v in locals().items() if isinstance(v, str | int | float | list | None) and k not in ("out", "as_json", "device")}
@@ -188,12 +188,12 @@ def forget_command(
     split = in_force(wanted.split(train, test, gone_before(train, entries) if random else None), entries)
     known = [*asked_before(wanted.split(train, test), entries), *cautions(split), *filter(None, [found_useless(network.model, split)])]
     _tell(f"{split}", *(f"Note: {w}" for w in known))
-    make = _beginning(network, pretrained, ledger.pretrained if ledger else "", method, split)
-    plan = planned(network.model, split, method, preset, part, trained_epochs, changes, judge, make, seed, ProgressBar("learning rates"))
+    make, began = beginning_of(network, pretrained, ledger.pretrained if ledger else "", method, split)
+    plan = forgetting.planned(network.model, split, method, preset, part, trained_epochs, changes, judge, make, seed, ProgressBar("learning rates"))
     _tell(plan.why)
-    result = run(network.model, split, plan, seed, ProgressBar(plan.method.name))
+    result = forgetting.forget(network.model, split, plan, seed, ProgressBar(plan.method.name))
     head = head or (ledger.head if ledger else "")
-    record = write_result(out, network, split, result, data, request, entries, head, data_root=data_root)
+    record = write_result(out, network, split, result, data, request, entries, head, None, data_root, began)
     _tell(*(f"Note: {w}" for w in record["warnings"] if w not in known))
     rows = [f"{n['name']:10s} {percent(n['before']):>6s} → {percent(n['after']):>6s} %   {n['meaning']}" for n in record["numbers"]]
     print(json.dumps(record, indent=1) if as_json else "\n".join([*rows, f"Weights, report and the list of what still remembers: {out}"]))
@@ -215,15 +215,6 @@ def _tell(*lines: str) -> None:
     "Lines for the reader, on standard error; standard output holds the result."
     for line in lines:
         print(line, file=sys.stderr)
-
-
-def _beginning(network: Any, pretrained: str, known: str, method: str, split: Any) -> Any:
-    "A factory of networks before training: with the weights that are named, or known of an earlier request where the method needs them."
-    from maga.methods.contract import get_method
-    from maga.own.retrains import begun_with
-
-    file = pretrained or (known if "make_model" in get_method("restart" if method == "auto" else method).needs else "")
-    return begun_with(file, network.model, network.make, split) if file else network.make
 
 
 def _done_before(out: str, unseen: Sequence[str], as_json: bool) -> None:
@@ -360,7 +351,7 @@ _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def _passed_on(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> None:
-    raise typer.Exit(main(list(arguments)))
+    sys.exit(main(list(arguments)))
 
 
 @app.command("reproduce", context_settings=_OPEN, epilog="Example (all options: python -m maga.experiments --help):\n\n\b\n  maga reproduce --list")
@@ -398,3 +389,7 @@ def main() -> None:
     except MagaError as e:
         print(e, file=sys.stderr)
         sys.exit(1)
+    except SystemExit as e:
+        if e.code == 130 and e.__context__ is not None:  # typer was interrupted; another command says so itself
+            print("maga: interrupted, no result was written; the same command uses finished retrains and a judge's answers.", file=sys.stderr)
+        raise

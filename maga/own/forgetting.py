@@ -137,11 +137,20 @@ class Plan:
     budget: float | None = None  # share of a retrain that was asked for
     pretrained: str = ""  # a file of weights that the training began with; "": none was named
 
-
+# %% ../../nbs/701_forgetting.ipynb #a26d3c5f
 def _said_cost(share: float, budget: float | None) -> str:
     "What a plan costs of a retrain, in a sentence."
     asked = "" if budget is None else f" ({100 * budget:g} % asked for)"
     return f" It costs about {100 * share:.1f} % of a retrain{asked}" + (", which is nearer to its aim: train again instead." if share > 1 else ".")
+
+
+def _check_asked(budget: float | None, trained: int | None, changes: Mapping[str, Any] | None, seed: int) -> None:
+    check_value("budget", budget, Annotated[float, Range(0, above=True)] | None)
+    check_value("trained", trained, Count | None)
+    check_value("changes", changes, Mapping[str, Any] | None)
+    check_value("seed", seed, Seed)
+    if budget is not None and trained is None:
+        raise MagaError("A budget is a share of a retrain: say for how many epochs the model was trained (trained=…, --trained-epochs).")
 
 
 def _check_begun(method: Method[Any], begun: Begun | None) -> None:
@@ -227,11 +236,8 @@ def planned(
     progress: Progress | None = None,
 ) -> Plan:
     "The method and its settings for this request; `MagaError` where they do not fit together, with the true cost of a budget that is too small."
-    check_value("trained", trained, Count | None)
-    check_value("budget", budget, Annotated[float, Range(0, above=True)] | None)
+    _check_asked(budget, trained, changes, seed)
     begun = make_model if isinstance(make_model, Begun) else None
-    if budget is not None and trained is None:
-        raise MagaError("A budget is a share of a retrain: say for how many epochs the model was trained (trained=…, --trained-epochs).")
     g, changes = seeded_generator("plan", seed), dict(changes or {})
     chosen, kept = get_method("restart" if method == "auto" else method), len(split.retain_train)
     retrain = (trained or 0) * kept  # image passes

@@ -18,7 +18,7 @@ from ..data import ImageSet
 from ..decoding import Crop
 from ..experiments.settings import names_of
 from .networks import Network
-from ..sources import NAMES, from_parquet, load
+from ..sources import NAMES, load
 
 # %% auto #0
 __all__ = ['order_of', 'in_model_order', 'seen_by', 'lines_of', 'classes_given', 'images_named', 'crop_of']
@@ -112,8 +112,7 @@ def images_named(
         if folder.is_dir() and folder.resolve() not in (root.resolve(), (root / data).resolve()):
             raise MagaError(f"{data} is the name of a data set and of a folder here: write ./{data} for the folder; for the data set work elsewhere.")
     elif folder.is_dir():
-        parquet = any(folder.glob("train-*.parquet"))
-        return from_parquet(folder, size) if parquet else load(f"folder:{folder}", size=size, mean=(0, 0, 0), std=(1, 1, 1))
+        return load(f"folder:{folder}", size=size, mean=(0, 0, 0), std=(1, 1, 1))
     elif ":" not in data or data.startswith("folder:"):
         raise MagaError(f"There is no folder {data}, and no data set of that name ({', '.join(NAMES)}); for the hub: hub:NAME.")
     return load(data, data_root, size=size if data.startswith("hub:") or isinstance(size, Crop) else None, mean=(0, 0, 0), std=(1, 1, 1))

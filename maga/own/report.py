@@ -335,6 +335,7 @@ def write_result(
     head: str = "",
     audit: Any = None,  # see `own.audit`
     data_root: str | Path = "data",  # the folder of local data sets
+    pretrained: str = "",  # the file of weights that the original's training began with; "": the plan's
 ) -> dict[str, Any]:
     "Write weights, ledger.json, artefacts.csv, report.html, model_card.md and report.json; returns the record. Weights that are written stay."
     folder = Path(folder).expanduser()
@@ -350,7 +351,7 @@ def write_result(
         side = train.size or (train.images.shape[-1] if train.images.shape[-1] == train.images.shape[-2] else None)
         known = (*entries, entry), *read_from(data, data_root)
         code = network.code, _from(folder, network.code), network.code_sha256
-        began = result.plan.pretrained and os.path.abspath(result.plan.pretrained)
+        began = os.path.abspath(file) if (file := pretrained or result.plan.pretrained) else ""
         ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known, *code, network.crop, began)
         ledger.save(part)
         found = artefacts(network, split, data, folder, data_root)

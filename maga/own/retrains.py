@@ -21,9 +21,11 @@ from ..adapter import prepared
 from ..data import ForgetSplit, MagaError
 from ..device import seeded_generator, to_device
 from ..measures.metrics import accuracy, predict
+from ..methods.contract import get_method
 from ..methods.retraining import MakeModel, fresh_model
 from ..models import Classifier, batch_norms, head_of
 from .doubts import behaviour_of
+from .networks import Network
 from ..pretrained import fill, model_names, read_weights, save_tensors, tensors_of
 from ..progress import Progress
 from ..training import Examples, FitConfig, fit
@@ -31,7 +33,7 @@ from ..views import Views, random_views
 
 # %% auto #0
 __all__ = ['RATES', 'SHARE_OF_STEPS', 'BEGUN_SHARE', 'evenly', 'known_views', 'usual_rates', 'average_of', 'usual_training',
-           'logit_layer', 'Begun', 'begun_with', 'retrain_files', 'trained_retrains']
+           'logit_layer', 'Begun', 'begun_with', 'beginning_of', 'retrain_files', 'trained_retrains']
 
 # %% ../../nbs/711_retrains.ipynb #9731c79d
 def evenly(
@@ -119,16 +121,18 @@ class Begun:
 
 
 def begun_with(
-    weights: str | Path,  # a file: the state dict that the original's training began with, by safetensors or torch.save
+    weights: str | Path,  # a file: the state dict that the original's training began with, by safetensors or torch.save; "": with untrained ones
     model: nn.Module,  # the original
     make_model: MakeModel,  # an untrained one
     split: ForgetSplit,
-) -> Begun:
-    """The factory of retrains of a network that was fine-tuned.
+) -> MakeModel:
+    """The factory of retrains: of a network that was fine-tuned a `Begun`, else the one that is given.
 
     `MagaError` where a layer other than the last has no weights in the file, and where the file holds the original itself, rounded or not.
     An earlier state of the same training cannot be told apart.
     """
+    if not weights:
+        return make_model
     trained = {k: v for k, v in tensors_of(model.model if isinstance(model, Classifier) else model).items() if v.is_floating_point()}
     stored = read_weights(weights)
     given = {name: stored[k] for k, name in model_names(stored, trained).items()}
@@ -142,6 +146,18 @@ def begun_with(
     made = Begun(str(weights), logit_layer(model, split), make_model)
     made(seeded_generator("beginning", 0))  # says what does not fit before anything is trained
     return made
+
+
+def beginning_of(
+    network: Network,
+    pretrained: str,  # a file that is named for this request; ""
+    known: str,  # one that an earlier request named; ""
+    method: str,  # auto, or a method's name
+    split: ForgetSplit,
+) -> tuple[MakeModel, str]:
+    "(the factory of networks before training, the file that later requests must know): a known file is left alone by methods that make no network."
+    makes = "make_model" in get_method("restart" if method == "auto" else method).needs
+    return begun_with(pretrained or (known if makes else ""), network.model, network.make, split), pretrained or known
 
 # %% ../../nbs/711_retrains.ipynb #b91fa42d
 def _read_into(network: nn.Module, file: Path) -> bool:
