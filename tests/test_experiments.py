@@ -1,8 +1,6 @@
 "The store with killed processes, the command, and the notebooks as papermill and snakemake run them."
 
-import importlib
 import json
-import linecache
 import os
 import re
 import resource
@@ -52,12 +50,6 @@ from .conftest import raising
 from .forked import ENVIRONMENT, ROOT, Forked, tool
 
 NOTEBOOKS = {p.stem: p for p in (ROOT / "nbs" / "experiments").rglob("*.ipynb")}
-SHRUG = """
-from maga.methods.contract import FitOnly, method, plain_fit
-
-@method("shrug", {"digits": FitOnly(plain_fit(1, 32, "sgd", 0.01))}, source="a test")
-def shrug(model, split, config, generator, progress=None):
-    """
 HERE = ("original", "retrain", "ssd", "random_label", "no_noise", "maga", "restart")  # of the methods
 THERE = ("rocket", "dinosaur", "bird", "baby", "vehicles_2", "random", "whale")  # of the targets, some of every table: the digits nine, two, eight or nine, five
 SMALL = (
@@ -438,24 +430,6 @@ def test_the_frontier_has_every_method(smoke):
     costs = table.set_index("method").cost
     assert costs["retrain"] == 1 and costs["original"] == 0 and (costs.drop("original") > 0).all()
     assert table.neighbour_tv_ratio.notna().all() and table.set_index("method").neighbour_tv_ratio["original"] > 1
-
-
-def test_a_method_of_another_package_that_was_edited_is_run_again(tmp_path, monkeypatch):
-    "Its code is part of the key of its runs, and of no other."
-    monkeypatch.syspath_prepend(tmp_path)
-    session, keys = Session(Store(tmp_path / "r"), "cpu"), dict[str, list[str]]()
-    monkeypatch.setitem(METHODS, "shrug", None)  # as it was afterwards
-    for body in ("return model", "return model", "return model  # edited"):
-        (tmp_path / "shrugging.py").write_text(SHRUG + body + "\n")
-        linecache.clearcache()
-        importlib.invalidate_caches()
-        sys.modules.pop("shrugging", None)
-        importlib.import_module("shrugging")
-        for name in ("shrug", "ssd"):
-            spec = Spec("digits", "class", "nine", "small_cnn", name, "digits", recipe="smoke")
-            keys[name] = [*keys.get(name, []), resolve(session, spec).key]
-    assert keys["shrug"][0] == keys["shrug"][1] != keys["shrug"][2] and len({*keys["ssd"]}) == 1
-    monkeypatch.delitem(sys.modules, "shrugging")
 
 
 def test_second_time_computes_nothing(smoke):

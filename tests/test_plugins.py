@@ -1,9 +1,15 @@
 """A package outside registers a method or a judge by an entry point; a broken one is named and stops nothing."""
 
+import importlib
+import linecache
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from maga.experiments.session import Session, resolve
+from maga.experiments.store import Spec, Store
+from maga.methods.contract import METHODS
 
 METHOD = """
 from maga.methods.contract import FitOnly, method, plain_fit
@@ -69,3 +75,21 @@ def test_a_package_outside_does_not_replace_ours(tmp_path):
     done = asked(tmp_path, "taking", both, "from maga.methods.contract import get_method; print(get_method('maga').source, get_method('shrug').source)")
     assert "taking has methods of our names (maga); ours are kept" in done.stderr, done.stderr
     assert done.stdout.split() == ["MaGA,", "eq.", "5–10,", "Algorithm", "1,", "Table", "5", "a", "test"]
+
+
+def test_a_method_of_another_package_that_was_edited_is_run_again(tmp_path, monkeypatch):
+    "Its code is part of the key of its runs, and of no other."
+    monkeypatch.syspath_prepend(tmp_path)
+    session, keys = Session(Store(tmp_path / "r"), "cpu"), dict[str, list[str]]()
+    monkeypatch.setitem(METHODS, "shrug", None)  # as it was afterwards
+    for module in (METHOD, METHOD, METHOD + "# edited\n"):
+        (tmp_path / "shrugging.py").write_text(module)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        sys.modules.pop("shrugging", None)
+        importlib.import_module("shrugging")
+        for name in ("shrug", "ssd"):
+            spec = Spec("digits", "class", "nine", "small_cnn", name, "digits", recipe="smoke")
+            keys[name] = [*keys.get(name, []), resolve(session, spec).key]
+    assert keys["shrug"][0] == keys["shrug"][1] != keys["shrug"][2] and len({*keys["ssd"]}) == 1
+    monkeypatch.delitem(sys.modules, "shrugging")

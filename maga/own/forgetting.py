@@ -27,7 +27,7 @@ from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.cost import FORWARD_ALONE, counted_passes
 from ..measures.metrics import Measurement, Outputs, accuracy, measure, predict
 from .doubts import class_of, names_among
-from .retrains import RATES, Begun, average_of, usual_rates, usual_training
+from .retrains import RATES, Begun, average_of, method_for, usual_rates, usual_training
 from ..methods.contract import Method, get_method, sample_retained, with_change
 from ..methods.retraining import MakeModel
 from ..methods.restart import Distil, RestartConfig, passes_of, within_budget
@@ -239,7 +239,7 @@ def planned(
     _check_asked(budget, trained, changes, seed)
     begun = make_model if isinstance(make_model, Begun) else None
     g, changes = seeded_generator("plan", seed), dict(changes or {})
-    chosen, kept = get_method("restart" if method == "auto" else method), len(split.retain_train)
+    chosen, kept = method_for(method), len(split.retain_train)
     retrain = (trained or 0) * kept  # image passes
     allowed = math.inf if budget is None else budget * retrain
     _check_begun(chosen, begun)

@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +21,7 @@ from ..adapter import prepared
 from ..data import ForgetSplit, MagaError
 from ..device import seeded_generator, to_device
 from ..measures.metrics import accuracy, predict
-from ..methods.contract import get_method
+from ..methods.contract import Method, get_method
 from ..methods.retraining import MakeModel, fresh_model
 from ..models import Classifier, batch_norms, head_of
 from .doubts import behaviour_of
@@ -33,7 +33,7 @@ from ..views import Views, random_views
 
 # %% auto #0
 __all__ = ['RATES', 'SHARE_OF_STEPS', 'BEGUN_SHARE', 'evenly', 'known_views', 'usual_rates', 'average_of', 'usual_training',
-           'logit_layer', 'Begun', 'begun_with', 'beginning_of', 'retrain_files', 'trained_retrains']
+           'logit_layer', 'Begun', 'begun_with', 'method_for', 'beginning_of', 'retrain_files', 'trained_retrains']
 
 # %% ../../nbs/711_retrains.ipynb #9731c79d
 def evenly(
@@ -147,6 +147,11 @@ def begun_with(
     made(seeded_generator("beginning", 0))  # says what does not fit before anything is trained
     return made
 
+# %% ../../nbs/711_retrains.ipynb #b7110008
+def method_for(name: str) -> Method[Any]:
+    "The method that a request names; auto is a restart."
+    return get_method("restart" if name == "auto" else name)
+
 
 def beginning_of(
     network: Network,
@@ -156,7 +161,7 @@ def beginning_of(
     split: ForgetSplit,
 ) -> tuple[MakeModel, str]:
     "(the factory of networks before training, the file that later requests must know): a known file is left alone by methods that make no network."
-    makes = "make_model" in get_method("restart" if method == "auto" else method).needs
+    makes = "make_model" in method_for(method).needs
     return begun_with(pretrained or (known if makes else ""), network.model, network.make, split), pretrained or known
 
 # %% ../../nbs/711_retrains.ipynb #b91fa42d
