@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import secrets
 import tempfile
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -213,11 +214,9 @@ def write_whole(
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary.touch(exist_ok=False)  # readable by whom the umask allows
         write(temporary)
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as e:
         raise MagaError(f"{path} could not be written ({e}); nothing was changed. Free some space or choose another folder.") from e

@@ -361,6 +361,8 @@ def forget_class(
     _check_images(train, test)
     targets: list[Any] = list(target) if isinstance(target, list | tuple | set | range) else [target]
     ids = tuple(sorted({class_id(train.classes, t) for t in targets}))
+    if gone := [train.classes[k] for k in ids if not (train.labels == k).any()]:
+        raise MagaError(f"Nothing is to be forgotten: no training image belongs to {', '.join(map(repr, gone))}; leave that out of the request.")
     names = " + ".join(train.classes[k] for k in ids) or "no class"
     return _twins_told(ForgetSplit(train, test, _members(train.labels, ids), _members(test.labels, ids), "class", names, ids))
 

@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 from .checks import MagaError, did_you_mean
 
 # %% auto #0
-__all__ = ['PACKAGED', 'PATIENCE', 'Packaged', 'weights_at', 'file_hash', 'file_revision', 'file_state', 'hub_answers',
+__all__ = ['PACKAGED', 'PATIENCE', 'Packaged', 'weights_at', 'lasting', 'file_hash', 'file_revision', 'file_state', 'hub_answers',
            'no_waiting']
 
 # %% ../nbs/008_packaged.ipynb #c7cf2d2d
@@ -70,6 +70,11 @@ def weights_at(where: str) -> Path:  # a name in PACKAGED, or a file or folder
         near = f"{where!r}{did_you_mean(where, PACKAGED)}; there are {', '.join(PACKAGED)}"
         raise MagaError(f"There are no weights named {near}. A file or folder of that name does not exist either.")
     return path
+
+
+def lasting(where: str) -> str:
+    "What `weights_at` is given, so that it means the same from any working folder: an absolute path, or a name in PACKAGED; empty stays empty."
+    return where if where in PACKAGED or not where else os.path.abspath(Path(where).expanduser())
 
 
 def file_hash(path: str | Path) -> str:

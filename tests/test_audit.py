@@ -152,6 +152,15 @@ def test_without_enough_retrains_nothing_is_decided():
     assert len(judged(original, one, others).findings) == len(AUDIT_MEASURES)
 
 
+def test_a_measure_without_images_decides_nothing():
+    "Test images of the forgotten class alone: nobody's accuracy on retained ones is known, and a genuine retrain is no model found out."
+    rng = np.random.default_rng(0)
+    one, *others = (made(rng, 1, A_r=math.nan)[0] for _ in range(6))
+    found = judged(an_original(rng), one, others)
+    assert found["A_r"].verdict == UNDECIDED and "there is no image to measure it on" in found["A_r"].says
+    assert found.verdict != DISTINGUISHABLE
+
+
 def test_a_measure_without_power_says_how_many_retrains_it_takes():
     rng = np.random.default_rng(7)
     gold = made(rng, 5)

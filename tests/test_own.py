@@ -31,7 +31,7 @@ from typer.main import get_command
 from maga.adapter import prepared
 from maga.checks import MagaError
 from maga.data import ImageSet, forget_class
-from maga.judges.contract import Answers, Block
+from maga.judges.contract import Answers, Block, image_hashes
 from maga.judges.transition import TransitionMatrix
 from maga.measures.cost import counted_passes
 from maga.methods.contract import show_flow
@@ -39,7 +39,7 @@ from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command, forgetting, report
 from maga.own.audit import audit
 from maga.own.forgetting import Wanted, transition_of
-from maga.own.ledger import Artefact, Entry, carried_out, in_force, open_result, read_artefacts, write_artefacts
+from maga.own.ledger import Artefact, Entry, answers_about, carried_out, hashes_of, in_force, open_result, read_artefacts, write_artefacts
 from maga.own.listing import methods_there_are, metrics_there_are
 from maga.own.networks import _processor, open_network, write_weights
 from maga.own.order import in_model_order, lines_of
@@ -770,15 +770,21 @@ def test_numbers_and_lists_as_other_systems_write_them(tmp_path):
 
 
 def test_inputs_that_changed_are_another_request(at, desk, capsys, tmp_path):
-    "The code of the network, the judge's matrix, an image: the same line is refused after each. What cannot be looked at is named."
+    "The code of the network and what it imports beside it, the judge's matrix, an image: the same line is refused after each. What cannot be seen is named."
     shutil.copytree(desk / "photos", tmp_path / "photos")
-    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "net.py").write_text(f"import beside_the_net\n{NET}")
+    (tmp_path / "beside_the_net").mkdir()
+    (tmp_path / "beside_the_net/__init__.py").write_text("from .part import more\n")
+    (tmp_path / "beside_the_net/part.py").write_text("more = 1\n")
+    (tmp_path / "train.py").write_text("more = 2\n")  # imports the network, is not imported
     TransitionMatrix.from_similarity(torch.rand(10, 10) + 0.1, sorted(digits()[0].classes)).save(tmp_path / "T.safetensors")
     line = f"maga forget --model {tmp_path}/net.py:Net --weights net.pth --mean 0.5 --std 0.5 --data {tmp_path}/photos --forget three"
     line += f" --judge {tmp_path}/T.safetensors --set fit.epochs=1 --set fit.lr=0.05 --out inputs"
     code, _, err = at(line, capsys)
     assert code == 0, err
-    for file in (tmp_path / "net.py", tmp_path / "T.safetensors", next((tmp_path / "photos/train/two").iterdir())):
+    (tmp_path / "train.py").write_text("more = 3\n")
+    part = tmp_path / "beside_the_net/part.py"
+    for file in (tmp_path / "net.py", part, tmp_path / "T.safetensors", next((tmp_path / "photos/train/two").iterdir())):
         code, out, _ = at(line, capsys)
         assert code == 0 and out.strip() == "This very request is done: inputs/report.html"
         held, time = file.read_bytes(), file.stat().st_mtime_ns
@@ -786,6 +792,9 @@ def test_inputs_that_changed_are_another_request(at, desk, capsys, tmp_path):
         code, _, err = at(line, capsys)
         assert code == 1 and "inputs that changed since" in err, (file, err)
         file.write_bytes(held), os.utime(file, ns=(time, time))
+    part.write_text("more = 4\n")
+    with pytest.warns(UserWarning, match="part.py has changed since inputs was made"):
+        open_result("inputs")
     next((tmp_path / "photos/test/two").iterdir()).unlink()
     assert at(line, capsys)[0] == 1
     line = "maga forget --model model.safetensors --data digits --forget three --set fit.epochs=1 --set fit.lr=0.05 --out inputs_2"
@@ -1255,6 +1264,14 @@ def test_a_budget_pays_for_all_that_is_done(share, trained, split, original):
     assert plan.config.fit.average == max(0.0, 1 - 10 / steps), "the weights are averaged over a tenth of the steps that are paid for"
 
 
+def test_a_budget_that_is_too_small_is_named_as_it_was_asked_for(split, original):
+    "With what one batch costs and what was looked at before: together they are more."
+    with pytest.raises(MagaError, match="A budget of 8 % is too small") as said:
+        forgetting.planned(original, split, budget=0.08, trained=1)
+    batch, looks = map(float, re.search(r"costs ([0-9.]+) % of a retrain .*, and looking at images before that ([0-9.]+) %", str(said.value)).groups())
+    assert batch < 8 < batch + looks
+
+
 def test_settings_that_exceed_the_budget_are_said(at, desk, capsys):
     "Before the work, and in the report: the true share beside the one that was asked for."
     line = f"{GOOD} --forget three --budget 5% --trained-epochs 12 --set fit.lr=0.05"
@@ -1439,6 +1456,47 @@ def test_the_lists_say_what_each_thing_is():
     assert all(m["says"] for m in metrics_there_are())
     cost = {m["name"]: m["cost"] for m in methods_there_are()}
     assert cost["ssd"] == "passes over the images, no training" and "epoch" in cost["unsir"] and "epoch" in cost["maga"]
+
+
+def test_a_script_that_ends_the_process_ends_in_a_sentence(at, desk, capsys, tmp_path):
+    "A network's file may be a script: its exit is not the command's, which would look like a success."
+    for body in ("sys.exit(0)", "def make():\n    sys.exit(0)"):
+        (tmp_path / "script.py").write_text(f"import sys\ndef make(): pass\n{body}\n")
+        code, out, err = at(f"maga forget --model {tmp_path}/script.py:make --weights net.pth --mean 0.5 --std 0.5 --data digits --forget three --out e", capsys)
+        assert code == 1 and "SystemExit: 0" in err and not out and not (desk / "e").exists(), err
+
+
+def test_a_class_without_training_images_is_no_part_of_a_request(at, desk, capsys):
+    "Beside another one it would stay out of the ledger, and images that come back would be trained on."
+    train, test = digits()
+    left = train.subset((train.labels != 3).nonzero().flatten())
+    with pytest.raises(MagaError, match="no training image belongs to 'three'; leave that out"):
+        forget_class(left, test, ["three", "eight"])
+
+
+def test_files_are_readable_by_whom_the_umask_allows(at, desk, capsys, tmp_path, monkeypatch):
+    "The weights, the ledger with its hashes, and the decoded copy of the images."
+    monkeypatch.setenv("MAGA_CACHE", str(tmp_path / "cache"))
+    before = os.umask(0o077)
+    try:
+        code, _, err = at(f"{GOOD} --forget three --set fit.epochs=1 --set fit.lr=0.05 --out {tmp_path}/private", capsys)
+    finally:
+        os.umask(before)
+    assert code == 0, err
+    made = [tmp_path / "private", *(tmp_path / "private").iterdir(), *(tmp_path / "cache").iterdir()]
+    assert len(made) > 6 and not any(p.stat().st_mode & 0o077 for p in made)
+
+
+def test_a_judges_answers_are_among_what_remembers(tmp_path, monkeypatch):
+    "They name images by their hashes; those about other images are not listed."
+    monkeypatch.setenv("MAGA_CACHE", str(tmp_path))
+    train, test = digits()
+    split = forget_class(train, test, "three")
+    (tmp_path / "answers").mkdir()
+    for name, rows in (("about", split.forget_train[:2]), ("other", split.retain_train[:2])):
+        record = json.dumps({"queries": image_hashes(train.pixels(rows)), "concepts": [0]})
+        (tmp_path / "answers" / f"{name}.jsonl").write_text(f"853904f7 {record}\n")
+    assert [p.stem for p in answers_about(hashes_of(split))] == ["about"]
 
 
 def test_a_factory_with_a_usual_number_of_classes_makes_that_of_the_data(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -71,8 +72,8 @@ def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:
     if given.judge.partition(":")[0] not in KINDS:
         importlib.import_module("maga.methods")  # which loads other packages: they may bring judges, too
     kind, _ = judge_kind(given.judge)
-    if given.exemplars < 1 or given.batch_size < 1 or given.rate <= 0:
-        raise MagaError("--exemplars and --batch-size must be at least 1, and --rate above 0.")
+    if given.exemplars < 1 or given.batch_size < 1 or not 0 < given.rate < math.inf:
+        raise MagaError("--exemplars and --batch-size must be at least 1, and --rate a number above 0.")
     check_value("--seed", given.seed, Seed)
     if given.prompt and not KINDS[kind].prompted:
         raise MagaError(f"The judge {kind} takes no prompt: leave out --prompt, or take one of {', '.join(k for k in KINDS if KINDS[k].prompted)}.")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
@@ -334,21 +335,24 @@ def within_budget(
     split: ForgetSplit,
     training: FitConfig,  # how your model was trained: its epochs count
     model: nn.Module | None = None,  # your model; None: the budget pays for batch norm's statistics, whether it has any or not
+    spent: float = 0.0,  # image passes that the budget has paid for already
 ) -> Budgeted:
     "The configuration with epochs and retained images for this budget; `MagaError` says what the least costs where that is more."
     check_value("share", share, Part)
     retrain, given = training.epochs * len(split.retain_train), cast(Any, config)
-    epochs = max(1, min(given.fit.epochs, int(share * training.epochs)))
+    epochs = max(1, min(given.fit.epochs, int((share - spent / retrain) * training.epochs)))
     fit = replace(given.fit, epochs=epochs)
     low, high = 0, len(split.retain_train) + 1  # images that are affordable, and that are not
     while high - low > 1:
         middle = (low + high) // 2
-        affordable = passes_of(replace(given, fit=fit, retain_images=middle), split, model) <= share * retrain
+        affordable = passes_of(replace(given, fit=fit, retain_images=middle), split, model) <= share * retrain - spent
         low, high = (middle, high) if affordable else (low, middle)
     least = replace(given, fit=fit, retain_images=fit.batch_size)
     if low < min(fit.batch_size, len(split.retain_train)):
-        cost = 100 * passes_of(least, split, model) / retrain
-        raise MagaError(f"A budget of {100 * share:g} % is too small: one batch of retained images costs {cost:.1f} % of a retrain ({retrain:,}).")
+        cost, before = (math.ceil(1000 * passes / retrain) / 10 for passes in (passes_of(least, split, model), spent))  # percent, rounded up
+        least_cost = f"one batch of retained images costs {cost:g} % of a retrain ({retrain:,})"
+        looks = f", and looking at images before that {before:g} %" * bool(spent)
+        raise MagaError(f"A budget of {100 * share:g} % is too small: {least_cost}{looks}.")
     return replace(given, fit=fit, retain_images=low)
 
 # %% ../../nbs/311_restart.ipynb #c94d6880

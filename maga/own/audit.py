@@ -106,6 +106,7 @@ def _scored(name: str, original: Facts, unlearned: Facts, retrains: Sequence[Fac
     u, o = m.score(unlearned, groups), m.score(original, groups)
     whose = {"audited model": unlearned, "original": original, **{f"retrain {i + 1}": r for i, r in enumerate(retrains)}}
     why = next((f"{f.missing[name]} (of the {who})" for who, f in whose.items() if name in f.missing), "")
+    why = why or ("there is no image to measure it on" if any(math.isnan(v) for v in (u, o, *y)) else "")
     if m.ratio and y:
         unit = math.exp(float(np.mean(np.log(np.maximum(y, 1e-9)))))
         u, o, y = u / unit, o / unit, [v / unit for v in y]

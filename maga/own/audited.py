@@ -25,6 +25,7 @@ from .doubts import check_useful
 from .networks import Network, revision_of
 from .retrains import begun_with, retrain_files, trained_retrains, usual_training
 from .yardstick import facts_of
+from ..packaged import weights_at
 from ..progress import Progress
 
 # %% auto #0
@@ -51,7 +52,7 @@ def audited(
 
     networks, seen = {k: known(n) for k, n in named.items()}, split.train
     if pretrained:
-        networks[PRETRAINED] = {"source": pretrained, "file": os.path.abspath(pretrained), "sha256": revision_of(Path(pretrained).expanduser())}
+        networks[PRETRAINED] = {"source": pretrained, "file": str(file := weights_at(pretrained).absolute()), "sha256": revision_of(file)}
     return {
         "request": request, "forgotten": split.target, "task": split.task, "networks": networks, "data": {"name": seen.name, "sha256": split.digest},
         "sides": list(seen.sides), "mean": list(seen.mean), "std": list(seen.std), **more,

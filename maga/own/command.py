@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -384,6 +385,8 @@ def bench_command(context: typer.Context) -> None:
 
 def main() -> None:
     "The console script."
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows another one, and loses no result
+        stream.reconfigure(errors="replace") if isinstance(stream, TextIOWrapper) else None
     try:
         app()
     except MagaError as e:

@@ -258,9 +258,9 @@ def planned(
     if budget is not None and not counts:
         raise MagaError(f"{chosen.name} has no budget: its settings do not say how many images it trains on; leave the budget out.")
 
-    def paid(share: float | None) -> Any:
-        "The configuration for a share of a retrain, with the single settings."
-        found = config if share is None else within_budget(config, share, split, FitConfig(epochs=trained or 1), model)
+    def paid(share: float | None, spent: float = 0.0) -> Any:
+        "The configuration for a share of a retrain, of which some passes are spent, with the single settings."
+        found = config if share is None else within_budget(config, share, split, FitConfig(epochs=trained or 1), model, spent)
         found = reduce(lambda c, change: with_change(c, *change), changes.items(), found)
         if own and "fit.average" not in changes:  # the usual one is for more steps than a budget pays for
             found = with_change(found, "fit.average", average_of(found.fit, min(found.retain_images or kept, kept)))
@@ -272,7 +272,7 @@ def planned(
         passes += tried
         changes |= {"fit.lr": max(trials, key=trials.__getitem__)} if trials else {}
         why += "" if trials else f" The budget pays for no trial of learning rates: {first.fit.lr:g} is the usual one."
-    config = paid(None if budget is None else budget - passes / retrain)
+    config = paid(budget, passes)
     if "transition" in chosen.needed(config):
         with counted_passes(split.device) as looks:
             config = replace(config, transition=transition_of(judge, model, split, g))

@@ -5,12 +5,15 @@
 # %% ../../nbs/702_ledger.ipynb #45fa23c4
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import caches_of, sources_of, unfinished
+from ..cache import cache_folder, caches_of, sources_of, unfinished
 from ..checks import Checked, MagaError, write_whole
 from ..data import ForgetSplit, ImageSet, class_id
 from ..judges.contract import image_hashes
@@ -29,10 +32,17 @@ from ..requests import remembering
 from ..sources import NAMES, unread_files, without_tuning
 
 # %% auto #0
-__all__ = ['Entry', 'Ledger', 'open_result', 'gone_before', 'in_force', 'earlier_ones', 'carried_out', 'asked_before',
-           'read_from', 'Artefact', 'read_artefacts', 'artefacts', 'write_artefacts', 'purge']
+__all__ = ['hashes_of', 'Entry', 'Ledger', 'imported_beside', 'open_result', 'gone_before', 'in_force', 'earlier_ones',
+           'carried_out', 'asked_before', 'read_from', 'Artefact', 'answers_about', 'read_artefacts', 'artefacts',
+           'write_artefacts', 'purge']
 
 # %% ../../nbs/702_ledger.ipynb #22e703e1
+def hashes_of(split: ForgetSplit) -> set[str]:
+    "Hashes of the pixels of a request's forgotten training and test images."
+    both = (split.train, split.forget_train), (split.test, split.forget_test)
+    return {h for images, rows in both for h in image_hashes(images.pixels(rows))}
+
+
 @dataclass(frozen=True)
 class Entry(Checked):
     "One request that was carried out."
@@ -48,11 +58,10 @@ class Entry(Checked):
     @classmethod
     def of(cls, split: ForgetSplit, method: str, date: str) -> Entry:
         "The entry of a request: its own images; those of earlier requests have entries of their own."
-        train, test = split.train, split.test
-        gone = {h for images, rows in ((train, split.forget_train), (test, split.forget_test)) for h in image_hashes(images.pixels(rows))}
+        train = split.train
         whole = {int(k) for k in train.labels[split.forget_train].unique()} & set(split.forgotten) if split.task == "class" else set()
         classes = tuple(train.classes[k] for k in sorted(whole))
-        return cls(split.target, split.task, method, date, classes, tuple(sorted(gone)), tuple(train.images.shape[-2:]))
+        return cls(split.target, split.task, method, date, classes, tuple(sorted(hashes_of(split))), tuple(train.images.shape[-2:]))
 
 # %% ../../nbs/702_ledger.ipynb #22e703e2
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Ledger(Checked):
     code: str = ""  # the file of the network's factory, absolute; "": there is none, or not said
     code_beside: str = ""  # the same, from the folder of the result
     code_sha256: str = ""  # of that file when the network was opened
+    code_imports: Mapping[str, str] = field(default_factory=dict)  # files beside it that it imports, from its folder -> their SHA-256
     crop: float | None = None  # share of the images' shorter side that the network sees, see `Crop`; None: all of them
     pretrained: str = ""  # the file of weights that the original's training began with, absolute; "": none was named
 
@@ -96,6 +106,23 @@ class Ledger(Checked):
             raise MagaError(f"{path} is damaged ({type(e).__name__}: {e}); expected the ledger of a result of maga forget.") from e
 
 # %% ../../nbs/702_ledger.ipynb #afdb0850
+def imported_beside(file: str | Path) -> dict[str, str]:
+    "The Python files beside a file that it imports by name, and those that these import: path from its folder -> SHA-256."
+    root, found, left = Path(file).absolute().parent, dict[str, str](), [Path(file).absolute()]
+    while left:
+        with suppress(OSError, ValueError, SyntaxError):
+            for node in ast.walk(ast.parse(left.pop().read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.Import | ast.ImportFrom):
+                    continue
+                module = getattr(node, "module", None)
+                for name in sorted({n.partition(".")[0] for n in ([module] if module else [a.name for a in node.names])}):
+                    for path in (root / f"{name}.py", *sorted((root / name).rglob("*.py"))):
+                        if path.is_file() and (place := path.relative_to(root).as_posix()) not in found:
+                            found[place] = revision_of(path)
+                            left.append(path)
+    return found
+
+
 def _with_code(ledger: Ledger, folder: Path) -> str:
     "The network's source with its code where it lies now, seen from any working folder. A warning says where the code has changed."
     where, _, name = ledger.source.rpartition(":")
@@ -106,8 +133,12 @@ def _with_code(ledger: Ledger, folder: Path) -> str:
             what = f"The code of the network of {folder} is gone: neither {folder / ledger.code_beside} nor {ledger.code} is there"
             raise MagaError(f"{what}; put {Path(ledger.code).name} back, its weights alone are no network.")
         return ledger.source
-    if revision_of(file) != ledger.code_sha256:
-        warnings.warn(f"{file} has changed since {folder} was made: the network may not be the one that forgot.", stacklevel=3)
+    beside = {n: file.parent / n for n in ledger.code_imports}
+    changed = [file] * (revision_of(file) != ledger.code_sha256)
+    changed += [p for n, p in beside.items() if not p.is_file() or revision_of(p) != ledger.code_imports[n]]
+    if changed:
+        what = f"{', '.join(map(str, changed))} {'has' if len(changed) == 1 else 'have'} changed since {folder} was made"
+        warnings.warn(f"{what}: the network may not be the one that forgot.", stacklevel=3)
     if not where.endswith(".py"):
         return ledger.source
     return f"{os.path.abspath(file)}:{name}"
@@ -214,13 +245,13 @@ def read_from(
     data_root: str | Path = "data",  # the folder of local data sets
 ) -> tuple[str, str]:
     "(folder, name): what the caches of a data set are known by, from any working folder; two empty texts where it has none."
-    name, root = _whole(data), Path(data_root).expanduser().absolute()
+    name, root = _whole(data), Path(os.path.abspath(Path(data_root).expanduser()))
     if name.startswith("hub:"):
         return "", name.removeprefix("hub:")
     if name in NAMES:
         stored = next((f for f in (root / _CUT_FROM.get(name, name), root) if any(f.glob("train-*.parquet"))), None)
         return (str(stored), stored.name) if stored else ("", "")
-    return str(Path(name.removeprefix("folder:")).expanduser().absolute()), ""
+    return os.path.abspath(Path(name.removeprefix("folder:")).expanduser()), ""
 
 
 def _whole(data: str) -> str:
@@ -242,6 +273,12 @@ class Artefact:
     holds: str  # of the forgotten images: pixels, weights, hashes, numbers
     whose: str  # yours, or maga's
     remedy: str  # what deletes it, or why it may stay
+
+
+def answers_about(hashes: Container[str]) -> list[Path]:
+    "The kept answers of judges that name one of these images."
+    files = sorted((cache_folder() / "answers").glob("*.jsonl"))
+    return [p for p in files if any(h in hashes for h in re.findall(r'"([0-9a-f]{16})"', p.read_text(encoding="utf-8", errors="replace")))]
 
 
 def _unread(root: Path, split: ForgetSplit) -> list[Artefact]:
@@ -306,6 +343,8 @@ def artefacts(
     downloads = sorted({p for c in caches for p in sources_of(c)}) if data.startswith("hub:") else []
     again = "delete it, and what was downloaded for it (`hf cache`); loaded again, the data set comes back whole"
     found += [Artefact(str(p), "the hub library's own copy of the data set", "pixels", "yours", again) for p in downloads]
+    asked = "a judge's answers about some of the images", "hashes, numbers", "maga's", "may stay: they show no image"
+    found += [Artefact(str(p), *asked) for p in answers_about(hashes_of(split))]
     ledger = Artefact(f"{folder}/ledger.json", "the ledger", "hashes", "maga's", "may stay: it keeps later requests from undoing this one")
     return [*found, ledger, Artefact(f"{folder}/report.html", "the report", "numbers", "maga's", "may stay: it shows no image")]
 

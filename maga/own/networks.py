@@ -243,7 +243,7 @@ def _imported(source: str) -> Callable[..., Any]:
         return getattr(module, name)
     except MagaError:
         raise
-    except Exception as e:  # somebody else's module raises what it likes
+    except (Exception, SystemExit) as e:  # somebody else's module raises what it likes, or is a script that ends
         what = f"{name} cannot be imported from {where} ({type(e).__name__}: {e})"
         raise MagaError(f"{what}; expected package.module:factory or file.py:factory.") from e
 
@@ -270,7 +270,7 @@ def _of_factory(source: str, weights: str, classes: int) -> Network:
             with suppress(TypeError):  # where it passes on what it is given, as torchvision's do
                 model, given = made(num_classes=classes), {"num_classes": classes}
         model = made(**given) if model is None else model
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise MagaError(f"{source} failed ({type(e).__name__}: {e}); call it in your own script first.") from e
     if not isinstance(model, nn.Module):
         raise MagaError(f"{source} returns {shown(model)}; expected a network, an nn.Module.")

@@ -12,8 +12,8 @@ import json
 import math
 import os
 import platform
+import secrets
 import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -35,8 +35,9 @@ from ..methods.contract import show_flow
 from ..models import Classifier
 from .doubts import cautions, put_aside, useless
 from .forgetting import Forgotten
-from .ledger import Artefact, Entry, Ledger, artefacts, read_from, write_artefacts
+from .ledger import Artefact, Entry, Ledger, artefacts, imported_beside, read_from, write_artefacts
 from .networks import Network, revision_of
+from ..packaged import lasting
 from ..sources import NAMES
 
 # %% auto #0
@@ -272,6 +273,7 @@ def inputs_of(
     network, root = (Path(p).expanduser() for p in (where if where.endswith(".py") else model, data.removeprefix("folder:")))
     judges = Path(judge).expanduser() if is_matrix(judge) else local_weights(judge)
     made_with = [Path(code)] if (network / "ledger.json").is_file() and (code := Ledger.load(network).code) else []
+    made_with += [f.parent / n for f in (network, *made_with) if f.suffix == ".py" for n in imported_beside(f)]
     places = [network, *made_with, *(Path(w).expanduser() for w in (weights, pretrained) if w), *([judges] if judges else [])]
     files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
     walked = [] if data in NAMES else sorted(Path(place, n) for place, _, names in os.walk(root, followlinks=True) for n in names)
@@ -340,8 +342,8 @@ def write_result(
     "Write weights, ledger.json, artefacts.csv, report.html, model_card.md and report.json; returns the record. Weights that are written stay."
     folder = Path(folder).expanduser()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.{os.getpid()}.", suffix=".part", dir=folder.parent))
+        part = folder.parent / f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}.part"
+        part.mkdir(parents=True)
     except OSError as e:
         raise MagaError(f"{folder} cannot be written ({e.strerror}); name another folder (--out).") from e
     inner, written = result.model.model if isinstance(result.model, Classifier) else result.model, None  # the network itself
@@ -351,16 +353,15 @@ def write_result(
         side = train.size or (train.images.shape[-1] if train.images.shape[-1] == train.images.shape[-2] else None)
         known = (*entries, entry), *read_from(data, data_root)
         code = network.code, _from(folder, network.code), network.code_sha256
-        began = os.path.abspath(file) if (file := pretrained or result.plan.pretrained) else ""
-        ledger = Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known, *code, network.crop, began)
-        ledger.save(part)
+        began = lasting(pretrained or result.plan.pretrained)
+        beside = imported_beside(network.code)
+        Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known, *code, beside, network.crop, began).save(part)
         found = artefacts(network, split, data, folder, data_root)
         write_artefacts(found, part / "artefacts.csv")
         r = record(network, split, result, written, request, None if audit is None else audit.as_dict())
         page = page_of(r, split, result, found, "" if audit is None else audit.html())
         for name, text in {"report.html": page, "model_card.md": card_of(r), "report.json": json.dumps(r, indent=1)}.items():
             (part / name).write_text(text, encoding="utf-8", errors="replace")  # names of folders may be no text
-        part.chmod(0o755)
         os.rename(part, folder)
     except Exception as e:  # whatever fails beside the weights, they are the work that was asked for
         written = written or _plain_weights(inner, part)
@@ -392,7 +393,6 @@ def _plain_weights(network: nn.Module, part: Path) -> Path | None:
 
 def _kept(part: Path, folder: Path) -> Path:
     "An unfinished folder under a name that stays: the final one, or where that is taken one with the number of the process."
-    part.chmod(0o755)
     for place in (folder, folder.with_name(f"{folder.name}_{os.getpid()}")):
         with contextlib.suppress(OSError):
             os.rename(part, place)
