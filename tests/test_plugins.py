@@ -2,14 +2,19 @@
 
 import importlib
 import linecache
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from maga.experiments.session import Session, resolve
 from maga.experiments.store import Spec, Store
-from maga.methods.contract import METHODS
+from maga.methods.contract import METHODS, method
 
 METHOD = """
 from maga.methods.contract import FitOnly, method, plain_fit
@@ -93,3 +98,24 @@ def test_a_method_of_another_package_that_was_edited_is_run_again(tmp_path, monk
             keys[name] = [*keys.get(name, []), resolve(session, spec).key]
     assert keys["shrug"][0] == keys["shrug"][1] != keys["shrug"][2] and len({*keys["ssd"]}) == 1
     monkeypatch.delitem(sys.modules, "shrugging")
+
+
+@dataclass(frozen=True)
+class Choices:
+    "Settings that a JSON text does not show."
+
+    loss: Callable = torch.nn.functional.cross_entropy
+    clip: float | None = None
+    weights: torch.Tensor | None = None
+
+
+def test_settings_of_a_foreign_method_that_are_no_text_have_keys_of_their_own(tmp_path, monkeypatch):
+    "Functions, infinities and long tensors."
+    monkeypatch.setitem(METHODS, "chosen", None)
+    middle = torch.cat([torch.zeros(900), torch.ones(200), torch.zeros(900)])
+    presets = {"a": Choices(), "b": Choices(torch.nn.functional.mse_loss), "c": Choices(clip=math.inf)}
+    presets |= {"d": Choices(weights=torch.zeros(2000)), "e": Choices(weights=middle), "f": Choices(weights=middle.clone())}
+    method("chosen", presets, source="a test")(lambda model, split, config, generator, progress=None: model)
+    session, spec = Session(Store(tmp_path), "cpu"), Spec("digits", "class", "nine", "small_cnn", "chosen", "a", recipe="smoke")
+    keys = [resolve(session, replace(spec, preset=p)).key for p in presets]
+    assert len({*keys}) == 5 and keys[-1] == keys[-2]

@@ -28,15 +28,17 @@ from maga.experiments.published import (
     SCORES,
     PublishedSession,
     check_published,
+    header_in,
     publish,
     published_folder,
     read_about,
     read_json,
     read_rows,
     restore,
+    retrain_file,
 )
 from maga.experiments.report import EXPERIMENTS, Result, compute, line_of, open_session, paper_numbers, precision, together
-from maga.experiments.scores import floor_of
+from maga.experiments.scores import floor_of, scores_of_many
 from maga.experiments.session import Training, config_of, model_key, resolve
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN, Row, Spec, Store
@@ -179,6 +181,8 @@ def test_a_mean_without_the_seeds_that_never_came_back_has_no_rank(session):
     assert "nearest of 22 with" in sentence and f": {nearest} " not in sentence
     ratio = result.table.set_index("method").relearn_ratio[nearest]
     assert sentence.endswith(f"only a bound is known for {nearest}: > {ratio:.2f}.")
+    shown = tables.headline_table(back)
+    assert math.isnan(shown.relearn_ratio[nearest]) and shown.relearn_ratio.notna().sum() > 20
 
 
 @pytest.mark.parametrize(("name", "seeds"), [("frontier", "5"), ("figure6", "5"), ("sensitivity", "5"), ("judge_helps", "0"), ("judging", "0")])
@@ -372,6 +376,39 @@ def test_a_retrain_that_two_rows_show_keeps_its_file(tmp_path):
     assert file.read_bytes() != before
 
 
+def test_logits_are_restored_for_the_training_that_they_are_of(session, tmp_path):
+    "A retrain that was trained on two machines has two rows and one key of its model: the file belongs to the row with its accuracy."
+    folder, store = tmp_path / "rows", Store(tmp_path / "store")
+    own = open_session(replace(HERE, results=str(store.folder)))
+    first, _ = two_retrains(store, "2026-01-02")
+    for key, A_r in (("again", 1.0), ("elsewhere", 1.02)):
+        store.put(replace(first, key=key, metrics={"A_r": A_r}))
+    publish(own, HERE, (), folder)
+    restore(there := Store(tmp_path / "there"), folder)
+    assert {key: there.outputs(key).exists() for key in (first.key, "again", "elsewhere")} == {first.key: True, "again": True, "elsewhere": False}
+    retrains, whole = published_folder() / "retrains", published_folder() / "pictured" / "outputs"
+    gold = [r for r in session.store.rows() if r.spec.method == RETRAIN and session.store.outputs(r.key).exists() and not (whole / f"{r.key}.safetensors").exists()]
+    assert len(gold) > 40 and all(header_in(retrains / retrain_file(r.spec))["A_r"] == f"{r.metrics['A_r']:.2f}" for r in gold)
+
+
+def test_seeds_that_share_an_original_have_no_metric_over_populations(session):
+    "An attacker who knows the original recognises it in every model: U-LiRA would call a perfect method found out."
+    result = result_of(session, "beyond")
+    by = {c.method: some for c, some in zip(result.cells, result.rows, strict=True)}
+    given = [replace(r, spec=replace(r.spec, original="a file")) for r in by["ssd"]]
+    said = scores_of_many(session, given, by[RETRAIN])
+    assert said and all(math.isnan(s.mean) and "an original for each training seed" in s.missing for s in said.values())
+
+
+def test_methods_are_compared_over_the_seeds_that_they_share(session):
+    "Also where a batch was interrupted: a method with one seed more is not averaged over it."
+    result = result_of(session, "beyond")
+    cut = with_rows(result, lambda cell, some: some if cell.method == "maga" else [r for r in some if r.spec.training_seed == 0])
+    alone = with_rows(result, lambda cell, some: [r for r in some if r.spec.training_seed == 0])
+    pd.testing.assert_frame_equal(tables.beyond_table(cut), tables.beyond_table(alone))
+    assert said_beyond(cut, [("probe_gap", 0.0)]) == said_beyond(alone, [("probe_gap", 0.0)])
+
+
 def test_a_kept_score_is_of_the_rows_that_are_there(tmp_path):
     "A run that was computed again has its own floor; a file that is cut off, or lacks a score, is no answer; one from before is, until a row changes."
     store = Store(tmp_path)
@@ -422,7 +459,7 @@ def test_what_a_merge_left_is_named(tmp_path):
 
 @pytest.mark.parametrize("computed", ["locks", "claims"])
 def test_rows_that_are_published_no_more_are_not_drawn(computed, tmp_path):
-    "They are deleted where tables are drawn from, and in no folder where something was computed."
+    "They are deleted where tables are drawn from, and in no folder where something was computed; hidden files are those that another process is writing."
     for name, rows in (("more", {"a": "2026-01-02", "b": "2026-01-02"}), ("fewer", {"a": "2026-01-02"})):
         published_by(store_with(tmp_path / f"store of {name}", **rows), tmp_path / name)
     drawn, own = tmp_path / "published", tmp_path / "own" / "published"
@@ -430,8 +467,9 @@ def test_rows_that_are_published_no_more_are_not_drawn(computed, tmp_path):
     for part in ("outputs", "scores"):
         (drawn / part).mkdir()
         (drawn / part / "b.json").write_text("{}")
+        (drawn / part / ".b.json.x1").write_text("{")
     left = PublishedSession(tmp_path / "fewer", drawn, "smoke").store
-    assert [row.key for row in left.rows()] == ["a"] and not list(drawn.glob("*/b.json"))
+    assert [row.key for row in left.rows()] == ["a"] and not list(drawn.glob("*/b.json")) and len(list(drawn.glob("*/.b.json.x1"))) == 2
     (own / computed).mkdir(parents=True)
     kept = PublishedSession(tmp_path / "fewer", store_with(own, mine="2026-01-02").folder, "smoke").store
     assert [row.key for row in kept.rows()] == ["a", "mine"]

@@ -223,9 +223,7 @@ def said_beyond(result: Result, metrics: Sequence[tuple[str, float]]) -> list[st
     for metric, ideal in metrics:
         known = table.get(metric, pd.Series(dtype=float)).dropna()
         above = table.get(BOUND_OF.get(metric, ""), pd.Series(dtype=float)).dropna()  # of some seeds only a bound is known
-        least = np.fmin(above, known.reindex(above.index)).min()
-        apart = f"; only a bound is known for {', '.join(above.index)}: > {least:.2f}" if len(above) else ""
-        known = known.drop(above.index, errors="ignore")
+        apart = f"; only a bound is known for {', '.join(above.index)}: > {above.min():.2f}" if len(above) else ""
         if known.empty:
             sentences.append(f"{metric}: not measured{apart}.")
             continue

@@ -31,12 +31,14 @@ def with_gaps(
 ) -> pd.DataFrame:
     """The table with `A_r_gap`, `A_f_gap` (minus the mean of the other retrains) and `MIA_gap` (absolute), in points.
 
-    With a column `references`, rows are compared with the retrains that have the same word in it.
+    In the random task a seed is compared with retrains of its own seed. With a column `references`, rows are compared with the retrains
+    that have the same word in it.
     """
     values, retrain = table[["A_r", "A_f", "MIA"]], table.method == "retrain"
-    case = values.where(retrain, axis=0).groupby([table[c] for c in (*CASE, "references") if c in table], dropna=False)
+    alike = [*(table[c] for c in (*CASE, "references") if c in table), table.seed.where(table.task == "random")]
+    case = values.where(retrain, axis=0).groupby(alike, dropna=False)
     others = case.transform("sum") - values.where(retrain, 0.0, axis=0)
-    gaps = values - others.div(case.transform("count").sub(retrain, axis=0).where(lambda n: n > 0))
+    gaps = (values - others.div(case.transform("count").sub(retrain, axis=0).where(lambda n: n > 0))).round(9)  # 5 points are no more than 5
     return table.assign(A_r_gap=gaps.A_r, A_f_gap=gaps.A_f, MIA_gap=gaps.MIA.abs())
 
 

@@ -156,8 +156,13 @@ def _publish_retrain(session: Session, row: Row, folder: Path, published: Contai
     tensors = {"forget_train": kept["forget_train"], "forget_test": forgotten_test(session, row.spec, kept)}
     if of_same and all(name in there and torch.equal(there[name], t) for name, t in tensors.items()):
         return
-    about = {"model": row.dependencies["retrain"], "key": row.key, "run": str(row.spec), "A_r": f"{row.metrics['A_r']:.2f}"}
+    about = _training(row) | {"key": row.key, "run": str(row.spec)}
     write_whole(target, lambda p: save_file({k: v.contiguous() for k, v in tensors.items()}, p, about))
+
+
+def _training(row: Row) -> dict[str, str]:
+    "What tells a retrain's trainings apart: one that was trained on two machines has one key and two accuracies."
+    return {"model": row.dependencies["retrain"], "A_r": f"{row.metrics['A_r']:.2f}"}
 
 
 def _copy(source: Path, target: Path, overwrite: bool = False) -> None:
@@ -286,7 +291,7 @@ def _copy_into(store: Store, folder: Path, overwrite: bool) -> int:
     for key, row in rows.items():
         source = folder / "retrains" / retrain_file(row.spec)
         pictured = (folder / "pictured" / "outputs" / f"{key}.safetensors").exists()  # holds more than the forgotten images
-        if row.spec.method == RETRAIN and not pictured and key not in others and header_in(source).get("model") == row.dependencies["retrain"]:
+        if row.spec.method == RETRAIN and not pictured and key not in others and _training(row).items() <= header_in(source).items():
             _copy(source, store.outputs(key), overwrite)
     for key, scores in read_json(folder / SCORES).items():
         if others and not all("of" in s for s in scores.values()):  # such a score does not say whose rows it is of
@@ -304,7 +309,7 @@ def _forget_unpublished(store: Store, folder: Path) -> None:
         return
     rows, scores = read_rows(folder).keys(), read_json(folder / SCORES).keys()
     for part, keys in (("rows", rows), ("outputs", rows), ("scores", scores)):
-        for path in (store.folder / part).glob("*.*"):
+        for path in (store.folder / part).glob("[!.]*.*"):  # a hidden file is one that another process is writing
             if path.stem not in keys:
                 path.unlink(missing_ok=True)
 

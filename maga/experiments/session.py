@@ -22,7 +22,7 @@ from torch import nn
 from ..checks import one_sentence
 from ..data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass, no_such
 from ..device import clock, device_name, out_of_memory, pick_device, processor_name, seeded_generator
-from .store import RETRAIN, Recent, Spec, Store, code_digest, key_of
+from .store import RETRAIN, Recent, Spec, Store, code_digest, key_of, left_out
 from ..judges.answers import stored
 from ..judges.contract import draw_exemplars
 from ..judges.named import JudgeOptions, is_matrix, judge_kind, make_judge, weights_of
@@ -388,7 +388,7 @@ def resolve(session: Session, spec: Spec) -> Resolved:
     try:
         config = config_of(spec)
         needs = () if spec.trained else get_method(spec.method).needed(config)
-        code = [] if spec.trained or spec.method in OURS else [code_of(get_method(spec.method).run)]
+        code = [] if spec.trained or spec.method in OURS else [code_of(get_method(spec.method).run), left_out(config)]
         T = transition_keys(session, spec) if "transition" in needs else ("", "")
         wanted, needed = needed_by(spec, lambda m: m.key, T[0]), needed_by(spec, partial(model_key, session), T[1])
         seeds = (0 if spec.trained else spec.unlearning_seed, spec.evaluation_seed if spec.measures == "all" else 0)

@@ -6,24 +6,29 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from ..checks import Checked, Count, Seed
 from ..data import TASKS, MagaError, write_whole
 from .locks import PATIENCE, Locks
 
 # %% auto #0
-__all__ = ['ORIGINAL', 'RETRAIN', 'PUBLISHED_RESULTS', 'TRAINED', 'RENAMED', 'T_', 'Spec', 'canonical', 'key_of',
+__all__ = ['ORIGINAL', 'RETRAIN', 'PUBLISHED_RESULTS', 'TRAINED', 'RENAMED', 'T_', 'Spec', 'canonical', 'key_of', 'left_out',
            'under_new_names', 'Row', 'experiments_folder', 'in_repository', 'code_digest', 'Store', 'Recent']
 
 # %% ../../nbs/500_store.ipynb #ec320f6b
@@ -100,6 +105,38 @@ def canonical(value: Any) -> Any:
 def key_of(*values: Any) -> str:
     "The hash of some values: 16 hexadecimal digits, the same in every process and on every machine."
     return hashlib.sha256(json.dumps(canonical(values), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def left_out(value: Any) -> Any:
+    "What `canonical` hides of a value, as plain JSON: functions by name and source, arrays by their content, numbers that are not finite."
+    if hasattr(value, "digest"):
+        return None
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in fields(value)}
+    if isinstance(value, partial):
+        given = [value.args, value.keywords]
+        return [left_out(value.func), canonical(given), left_out(given)]
+    if isinstance(value, Mapping):
+        return {str(k): hidden for k, v in value.items() if (hidden := left_out(v)) is not None} or None
+    if isinstance(value, list | tuple):
+        inside = [left_out(v) for v in value]
+        return inside if any(v is not None for v in inside) else None
+    if isinstance(value, Tensor | np.ndarray):
+        array = value.detach().cpu().contiguous().view(torch.uint8).numpy() if isinstance(value, Tensor) else np.ascontiguousarray(value)
+        return [str(value.dtype), list(value.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if callable(value):
+        with suppress(OSError, TypeError):
+            return [_name_of(value), hashlib.sha256(inspect.getsource(value).encode()).hexdigest()]
+        return [_name_of(value)]
+    return None
+
+
+def _name_of(value: Any) -> str:
+    "The name of a function or class with its module; of any other object that of its class."
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{getattr(named, '__module__', '')}.{named.__qualname__}"
 
 # %% ../../nbs/500_store.ipynb #0da4b96c
 # metrics that were written under another name: the ratio, before `neighbour_tv` became the percent

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from .outputs import forgotten_test, kept_outputs
-from .report import Result, case_of, distinct, hardware, line_of, minutes_of, paper_numbers, value_of, without_run
+from .report import BOUND_OF, Result, case_of, distinct, hardware, line_of, minutes_of, paper_numbers, value_of, without_run
 from .scores import scores_of_many
 from .session import Session
 from .settings import Cell, Settings, cifar10_spec
@@ -233,9 +233,18 @@ def show_embeddings(
 
 # %% ../../nbs/506_tables.ipynb #f9a3df62
 def beyond_table(result: Result) -> pd.DataFrame:
-    "Every metric of every method, mean over the seeds; metrics without any value are left out."
+    """Every metric of every method, mean over the seeds that the methods share; metrics without any value are left out.
+
+    Where some seeds have only a bound, as where a class never came back, the mean is empty, and the bound is the least that is known of it.
+    """
     left_out = {"seeds", *(f"{m}_{s}" for m in ("A_r", "A_f", "MIA") for s in ("paper", "difference"))}
-    numeric = result.table[result.table.seeds > 0].set_index("method").select_dtypes("number")
+    table = like_for_like(result).table
+    numeric = table[table.seeds > 0].set_index("method").select_dtypes("number")
+    for metric, bound in BOUND_OF.items():
+        if {metric, bound} <= {*numeric}:
+            only = numeric[bound].notna()
+            numeric.loc[only, bound] = numeric[[metric, bound]].min(axis=1)[only]
+            numeric.loc[only, metric] = math.nan
     if "time_ratio" in numeric:
         numeric.loc[numeric.index == ORIGINAL, "time_ratio"] = math.nan  # the seconds of its training, which unlearns nothing
     chosen = [c for c in numeric if not c.endswith("_ci95") and c not in left_out and numeric[c].notna().any()]
@@ -259,7 +268,8 @@ NO_POPULATION = "no metrics over populations, which need two training seeds or m
 
 def population_table(result: Result, session: Session) -> tuple[pd.DataFrame, list[str]]:
     "Metrics of several models for each method over its seeds, a line a method that has one; and why others are missing."
-    by_method = {c.method: [r for r in some if not r.failed] for c, some in zip(result.cells, result.rows, strict=True) if some}
+    shared = like_for_like(result)
+    by_method = {c.method: [r for r in some if not r.failed] for c, some in zip(shared.cells, shared.rows, strict=True) if some}
     of = {name: scores_of_many(session, rows, by_method.get(RETRAIN, [])) for name, rows in by_method.items() if name != RETRAIN}
     known = {name: {m: str(s) for m, s in scores.items()} for name, scores in of.items() if any(not s.missing for s in scores.values())}
     reasons = {s.missing for scores in of.values() for s in scores.values() if s.missing}
