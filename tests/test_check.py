@@ -74,6 +74,14 @@ def test_an_error_on_the_front_page_is_seen(tree):
     assert found(tree) == ["index.ipynb holds a cell that ended in an error: run it again."]
 
 
+def test_a_path_of_a_machine_is_seen(tree):
+    "In a printed line and in a table, not in a link or a relative path."
+    page = {"text/html": ["<td>/home/me/net.pth</td>"], "image/png": "/work/a"}
+    outputs = [{"output_type": "stream", "text": ["to /tmp/x/y.csv, see https://x.org/home/you and results/tmp/z"]}, {"output_type": "display_data", "data": page}]
+    (tree / "nbs/index.ipynb").write_text(json.dumps({"cells": [{"cell_type": "code", "metadata": {}, "source": [], "outputs": outputs}]}))
+    assert found(tree) == [f"index.ipynb shows {path}, a path of one machine." for path in ("/home/me/net.pth", "/tmp/x/y.csv")]
+
+
 def test_a_circle_is_seen_even_within_functions(tree):
     (tree / "maga/data.py").write_text("def late():\n    from maga.methods.contract import thing\n")
     problems = found(tree)

@@ -89,14 +89,25 @@ def exports_are_fresh(root: Path) -> list[str]:
     return [f"`make export` changes {name}: run it and commit the result." for name in changed]
 
 
+MACHINE = re.compile(r"(?<![\w.<:/])/(?:home|Users|work|root|tmp|mnt)/[\w./-]+")
+
+
+def shown_by(notebook: Path) -> str:
+    "The text of a notebook's outputs, pictures left out."
+    outputs = [o for c in cells_of(notebook) for o in c.get("outputs", [])]
+    texts = [o.get("text", ()) for o in outputs] + [v for o in outputs for kind, v in o.get("data", {}).items() if kind.startswith("text/")]
+    return "\n".join("".join(t) for t in texts)
+
+
 def notebooks_are_whole(root: Path) -> list[str]:
-    "Every module has its notebook, every experiment its parameters, and no output is an error."
+    "Every module has its notebook, every experiment its parameters, and no output is an error or names a folder of the machine."
     exported = {f"maga.{m}" for n in chapters(root) if (m := exported_module(n))}
     written = {n for n, p in modules(root).items() if p.name != "__init__.py"}
     problems = [f"{n} has no notebook, or its notebook no module." for n in sorted(exported ^ written)]
     for notebook in pages(root):
         if any(o["output_type"] == "error" for c in cells_of(notebook) for o in c.get("outputs", [])):
             problems.append(f"{notebook.name} holds a cell that ended in an error: run it again.")
+        problems += [f"{notebook.name} shows {path}, a path of one machine." for path in sorted({*MACHINE.findall(shown_by(notebook))})]
     for notebook in experiments(root):
         if parameters_cell(notebook) is None:
             problems.append(f"{notebook.name} has no cell tagged `parameters`: papermill would ignore what it is given.")
