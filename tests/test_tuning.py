@@ -32,17 +32,18 @@ def test_every_method_has_the_same_number_of_trials():
     counts = pd.DataFrame([(c.method, c.target) for c in cells]).value_counts()
     assert set(counts) == {16} and len(counts) == 2 * (len(METHODS) - 2)  # without retrain and retrain_head
     for name in SPACES:
-        assert trials_of(name, 16) == trials_of(name, 16) and trials_of(name, 16)[0] == ()
-    rates = [{dict(t)[next(iter(s.fields))] for t in s.trials(16)[1:]} for s in SPACES.values()]
+        assert trials_of(name, 16, "cifar10") == trials_of(name, 16, "cifar10") and trials_of(name, 16, "cifar10")[0] == ()
+    rates = [{dict(t)[next(iter(s.fields))] for t in trials_of(name, 16, "cifar10")[1:]} for name, s in SPACES.items()]
     assert {len(r) for r in rates} == {15}  # every value of the first range is another one
 
 
-def test_shares_cover_each_range():
+@pytest.mark.parametrize("data", HELD_OUT)
+def test_shares_cover_each_range(data):
     "A drawn number lies in its range, and each fifteenth of the range, in ratio or evenly, has one."
     for space in SPACES.values():
-        for place, values in space.fields.items():
+        for place, values in space.within(data).items():
             if hasattr(values, "low"):
-                drawn = torch.tensor([dict(t)[place] for t in space.trials(16)[1:]], dtype=torch.float64)
+                drawn = torch.tensor([dict(t)[place] for t in space.trials(16, data)[1:]], dtype=torch.float64)
                 low, high = torch.tensor([values.low, values.high], dtype=torch.float64)
                 shares = (drawn - low) / (high - low) if values.even else (drawn / low).log() / (high / low).log()
                 begins = torch.arange(15) / 15
@@ -163,7 +164,7 @@ def test_winners_follow_from_the_tables():
 
 def test_a_method_without_a_space_says_so():
     with pytest.raises(MagaError, match="no search space"):
-        trials_of("retrain_head", 16)
+        trials_of("retrain_head", 16, "cifar10")
 
 
 def test_the_notebook_runs(searched, tmp_path):

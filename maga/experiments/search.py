@@ -31,10 +31,10 @@ from ..methods.tuning import TUNED_FILE
 from ..sources import TUNING
 
 # %% auto #0
-__all__ = ['Fields', 'EPOCHS', 'SGD', 'ADAM', 'SLOW', 'NOISY', 'RANKED', 'ANEW', 'SPACES', 'HELD_OUT', 'GAPS', 'Between', 'Among',
-           'Layers', 'shares', 'SearchSpace', 'trials_of', 'tuning_cell', 'tuning_cells', 'objective', 'tv_to_retrains',
-           'judged', 'numbered', 'tuning_table', 'trial_means', 'winners', 'tuned_presets', 'keep_tuned', 'show_trials',
-           'said_trials']
+__all__ = ['Fields', 'EPOCHS', 'SGD', 'ADAM', 'SLOW', 'NOISY', 'RANKED', 'RATIO', 'ANEW', 'SPACES', 'HELD_OUT', 'GAPS', 'Between',
+           'Among', 'Layers', 'PerData', 'shares', 'SearchSpace', 'trials_of', 'tuning_cell', 'tuning_cells',
+           'objective', 'tv_to_retrains', 'judged', 'numbered', 'tuning_table', 'trial_means', 'winners',
+           'tuned_presets', 'keep_tuned', 'show_trials', 'said_trials']
 
 # %% ../../nbs/510_search.ipynb #78439604
 @dataclass(frozen=True)
@@ -76,6 +76,25 @@ class Layers(Among):
         return Layers(tuple(v for v in self.values if v < layers))
 
 
+@dataclass(frozen=True)
+class PerData:
+    "A range for each data set."
+
+    ranges: Mapping[str, Between]
+
+    def of(self, data: str) -> Between:
+        "The range for a data set."
+        if data not in self.ranges:
+            raise MagaError(f"No range for {data}, only for {', '.join(self.ranges)}; add Between(low, high) for it.")
+        return self.ranges[data]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{values} ({data})" for data, values in self.ranges.items())
+
+
+Fields = Mapping[str, Between | Among | PerData]
+
+
 # %% ../../nbs/510_search.ipynb #948095c4
 def shares(n: int, width: int) -> Tensor:
     "A Latin hypercube, the same for everyone: float64 [n, width], each column once in every nth part of [0, 1)."
@@ -88,27 +107,29 @@ def shares(n: int, width: int) -> Tensor:
 class SearchSpace:
     "The fields of a method's configuration that are searched, the learning rate first."
 
-    fields: Mapping[str, Between | Among]
+    fields: Fields
 
-    def within(self, layers: int | None) -> SearchSpace:
-        "The space for a network with so many layers with weights; None: with more than it asks for."
-        return SearchSpace({name: v.of(layers) if layers and isinstance(v, Layers) else v for name, v in self.fields.items()})
+    def within(self, data: str, layers: int | None = None) -> dict[str, Between | Among]:
+        "The fields on a data set, for a network with so many layers with weights; None: with more than they ask for."
+        here = {name: v.of(data) if isinstance(v, PerData) else v for name, v in self.fields.items()}
+        return {name: v.of(layers) if layers and isinstance(v, Layers) else v for name, v in here.items()}
 
     def __str__(self) -> str:
         return "; ".join(f"{name}: {values}" for name, values in self.fields.items())
 
-    def trials(self, n: int) -> list[Changes]:
+    def trials(self, n: int, data: str, layers: int | None = None) -> list[Changes]:
         "n changes of a preset: none at first, then those drawn."
-        drawn = shares(n - 1, len(self.fields)).tolist()
-        return [(), *(tuple((name, values.at(u)) for (name, values), u in zip(self.fields.items(), row, strict=True)) for row in drawn)]
+        here = self.within(data, layers)
+        drawn = shares(n - 1, len(here)).tolist()
+        return [(), *(tuple((name, values.at(u)) for (name, values), u in zip(here.items(), row, strict=True)) for row in drawn)]
 
 # %% ../../nbs/510_search.ipynb #f92cf63a
-Fields = Mapping[str, Between | Among]
 EPOCHS = {"fit.epochs": Among((1, 2, 3, 4, 5))}
 SGD, ADAM = {"fit.lr": Between(1e-3, 0.3)}, {"fit.lr": Between(3e-5, 1e-2)}
 SLOW = {"fit.lr": Between(3e-4, 0.1)}  # SGD on forget images
 NOISY: Fields = {"alpha": Between(0.1, 0.9, even=True), "noise.size": Among((32, 64, 128))}
-RANKED = {"tau": Between(0.1, 0.9, even=True)}
+RANKED = {"tau": PerData({"cifar10": Between(0.1, 0.9, even=True), "cifar100": Between(0.01, 0.9)})}
+RATIO = PerData({"cifar10": Between(0.5, 12.0), "cifar100": Between(0.5, 100.0)})  # of two importances
 ANEW: Fields = {"fit.lr": Between(0.01, 0.3), **EPOCHS}
 SPACES = {
     "finetune": SearchSpace({**SGD, **EPOCHS, "fit.batch_size": Among((32, 64, 128))}),
@@ -117,7 +138,7 @@ SPACES = {
     "amnesiac": SearchSpace({**ADAM, **EPOCHS, "fit.batch_size": Among((32, 64, 128))}),
     "salun": SearchSpace({**SLOW, **EPOCHS, "share": Between(0.1, 1.0, even=True)}),
     "unsir": SearchSpace({"impair.lr": Between(3e-5, 1e-2), "repair.lr": Between(3e-5, 1e-2), "repeats": Among((10, 20, 40, 80))}),
-    "ssd": SearchSpace({"alpha": Between(0.5, 12.0), "lam": Between(0.1, 1.0, even=True), "batch_size": Among((16, 64, 256))}),
+    "ssd": SearchSpace({"alpha": RATIO, "lam": Between(0.1, 1.0, even=True), "batch_size": Among((16, 64, 256))}),
     "bad_teacher": SearchSpace({**ADAM, **EPOCHS, "retain_share": Between(0.1, 1.0, even=True)}),
     "scrub": SearchSpace({**SLOW, "max_epochs": Among((1, 2, 3, 4, 5)), "alpha": Between(0.05, 2.0), "gamma": Between(0.3, 3.0)}),
     "delete": SearchSpace({"fit.lr": Between(5e-5, 3e-2), "fit.epochs": Among((5, 10, 20)), "fit.pad": Among((0, 2, 4))}),
@@ -141,12 +162,13 @@ SPACES = {
 def trials_of(
     method: str,
     n: int,
+    data: str,  # cifar10 or cifar100
     layers: int | None = None,  # with weights, that the network has; None: more than any space asks for
 ) -> list[Changes]:
     "The n trials of a method, as changes of its preset; `MagaError` where no space is defined."
     if method not in SPACES:
         raise MagaError(f"{method} has no search space; add SPACES[{method!r}] = SearchSpace({{field: Between(low, high)}}).")
-    return SPACES[method].within(layers).trials(n)
+    return SPACES[method].trials(n, data, layers)
 
 # %% ../../nbs/510_search.ipynb #eda0a7e9
 HELD_OUT = {  # data set -> classes that are forgotten for the choice of settings, and nowhere else
@@ -168,7 +190,8 @@ def tuning_cells(settings: Settings) -> list[Cell]:
         cells += [tuning_cell(settings, data, target, m, network.preset, (), REFERENCES if m == RETRAIN else (0,)) for m in TRAINED]
         for method in (m for m in sorted(SPACES) if "class" in METHODS[m].tasks):
             preset = published_preset(method, network)
-            cells += [tuning_cell(settings, data, target, method, preset, c, (0,)) for c in trials_of(method, settings.size.trials, network.layers)]
+            trials = trials_of(method, settings.size.trials, data, network.layers)
+            cells += [tuning_cell(settings, data, target, method, preset, c, (0,)) for c in trials]
     return cells
 
 # %% ../../nbs/510_search.ipynb #93a638c0
