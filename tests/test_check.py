@@ -74,6 +74,12 @@ def test_an_error_on_the_front_page_is_seen(tree):
     assert found(tree) == ["index.ipynb holds a cell that ended in an error: run it again."]
 
 
+def test_two_cells_with_one_id_are_seen(tree):
+    cells = [{"cell_type": "markdown", "metadata": {}, "source": [], "id": i} for i in "aba"]
+    (tree / "nbs/index.ipynb").write_text(json.dumps({"cells": cells}))
+    assert found(tree) == ["index.ipynb has 2 cells with the id a: give all but one another."]
+
+
 def test_a_path_of_a_machine_is_seen(tree):
     "In a printed line and in a table, not in a link or a relative path."
     page = {"text/html": ["<td>/home/me/net.pth</td>"], "image/png": "/work/a"}

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from graphlib import CycleError, TopologicalSorter
@@ -100,13 +101,15 @@ def shown_by(notebook: Path) -> str:
 
 
 def notebooks_are_whole(root: Path) -> list[str]:
-    "Every module has its notebook, every experiment its parameters, and no output is an error or names a folder of the machine."
+    "Every module has its notebook, every experiment its parameters, cells have ids of their own, and no output is an error or names a folder of the machine."
     exported = {f"maga.{m}" for n in chapters(root) if (m := exported_module(n))}
     written = {n for n, p in modules(root).items() if p.name != "__init__.py"}
     problems = [f"{n} has no notebook, or its notebook no module." for n in sorted(exported ^ written)]
     for notebook in pages(root):
         if any(o["output_type"] == "error" for c in cells_of(notebook) for o in c.get("outputs", [])):
             problems.append(f"{notebook.name} holds a cell that ended in an error: run it again.")
+        ids = Counter(c["id"] for c in cells_of(notebook) if "id" in c)
+        problems += [f"{notebook.name} has {n} cells with the id {i}: give all but one another." for i, n in ids.items() if n > 1]
         problems += [f"{notebook.name} shows {path}, a path of one machine." for path in sorted({*MACHINE.findall(shown_by(notebook))})]
     for notebook in experiments(root):
         if parameters_cell(notebook) is None:

@@ -271,20 +271,20 @@ def restore(
     "Copy published rows, scores and outputs into a store, so that a batch goes on from them; returns how many rows there are."
     folder = published_folder() if folder is None else folder
     check_published(folder)
-    return _copy_into(store, folder, overwrite)
+    return _copy_into(store, folder, read_rows(folder), overwrite)
 
 
-def _copy_into(store: Store, folder: Path, overwrite: bool) -> int:
+def _copy_into(store: Store, folder: Path, rows: Mapping[str, Row], overwrite: bool) -> int:
     "Copy published files that were checked into a store; returns how many rows there are."
-    rows = read_rows(folder)
     mine = {} if overwrite else {key: row for key in rows if (row := store.get(key)) is not None and not row.failed}
     others = {key for key, row in mine.items() if row.provenance != rows[key].provenance}  # made elsewhere: they keep what is theirs
-    copies = {key: rows[key] for key in rows.keys() - mine.keys()}
-    for key, row in copies.items():
-        if (there := store.get(key)) is None or there.to_json() != row.to_json():
-            store.put(row)
-    copied = read_json(store.folder / RESTORED) | {key: key_of(row) for key, row in copies.items()}
-    write_whole(store.folder / RESTORED, lambda p: p.write_text(json.dumps(copied)))
+    restored = read_json(store.folder / RESTORED)
+    changed = {key: row for key in rows.keys() - mine.keys() if not store.holds(row := rows[key]) or key not in restored}
+    for row in changed.values():
+        store.put(row)
+    if changed:
+        restored |= {key: key_of(row) for key, row in changed.items()}
+        write_whole(store.folder / RESTORED, lambda p: p.write_text(json.dumps(restored)))
     for path in sorted((folder / "pictured").rglob("*.safetensors")):
         if path.stem not in others:
             _copy(path, store.folder / path.relative_to(folder / "pictured"), overwrite)
@@ -302,12 +302,12 @@ def _copy_into(store: Store, folder: Path, overwrite: bool) -> int:
     return len(rows)
 
 # %% ../../nbs/513_published.ipynb #51300026
-def _forget_unpublished(store: Store, folder: Path) -> None:
+def _forget_unpublished(store: Store, folder: Path, rows: Container[str]) -> None:
     "Delete rows, logits and scores that are published no more, where tables are drawn from; a folder in which something was computed stays as it is."
     computed = any((store.folder / name).exists() for name in ("locks", "claims"))  # claims: what the folder of locks was called before
     if store.folder.name != PUBLISHED_RESULTS or computed:
         return
-    rows, scores = read_rows(folder).keys(), read_json(folder / SCORES).keys()
+    scores = read_json(folder / SCORES)
     for part, keys in (("rows", rows), ("outputs", rows), ("scores", scores)):
         for path in (store.folder / part).glob("[!.]*.*"):  # a hidden file is one that another process is writing
             if path.stem not in keys:
@@ -337,8 +337,9 @@ class PublishedSession(Session):
         if preset not in about["presets"]:
             raise MagaError(f"No row of the preset {preset} is published; take {' or '.join(about['presets'])}.")
         super().__init__(PublishedStore(results), "cpu")
-        _forget_unpublished(self.store, folder)
-        _copy_into(self.store, folder, overwrite=True)
+        rows = read_rows(folder)
+        _forget_unpublished(self.store, folder, rows)
+        _copy_into(self.store, folder, rows, overwrite=True)
         self.digests: Mapping[str, str] = about["data"]
         self.labels = {p.stem: labels_only(p) for p in sorted((folder / "labels").glob("*.safetensors"))}
 

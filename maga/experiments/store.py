@@ -257,6 +257,12 @@ class Store:
         write_whole(self.row_path(row.key), lambda p: p.write_text(row.to_json() + "\n"))
         return row
 
+    def holds(self, row: Row) -> bool:
+        "Whether this very row is there."
+        with suppress(FileNotFoundError):
+            return self.row_path(row.key).read_text() == row.to_json() + "\n"
+        return False
+
     def rows(self) -> list[Row]:
         "All rows, finished and failed, by key."
         found = (self.get(p.stem) for p in sorted((self.folder / "rows").glob("*.json")))
