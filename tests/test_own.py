@@ -39,7 +39,7 @@ from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command, forgetting, report
 from maga.own.audit import audit
 from maga.own.forgetting import Wanted, transition_of
-from maga.own.ledger import Artefact, Entry, answers_about, carried_out, hashes_of, in_force, open_result, read_artefacts, write_artefacts
+from maga.own.ledger import Artefact, Entry, answers_about, carried_out, in_force, open_result, read_artefacts, write_artefacts
 from maga.own.listing import methods_there_are, metrics_there_are
 from maga.own.networks import _processor, open_network, write_weights
 from maga.own.order import in_model_order, lines_of
@@ -1496,7 +1496,7 @@ def test_a_judges_answers_are_among_what_remembers(tmp_path, monkeypatch):
     for name, rows in (("about", split.forget_train[:2]), ("other", split.retain_train[:2])):
         record = json.dumps({"queries": image_hashes(train.pixels(rows)), "concepts": [0]})
         (tmp_path / "answers" / f"{name}.jsonl").write_text(f"853904f7 {record}\n")
-    assert [p.stem for p in answers_about(hashes_of(split))] == ["about"]
+    assert [p.stem for p in answers_about(split)] == ["about"]
 
 
 def test_a_factory_with_a_usual_number_of_classes_makes_that_of_the_data(tmp_path):

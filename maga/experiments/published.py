@@ -278,13 +278,10 @@ def _copy_into(store: Store, folder: Path, rows: Mapping[str, Row], overwrite: b
     "Copy published files that were checked into a store; returns how many rows there are."
     mine = {} if overwrite else {key: row for key in rows if (row := store.get(key)) is not None and not row.failed}
     others = {key for key, row in mine.items() if row.provenance != rows[key].provenance}  # made elsewhere: they keep what is theirs
-    restored = read_json(store.folder / RESTORED)
-    changed = {key: row for key in rows.keys() - mine.keys() if not store.holds(row := rows[key]) or key not in restored}
-    for row in changed.values():
-        store.put(row)
-    if changed:
-        restored |= {key: key_of(row) for key, row in changed.items()}
-        write_whole(store.folder / RESTORED, lambda p: p.write_text(json.dumps(restored)))
+    restored, copies = read_json(store.folder / RESTORED), {key: rows[key] for key in rows.keys() - mine.keys()}
+    new = {key: store.put(row) for key, row in copies.items() if not store.holds(row)}
+    if marked := {key: key_of(row) for key, row in copies.items() if key in new or key not in restored}:
+        write_whole(store.folder / RESTORED, lambda p: p.write_text(json.dumps(restored | marked)))
     for path in sorted((folder / "pictured").rglob("*.safetensors")):
         if path.stem not in others:
             _copy(path, store.folder / path.relative_to(folder / "pictured"), overwrite)

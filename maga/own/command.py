@@ -386,7 +386,8 @@ def bench_command(context: typer.Context) -> None:
 def main() -> None:
     "The console script."
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows another one, and loses no result
-        stream.reconfigure(errors="replace") if isinstance(stream, TextIOWrapper) else None
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except MagaError as e:

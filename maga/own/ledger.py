@@ -12,8 +12,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -81,7 +80,7 @@ class Ledger(Checked):
     code: str = ""  # the file of the network's factory, absolute; "": there is none, or not said
     code_beside: str = ""  # the same, from the folder of the result
     code_sha256: str = ""  # of that file when the network was opened
-    code_imports: Mapping[str, str] = field(default_factory=dict)  # files beside it that it imports, from its folder -> their SHA-256
+    code_imports: Mapping[str, str] = field(default_factory=dict)  # files beside it that it imports, from its folder -> their hash
     crop: float | None = None  # share of the images' shorter side that the network sees, see `Crop`; None: all of them
     pretrained: str = ""  # the file of weights that the original's training began with, absolute; "": none was named
 
@@ -106,20 +105,24 @@ class Ledger(Checked):
             raise MagaError(f"{path} is damaged ({type(e).__name__}: {e}); expected the ledger of a result of maga forget.") from e
 
 # %% ../../nbs/702_ledger.ipynb #afdb0850
+def _imported_by(file: Path) -> list[str]:
+    "First names of the modules that a Python file imports; none where it cannot be read."
+    try:
+        nodes = [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    except (OSError, ValueError, SyntaxError):
+        return []
+    plain = {a.name for n in nodes if isinstance(n, ast.Import) or (isinstance(n, ast.ImportFrom) and not n.module) for a in n.names}
+    return sorted({name.partition(".")[0] for name in plain | {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}})
+
+
 def imported_beside(file: str | Path) -> dict[str, str]:
-    "The Python files beside a file that it imports by name, and those that these import: path from its folder -> SHA-256."
+    "The Python files beside a file that it imports by name, and those that these import: path from its folder -> hash, as `revision_of`."
     root, found, left = Path(file).absolute().parent, dict[str, str](), [Path(file).absolute()]
     while left:
-        with suppress(OSError, ValueError, SyntaxError):
-            for node in ast.walk(ast.parse(left.pop().read_text(encoding="utf-8"))):
-                if not isinstance(node, ast.Import | ast.ImportFrom):
-                    continue
-                module = getattr(node, "module", None)
-                for name in sorted({n.partition(".")[0] for n in ([module] if module else [a.name for a in node.names])}):
-                    for path in (root / f"{name}.py", *sorted((root / name).rglob("*.py"))):
-                        if path.is_file() and (place := path.relative_to(root).as_posix()) not in found:
-                            found[place] = revision_of(path)
-                            left.append(path)
+        for name in _imported_by(left.pop()):
+            beside = {p.relative_to(root).as_posix(): p for p in (root / f"{name}.py", *sorted((root / name).rglob("*.py"))) if os.access(p, os.R_OK)}
+            left += [p for place, p in beside.items() if place not in found]
+            found |= {place: revision_of(p) for place, p in beside.items() if place not in found}
     return found
 
 
@@ -133,10 +136,8 @@ def _with_code(ledger: Ledger, folder: Path) -> str:
             what = f"The code of the network of {folder} is gone: neither {folder / ledger.code_beside} nor {ledger.code} is there"
             raise MagaError(f"{what}; put {Path(ledger.code).name} back, its weights alone are no network.")
         return ledger.source
-    beside = {n: file.parent / n for n in ledger.code_imports}
-    changed = [file] * (revision_of(file) != ledger.code_sha256)
-    changed += [p for n, p in beside.items() if not p.is_file() or revision_of(p) != ledger.code_imports[n]]
-    if changed:
+    known = {file: ledger.code_sha256} | {file.parent / n: revision for n, revision in ledger.code_imports.items()}
+    if changed := [p for p, revision in known.items() if revision_of(p) != revision]:
         what = f"{', '.join(map(str, changed))} {'has' if len(changed) == 1 else 'have'} changed since {folder} was made"
         warnings.warn(f"{what}: the network may not be the one that forgot.", stacklevel=3)
     if not where.endswith(".py"):
@@ -275,9 +276,10 @@ class Artefact:
     remedy: str  # what deletes it, or why it may stay
 
 
-def answers_about(hashes: Container[str]) -> list[Path]:
-    "The kept answers of judges that name one of these images."
+def answers_about(split: ForgetSplit) -> list[Path]:
+    "The kept answers of judges that name a forgotten image."
     files = sorted((cache_folder() / "answers").glob("*.jsonl"))
+    hashes = hashes_of(split) if files else set()
     return [p for p in files if any(h in hashes for h in re.findall(r'"([0-9a-f]{16})"', p.read_text(encoding="utf-8", errors="replace")))]
 
 
@@ -344,7 +346,7 @@ def artefacts(
     again = "delete it, and what was downloaded for it (`hf cache`); loaded again, the data set comes back whole"
     found += [Artefact(str(p), "the hub library's own copy of the data set", "pixels", "yours", again) for p in downloads]
     asked = "a judge's answers about some of the images", "hashes, numbers", "maga's", "may stay: they show no image"
-    found += [Artefact(str(p), *asked) for p in answers_about(hashes_of(split))]
+    found += [Artefact(str(p), *asked) for p in answers_about(split)]
     ledger = Artefact(f"{folder}/ledger.json", "the ledger", "hashes", "maga's", "may stay: it keeps later requests from undoing this one")
     return [*found, ledger, Artefact(f"{folder}/report.html", "the report", "numbers", "maga's", "may stay: it shows no image")]
 
