@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -30,13 +30,12 @@ from .memory import vit_bytes, vit_step_gb
 from .methods.contract import METHODS, get_method, plain_fit, sample_retained
 from .methods.maga import MAGA_PRESETS, feature_noise_banks, perturbed_examples, ranked_labels
 from .models import ModelSpec
+from .progress import lasting_output
 from .sources import digits, load
 from .training import RECIPES, Examples, FitConfig, fit
 
-T = TypeVar("T")
-
 # %% auto #0
-__all__ = ['T', 'PLAIN_IMAGES', 'Comparison', 'PlainDataset', 'plain_training', 'plain_evaluation', 'compare_training',
+__all__ = ['PLAIN_IMAGES', 'Comparison', 'PlainDataset', 'plain_training', 'plain_evaluation', 'compare_training',
            'compare_evaluation', 'kernel_share', 'compare_capture', 'matmul_peak', 'training_operations', 'stage_times',
            'method_times', 'cifar_like', 'shared_class', 'say_peak', 'say_memory', 'run_benchmark', 'main']
 
@@ -229,7 +228,7 @@ def stage_times(
     times: dict[str, float] = {}
     peaks: list[float] = []
 
-    def stage(name: str, work: Callable[[], T]) -> T:
+    def stage(name: str, work: Callable[[], Any]) -> Any:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         result, times[name] = clocked(work, device)
@@ -375,6 +374,7 @@ def run_benchmark(
 # %% ../nbs/600_benchmark.ipynb #a4d1ee25
 def main(arguments: Sequence[str] | None = None) -> int:
     "The command line; returns the exit code."
+    lasting_output()
     parser = argparse.ArgumentParser(prog="python -m maga.benchmark", description="How fast is maga on this device, compared with the plain way?")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--data-root", default="data", help="folder that holds CIFAR-100; random pixels are used if it is not there")
@@ -385,9 +385,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = writable_folder(args.out) if args.out else None
         comparisons, stages, methods = run_benchmark(pick_device(args.device), args.data_root, args.quick)
         if folder:
-            pd.DataFrame([asdict(c) | {"ratio": c.ratio} for c in comparisons]).to_csv(folder / "comparisons.csv", index=False)
-            stages.to_csv(folder / "stages.csv", index=False)
-            methods.to_csv(folder / "methods.csv", index=False)
+            compared = pd.DataFrame([asdict(c) | {"ratio": c.ratio} for c in comparisons])
+            for name, table in (("comparisons", compared), ("stages", stages), ("methods", methods)):
+                table.to_csv(folder / f"{name}.csv", index=False)
     except MagaError as e:
         print(e, file=sys.stderr)
         return 1

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import Any, Protocol
 
 # %% auto #0
-__all__ = ['Progress', 'Report', 'Preparation', 'preparing', 'time_left', 'Countable', 'ProgressBar', 'BatchReport']
+__all__ = ['Progress', 'Report', 'Preparation', 'preparing', 'time_left', 'Countable', 'ProgressBar', 'BatchReport',
+           'lasting_output']
 
 # %% ../nbs/004_progress.ipynb #01b444f0
 @dataclass(frozen=True)
@@ -116,3 +119,9 @@ class BatchReport:
     def __str__(self) -> str:
         counts = f"{self.done} done, {self.running} running, {self.waiting} waiting, {self.failed} failed{time_left(self.left)}"
         return f"{counts}; {self.now}" if self.now else counts
+
+# %% ../nbs/004_progress.ipynb #e90d23b4
+def lasting_output() -> None:
+    "Let standard output show `?` for a sign that its encoding lacks, instead of an error. Standard error does so by itself."
+    if isinstance(sys.stdout, TextIOWrapper):  # Jupyter's is none, and knows every sign
+        sys.stdout.reconfigure(errors="replace")

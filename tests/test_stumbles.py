@@ -19,10 +19,13 @@ from torch import nn
 
 import maga
 from maga.adapter import check_network
+from maga.benchmark import main as benchmark_main
 from maga.cache import cache_folder, purge_cache
 from maga.checks import check_value
 from maga.data import ImageSet, MagaError, forget_class
 from maga.device import pick_device
+from maga.experiments.__main__ import main as experiments_main
+from maga.judges.__main__ import main as judges_main
 from maga.measures.connectivity import LineConfig, line_between
 from maga.measures.cost import counted_passes
 from maga.measures.metrics import measure, predict
@@ -30,6 +33,7 @@ from maga.methods.contract import get_method
 from maga.methods.maga_soft import Experts
 from maga.methods.restart import RestartConfig, within_budget
 from maga.models import Classifier, ModelSpec, batch_norms, last_linear, load_checkpoint, save_checkpoint, small_network
+from maga.own.command import main as maga_main
 from maga.packaged import weights_at
 from maga.pretrained import check_parameters
 from maga.progress import Preparation
@@ -360,3 +364,17 @@ def test_a_sentence_counts_and_has_the_right_article(digit_sets, monkeypatch):
     ):
         with pytest.raises(MagaError, match=said):
             call()
+
+
+@pytest.mark.parametrize("arguments", ("reproduce --list", "judge --data digits --judge toy-vlm --dry-run", "methods", "bench --help"))
+def test_a_terminal_that_lacks_a_sign_ends_no_command(arguments, monkeypatch):
+    "Whoever calls it: each module's own command, as `python -m` does, and `maga`."
+    name, *rest = arguments.split()
+    poor = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", poor)
+    main = {"reproduce": experiments_main, "judge": judges_main, "bench": benchmark_main}.get(name)
+    monkeypatch.setattr(sys, "argv", ["maga", name, *rest])
+    with pytest.raises(SystemExit) as left:
+        sys.exit(main(rest) if main else maga_main())
+    print("τ ± →", flush=True)
+    assert left.value.code in (0, None) and poor.buffer.getvalue().endswith(b"? ? ?\n")

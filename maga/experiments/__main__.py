@@ -40,6 +40,7 @@ from .runs import BatchBar, forget_failures, missing_of, run_batch
 from .session import Session, Training, model_key, trained
 from .settings import Cell, Settings, checked_selection, selected, settings_of
 from .store import Row, Store
+from ..progress import lasting_output
 
 # %% auto #0
 __all__ = ['SHOWN', 'MOST_SHOWN', 'MOVES', 'Arguments', 'parser', 'given_settings', 'show_experiments', 'train_one',
@@ -217,6 +218,7 @@ def move_rows(move: str, settings: Settings) -> None:
 # %% ../../nbs/508_command.ipynb #3624eca9
 def main(arguments: Sequence[str] | None = None) -> int:
     "The command: 0 when the tables were written; 1, and one sentence, when they could not be or every run failed."
+    lasting_output()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         a = parser().parse_args(arguments)

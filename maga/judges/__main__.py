@@ -23,7 +23,7 @@ from .contract import draw_exemplars
 from .named import KINDS, JudgeOptions, check_options, is_matrix, judge_forms, judge_kind, judging_cost, make_judge
 from .transition import TransitionMatrix, estimate_transition
 from ..models import ModelSpec, load_checkpoint
-from ..progress import ProgressBar
+from ..progress import ProgressBar, lasting_output
 from ..sources import NAMES, load, without_tuning
 
 # %% auto #0
@@ -107,6 +107,7 @@ def main(
     argv: Sequence[str] | None = None,  # None: the command line's
 ) -> int:
     "Run the command and return its exit status."
+    lasting_output()
     try:
         judge_data(arguments().parse_args(argv))
     except MagaError as e:

@@ -9,13 +9,13 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..checks import MagaError, writable_folder
+from ..progress import lasting_output
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Weights', 'Data', 'DataRoot', 'Classes', 'Size', 'Cut', 'Mean', 'Std', 'Pretrained', 'Head', 'Forget',
@@ -385,9 +385,7 @@ def bench_command(context: typer.Context) -> None:
 
 def main() -> None:
     "The console script."
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows another one, and loses no result
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    lasting_output()
     try:
         app()
     except MagaError as e:
