@@ -23,7 +23,7 @@ from .pretrained import tensors_of
 
 # %% auto #0
 __all__ = ['floats', 'lying_on', 'in_single', 'check_network', 'check_shapes', 'check_weights', 'check_pad', 'check_model',
-           'moving_head', 'unwrapped', 'prepared', 'handed_back']
+           'moving_head', 'check_plain_head', 'unwrapped', 'prepared', 'handed_back']
 
 # %% ../nbs/011_adapter.ipynb #26475ce8
 def floats(model: nn.Module) -> dict[str, Tensor]:
@@ -243,6 +243,16 @@ def moving_head(model: nn.Module) -> nn.Linear:
             "or take a method that leaves it (restart with head='shrunk')."
         )
     return head
+
+
+def check_plain_head(model: nn.Module, images: ImageSet) -> None:
+    "`MagaError` where the logits are not what the last linear layer gives, for example scaled or capped."
+    (output, given), head = _asked(model, images), last_linear(model)
+    logits, made = logits_of(output), next((given.get(name) for name, m in model.named_modules() if m is head), None)
+    if made is None or made.shape != logits.shape or not torch.allclose(made, logits):
+        raise MagaError(
+            "The network changes what its last linear layer gives, and here that layer is fitted alone: take a method that trains the network."
+        )
 
 # %% ../nbs/011_adapter.ipynb #8440ba9d
 def unwrapped(model: nn.Module) -> nn.Module:

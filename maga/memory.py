@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import weakref
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .data import ImageSet
+from .data import ImageSet, MagaError
 from .device import autocast
-from .models import ModelSpec, recomputing
+from .models import ModelSpec, batch_norms
 from .training import Batch, Examples, FitConfig, cross_entropy, fit, make_optimizer
 
 # %% auto #0
-__all__ = ['LivingBytes', 'unfilled', 'two_steps', 'step_bytes', 'vit_bytes', 'vit_step_gb']
+__all__ = ['LivingBytes', 'unfilled', 'two_steps', 'step_bytes', 'recomputing', 'vit_bytes', 'vit_step_gb']
 
 # %% ../nbs/007_memory.ipynb #f73ca184
 class LivingBytes(TorchDispatchMode):
@@ -84,6 +84,16 @@ def step_bytes(model: nn.Module, images: ImageSet, config: FitConfig) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True), LivingBytes() as memory:
         two_steps(model, fresh, config)
     return memory.peak
+
+# %% ../nbs/007_memory.ipynb #d1a7b3e4
+def recomputing(model: nn.Module) -> nn.Module:
+    "A copy that computes the activations of its blocks again in the backward pass instead of keeping them; `MagaError` if it cannot."
+    switch = getattr(copy.deepcopy(model), "set_grad_checkpointing", None)
+    if switch is None or batch_norms(model):
+        why = "has no set_grad_checkpointing" if switch is None else "has batch norm, whose statistics would be updated twice"
+        raise MagaError(f"{type(model).__name__} {why}: activations can be computed again in timm's Transformers; use the model as it is.")
+    switch(True)
+    return cast(nn.Module, switch.__self__)
 
 # %% ../nbs/007_memory.ipynb #362f374f
 def vit_bytes(

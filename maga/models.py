@@ -28,8 +28,8 @@ from .pretrained import PRETRAINED, check_parameters, fill, save_tensors, tensor
 
 # %% auto #0
 __all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'from_timm', 'ModelSpec', 'batch_norms', 'frozen_batch_norms',
-           'recomputing', 'logits_of', 'Classifier', 'head_of', 'last_linear', 'keeping_modes', 'evaluating',
-           'features_and_logits', 'Penultimate', 'save_checkpoint', 'load_checkpoint']
+           'logits_of', 'Classifier', 'head_of', 'last_linear', 'keeping_modes', 'evaluating', 'features_and_logits',
+           'Penultimate', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/003_models.ipynb #56629c46
 def _resnet18(num_classes: int, size: int) -> nn.Module:
@@ -221,18 +221,14 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 def frozen_batch_norms(model: nn.Module) -> list[nn.Module]:
-    "Those that the user froze: their parameters do not move, or they are in eval mode while the model is in train mode."
-    return [m for m in batch_norms(model) if (model.training and not m.training) or {p.requires_grad for p in m.parameters()} == {False}]
-
-
-def recomputing(model: nn.Module) -> nn.Module:
-    "A copy that computes the activations of its blocks again in the backward pass instead of keeping them; `MagaError` if it cannot."
-    switch = getattr(copy.deepcopy(model), "set_grad_checkpointing", None)
-    if switch is None or batch_norms(model):
-        why = "has no set_grad_checkpointing" if switch is None else "has batch norm, whose statistics would be updated twice"
-        raise MagaError(f"{type(model).__name__} {why}: activations can be computed again in timm's Transformers; use the model as it is.")
-    switch(True)
-    return cast(nn.Module, switch.__self__)
+    "Those that the user froze: by their parameters, by eval mode beside layers in train mode, or by the model's own `train()`."
+    norms = batch_norms(model)
+    layers = [m for m in model.modules() if m not in norms and next(m.parameters(recurse=False), None) is not None]
+    moving = model.training and any(m.training for m in layers)
+    own = any(type(m).train is not nn.Module.train for m in model.modules())
+    left = [not m.training for m in batch_norms(copy.deepcopy(model).train())] if own else [False] * len(norms)
+    frozen = [n or (moving and not m.training) or {p.requires_grad for p in m.parameters()} == {False} for n, m in zip(left, norms, strict=True)]
+    return [m for m, is_frozen in zip(norms, frozen, strict=True) if is_frozen]
 
 # %% ../nbs/003_models.ipynb #ea513c88
 def logits_of(output: Any) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 
 from maga import benchmark
 from maga.data import MagaError, forget_class
-from maga.memory import LivingBytes, vit_bytes, vit_step_gb
+from maga.memory import LivingBytes, recomputing, vit_bytes, vit_step_gb
 from maga.methods.contract import METHODS
 from maga.methods.noise import NoiseConfig, make_noise
-from maga.models import ModelSpec, recomputing
+from maga.models import ModelSpec
 from maga.sources import digits
 from maga.training import Examples, FitConfig, fit
 

@@ -9,7 +9,7 @@ from maga.data import MagaError, forget_class
 from maga.methods import features
 from maga.methods.contract import METHODS, get_method
 from maga.methods.features import DirectionalConfig, UndoConfig, blinded, layer_means, leaving, random_directions, without_directions
-from maga.methods.restart import Distil, RestartConfig, passes_of, taught
+from maga.methods.restart import Distil, RestartConfig, taught
 from maga.sources import digits
 from maga.training import Batch, FitConfig
 
@@ -175,7 +175,7 @@ def test_the_presets_cost_what_their_names_say(name):
         if preset.endswith("%"):
             *network, budget = preset.split("_")
             split = Sized(1_000, 9_000) if network == ["small"] else Sized(500, 49_500)
-            share = 100 * passes_of(config, split) / ((10 if network == ["haar"] else 40) * len(split.retain_train))
+            share = 100 * get_method(name).cost(config, split) / ((10 if network == ["haar"] else 40) * len(split.retain_train))
             least = 0.66 if network == ["small"] else 0.87
             assert least * float(budget[:-1]) <= share <= float(budget[:-1]), (preset, share)
 

@@ -27,16 +27,19 @@ from maga.methods.published import lines_of, unexplained
 from maga.methods.relabelling import saliency_mask
 from maga.methods.relatives import last_parameters
 from maga.methods.restart import Distil, weight_layers
-from maga.methods.retraining import reinitialised
+from maga.methods.retraining import fresh_model, reinitialised
 from maga.methods.tuning import tune, tuning_split
-from maga.models import ModelSpec, small_network
+from maga.models import Classifier, ModelSpec, batch_norms, small_network
 from maga.requests import after
 from maga.sources import digits
 from maga.training import Batch, Examples, FitConfig, fit
 
+from .conftest import generator
+
 NAMES = tuple(METHODS)
 RESTARTS = ("restart", "eu_k", "not_", "random_mask")  # damage of weights alone
 STUDENTS = ("undo",)  # learn of the original what is retained
+WITH_FACTORY = tuple(name for name in NAMES if "make_model" in METHODS[name].needs)
 TASKS = ("class", "subclass", "random")
 
 
@@ -761,6 +764,93 @@ def test_frozen_parameters_stay(average):
         config = short(name, make)
         after = run(name, model, split, replace(config, fit=replace(config.fit, average=average)))
         assert torch.equal(after["conv1.weight"], model.conv1.weight) and not torch.equal(after["fc.weight"], model.fc.weight)
+
+
+@pytest.mark.parametrize("wrapped", (False, True))
+@pytest.mark.parametrize("name", ("retrain", "restart", "not_", "finetune"))
+def test_a_new_wrapper_around_a_network_in_eval_mode_freezes_nothing(name, wrapped):
+    "torch's modules begin in train mode, so `nn.Sequential(normalise, net)` of a loaded network is half in each."
+    split = split_of("class")
+    inner = model_of("resnet10", split.train).eval()
+    model = nn.Sequential(nn.Identity(), inner) if wrapped else inner
+    make = maker("resnet10", split.train)
+    config = short(name, (lambda g: nn.Sequential(nn.Identity(), make(g))) if wrapped else make)
+    after_it = run(name, model, split, config)
+    mean = f"{'1.' * wrapped}bn1.running_mean"
+    assert not torch.equal(after_it[mean], state(model)[mean]), "statistics are those of the retained images"
+
+
+class KeepsStatistics(nn.Sequential):
+    "Freezes its batch norms by its own `train()`, as code for detection often does."
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        for m in batch_norms(self):
+            m.eval()
+        return self
+
+
+@pytest.mark.parametrize("name", ("retrain", "restart", "not_", "finetune"))
+def test_batch_norms_that_a_network_keeps_in_eval_mode_stay(name):
+    split = split_of("class")
+    make = maker("resnet10", split.train)
+    model = KeepsStatistics(make(generator())).eval()
+    for m in batch_norms(model):
+        m.running_mean.fill_(0.25)
+    after_it = run(name, model, split, short(name, lambda g: KeepsStatistics(make(g))))
+    assert all(torch.equal(v, torch.full_like(v, 0.25)) for k, v in after_it.items() if k.endswith("running_mean"))
+
+
+@pytest.mark.parametrize("name", WITH_FACTORY)
+def test_a_factory_that_draws_from_the_global_state_is_repeatable(name):
+    split = split_of("class")
+    model, config = model_of("own", split.train), short(name, lambda g: Own(len(split.train.classes)))
+    torch.manual_seed(0)
+    first, global_state = run(name, model, split, config), torch.get_rng_state()
+    torch.manual_seed(1)
+    assert equal(first, run(name, model, split, config))
+    torch.manual_seed(0)
+    assert torch.equal(global_state, torch.get_rng_state()), "the caller's random state is not moved"
+
+
+@pytest.mark.parametrize("wrapper", (torch.compile, nn.DataParallel))
+@pytest.mark.parametrize("name", WITH_FACTORY)
+def test_a_factory_may_give_a_wrapped_network(name, wrapper):
+    "What came in plain goes out plain, whatever the factory wraps its networks in."
+    split = split_of("class")
+    make = maker("own", split.train)
+    plain, wrapped = (run(name, make(generator()), split, short(name, f)) for f in (make, lambda g: wrapper(make(g))))
+    assert equal(plain, wrapped)
+
+
+def test_a_factorys_frozen_layers_move_where_the_originals_do():
+    split = split_of("class")
+    make = maker("own", split.train)
+
+    def frozen(generator: torch.Generator) -> nn.Module:
+        net = make(generator)
+        net.body.requires_grad_(False)
+        return net
+
+    fresh = fresh_model(make(generator(1)), split, frozen, generator(2))
+    assert all(p.requires_grad for p in fresh.parameters())
+
+
+def test_directional_damage_refuses_the_trained_model_as_a_factory():
+    split = split_of("class")
+    model = model_of("resnet10", split.train)
+    with pytest.raises(MagaError, match="the trained model itself"):
+        run("directional_damage", model, split, short("directional_damage", lambda g: copy.deepcopy(model)))
+
+
+def test_head_distillation_refuses_a_network_that_changes_what_its_last_layer_gives():
+    class Capped(Own):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * torch.tanh(super().forward(x) / 2)
+
+    split = split_of("class")
+    with pytest.raises(MagaError, match="changes what its last linear layer gives"):
+        run("head_distillation", Classifier(Capped(len(split.train.classes)), "answer"), split)
 
 
 def test_a_restart_has_no_judge():

@@ -13,7 +13,10 @@ from maga.experiments.store import canonical
 from maga.measures.cost import counted_passes
 from maga.methods import restart as module
 from maga.methods.contract import get_method
+from maga.methods.distillation import TrewConfig
+from maga.methods.maga import MaGAConfig
 from maga.methods.maga_soft import Experts, MagaSoftConfig
+from maga.methods.noise import NoiseConfig
 from maga.methods.restart import (
     RESTART_PRESETS,
     Distil,
@@ -26,6 +29,7 @@ from maga.methods.restart import (
     within_budget,
 )
 from maga.models import BUILT_HERE, batch_norms, last_linear
+from maga.own.forgetting import planned
 from maga.training import Batch, FitConfig
 
 from .conftest import generator
@@ -230,6 +234,8 @@ COSTS = {  # what is run, on which network and task
     "no superclass": ("maga_soft", "resnet10", "subclass", replace(SOFT, experts=replace(LOOKS, neighbours=0.0, own=0.0))),
     "statistics": ("restart", "resnet10", "class", RestartConfig(AVERAGED, perturb=0.0)),
     "no statistics": ("restart", "own", "class", RestartConfig(AVERAGED, perturb=0.0)),
+    "labels from T": ("no_noise", "resnet10", "class", MaGAConfig(retain_images=20, fit=ONCE)),
+    "pairs": ("trew", "resnet10", "class", TrewConfig(replace(ONCE, pad=0, flip=False, batch_size=8), forget_batch=3, retain_images=20)),
     "frozen statistics": ("maga_soft", "resnet10", "class", replace(SOFT, fit=replace(AVERAGED, freeze_batch_norm=True))),
 }
 
@@ -238,14 +244,47 @@ COSTS = {  # what is run, on which network and task
 def test_what_is_said_to_cost_is_what_is_counted(case):
     name, kind, task, config = COSTS[case]
     split = split_of(task)
-    if name == "maga_soft":
+    if "transition" in get_method(name).needs:
         config = replace(config, transition=random_transition(split.train.classes))
     model = model_of(kind, split.train)
     with counted_passes() as passes:
         run(name, model, split, config)
-    assert passes_of(config, split, model) == pytest.approx(float(passes))
-    assert passes_of(config, split) >= passes_of(config, split, model)
-    assert (passes_of(config, split) > passes_of(config, split, model)) == (case == "no statistics"), "a bound for a network without batch norm"
+    said, bound = (get_method(name).cost(config, split, *given) for given in ((model,), ()))
+    assert said == pytest.approx(float(passes)) and bound >= said
+    assert (bound > said) == (case == "no statistics"), "a bound for a network without batch norm"
+
+
+@pytest.mark.parametrize("fragment", ("replace", "union"))
+@pytest.mark.parametrize("name", ("maga", "random_label"))
+def test_the_noise_is_paid_for(name, fragment):
+    "Every allowed class has a bank at most, and every bank all its steps."
+    split = split_of("class")
+    of_noise = NoiseConfig(size=2, steps=3, amp=False)
+    config = MaGAConfig(random_transition(split.train.classes), noise=of_noise, retain_images=20, fit=ONCE, fragment=fragment, tau=0.5)
+    with counted_passes() as passes:
+        run(name, model_of("resnet10", split.train), split, config)
+    said, bank = get_method(name).cost(config, split), 2 * (3 + 1 / 3)
+    missing = (said - float(passes)) / bank
+    assert missing == pytest.approx(round(missing), abs=1e-3) and 0 <= missing < split.num_classes, "whole banks of classes that no label names"
+    assert get_method(name).cost(replace(config, noise=replace(of_noise, stop=100.0)), split) == said, "a bound where noise stops early"
+
+
+def test_methods_without_a_stated_cost_have_no_budget():
+    split = split_of("class")
+    with pytest.raises(MagaError, match="ssd has no budget"):
+        planned(model_of("resnet10", split.train), split, "ssd", "digits", budget=0.5, trained=12)
+
+
+def test_a_budget_of_maga_is_kept_or_refused():
+    "Where noise for every class costs more than the budget, it says what the least is."
+    split = split_of("class")
+    model, T = model_of("resnet10", split.train), random_transition(split.train.classes)
+    config, training = MaGAConfig(T, noise=NoiseConfig(size=1, steps=2), fit=replace(ONCE, batch_size=4)), FitConfig(epochs=12)
+    cost, retrain = get_method("maga").cost, 12 * len(split.retain_train)
+    within = within_budget(config, 0.5, split, training, model, cost=cost)
+    assert cost(within, split, model) <= 0.5 * retrain
+    with pytest.raises(MagaError, match="too small"):
+        within_budget(replace(config, noise=NoiseConfig(size=256)), 0.5, split, training, model, cost=cost)
 
 
 def test_batch_norms_that_are_frozen_cost_no_statistics():

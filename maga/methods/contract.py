@@ -22,11 +22,14 @@ from torch import Tensor, nn
 from ..adapter import handed_back, prepared
 from ..checks import Checked, check_generator, check_value, shown
 from ..data import TASKS, ForgetSplit, MagaError, did_you_mean, no_such
-from ..training import Examples, FitConfig, Progress, shuffled_batches
+from ..measures.cost import FORWARD_ALONE
+from ..models import batch_norms, frozen_batch_norms
+from ..training import STATISTICS_IMAGES, Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
-__all__ = ['Unlearn', 'Config', 'METHODS', 'ADDED', 'Source', 'Method', 'get_method', 'method', 'code_of', 'with_change',
-           'FitOnly', 'sample_retained', 'plain_fit', 'forget_then_retain', 'paired_batches', 'part_means', 'show_flow']
+__all__ = ['Unlearn', 'Cost', 'Config', 'METHODS', 'ADDED', 'Source', 'Method', 'get_method', 'method', 'code_of', 'with_change',
+           'FitOnly', 'sample_retained', 'count_retained', 'fit_passes', 'plain_fit', 'forget_then_retain',
+           'paired_batches', 'part_means', 'show_flow']
 
 # %% ../../nbs/300_contract.ipynb #e41d9b06
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Source:
 
 # %% ../../nbs/300_contract.ipynb #cee1247a
 Unlearn = Callable[..., nn.Module]
+Cost = Callable[..., float]  # (config, split, the original or None) -> image passes at most
 Config = TypeVar("Config")
 
 
@@ -64,6 +68,7 @@ class Method(Generic[Config]):
     source: str  # where it comes from
     needs: tuple[str, ...] = ()  # fields that hold no setting and that the caller fills: "transition", "make_model"
     sources: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)  # preset -> where its numbers come from
+    cost: Cost | None = None  # of a configuration; None: its settings do not say, and a budget cannot be asked for
 
     def __call__(
         self,
@@ -127,6 +132,7 @@ def method(
     source: str = "",  # paper or reference
     needs: tuple[str, ...] = (),  # fields of the configuration that the caller fills before a run
     sources: Mapping[str, tuple[Source, ...]] | None = None,  # preset -> where its numbers come from; the package's own methods name all
+    cost: Cost | None = None,  # (config, split, the original or None) -> image passes at most; None: no budget can be asked for
 ) -> Callable[[Unlearn], Method[Config]]:
     "Makes a method of an unlearning function and registers it; a second registration under the same name replaces the first."
     if not presets or not all(is_dataclass(p) for p in presets.values()):
@@ -138,7 +144,7 @@ def method(
         raise MagaError(f"The method {name!r} has a source for {unknown[0]!r}, which is none of its presets: {', '.join(presets)}.")
 
     def register(run: Unlearn) -> Method[Config]:
-        METHODS[name] = made = Method(name, run, presets, tasks, source, needs, sources or {})
+        METHODS[name] = made = Method(name, run, presets, tasks, source, needs, sources or {}, cost)
         return made
 
     return register
@@ -185,6 +191,21 @@ def sample_retained(
     "n random indices of the retain set, or all of it where it is smaller: int64; for None all of it, in its order and without a draw."
     kept = split.retain_train
     return kept if n is None else kept[torch.randperm(len(kept), generator=generator)[:n].to(kept.device)]
+
+
+def count_retained(split: ForgetSplit, n: int | None) -> int:
+    "How many `sample_retained` gives."
+    return len(split.retain_train) if n is None else min(n, len(split.retain_train))
+
+
+def fit_passes(
+    config: FitConfig,
+    rows: int,  # examples of an epoch
+    model: nn.Module | None = None,  # the original; None: batch norm's statistics count, which is a bound for a network without it
+) -> float:
+    "Image passes of a training: its epochs, and the look for batch norm's statistics after averaging."
+    moves = not config.freeze_batch_norm and (model is None or len(frozen_batch_norms(model)) < len(batch_norms(model)))
+    return config.epochs * rows + FORWARD_ALONE * (min(STATISTICS_IMAGES, rows) if config.average and moves else 0)
 
 # %% ../../nbs/300_contract.ipynb #ada33b99
 def plain_fit(

@@ -16,13 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapter import moving_head
+from ..adapter import check_plain_head, moving_head
 from ..capture import tensors_only
 from ..checks import Amount, Checked, Count, Part, Positive, Range
 from ..data import ForgetSplit, MagaError
 from ..device import to_device
+from ..measures.cost import FORWARD_ALONE
 from ..measures.metrics import predict
-from .contract import FitOnly, Source, forget_then_retain, method, paired_batches, part_means, plain_fit, sample_retained
+from .contract import FitOnly, Source, count_retained, fit_passes, method, paired_batches, part_means, plain_fit, sample_retained
+from .contract import forget_then_retain
 from .labels import checked_allowed
 from .published import FOSTER, FOSTER_ADAM, FOSTER_IMAGES, KURMANJI, NO_VIT, SGD, TUNED, ZHOU, numbers_of, ours, read_in
 from .retraining import MakeModel, fresh_model
@@ -35,7 +37,7 @@ __all__ = ['BAD_TEACHER_PRESETS', 'BAD_TEACHER_SOURCES', 'AS_TEACHER', 'SCRUB_PR
            'TREW_BETA', 'TREW_OURS', 'TREW_SOURCES', 'AFTER_TREW', 'HEAD_DISTILLATION_PRESETS', 'CONTROL',
            'HEAD_DISTILLATION_SOURCES', 'kl_divergence', 'check_unaugmented', 'BadTeacherConfig', 'public_teacher',
            'bad_teacher', 'ScrubConfig', 'scrub_batches', 'scrub', 'removed_targets', 'public_delete', 'delete',
-           'class_cosines', 'TrewConfig', 'trew', 'head_distillation']
+           'class_cosines', 'TrewConfig', 'trew_passes', 'trew', 'head_distillation']
 
 # %% ../../nbs/309_distillation.ipynb #7f8e3686
 @tensors_only
@@ -276,7 +278,14 @@ TREW_SOURCES = {"paper_resnet18": TREW_OURS, "paper_vit": TREW_OURS, "digits": T
 AFTER_TREW = "after TREW, Ebrahimpour-Boroojeny et al. 2026: targets tilted by plain cosines, and retain images"
 
 
-@method("trew", TREW_PRESETS, source=AFTER_TREW, sources=TREW_SOURCES)
+def trew_passes(config: TrewConfig, split: ForgetSplit, model: nn.Module | None = None) -> float:
+    "Image passes of TREW: the rows of its batches, and a look at the forget images."
+    n, retained = len(split.forget_train), count_retained(split, config.retain_images)
+    batches = paired_batches(n, retained, config.fit.batch_size, config.forget_batch)(torch.Generator())
+    return fit_passes(config.fit, sum(map(len, batches)), model) + FORWARD_ALONE * n
+
+
+@method("trew", TREW_PRESETS, source=AFTER_TREW, sources=TREW_SOURCES, cost=trew_passes)
 def trew(model: nn.Module, split: ForgetSplit, config: TrewConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Distillation of the original, the forgotten class removed and near classes raised, with cross entropy on retain images."
     check_unaugmented("trew", config.fit)
@@ -319,6 +328,7 @@ def head_distillation(
 ) -> nn.Module:
     "The original with its last linear layer fitted to answers without the forgotten class; the encoder is untouched. `MagaError` for a frozen one."
     moving_head(model)
+    check_plain_head(model, split.train)
     check_unaugmented("head_distillation", config.fit)
     checked_allowed(split.forbidden_labels())
     forbidden = torch.zeros(len(split.train), split.num_classes, dtype=torch.bool, device=split.device)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ..checks import Count, MagaError, Part, Range, Share
 from ..data import ForgetSplit
 from ..device import autocast, pass_size, to_device
-from .contract import Source, method, sample_retained
+from ..measures.cost import FORWARD_ALONE
+from .contract import Source, count_retained, method, sample_retained
 from .published import LEE, ours, read_in
 from .restart import BUDGETED, BUDGETS, DIGITS_BUDGET, HAAR_BUDGETS, SMALL_BUDGETS, VIT_BUDGET, Distil, RestartConfig, StartConfig
-from .restart import fresh_weights, recovered, restarted, shrink_and_perturb, taught
+from .restart import fresh_weights, passes_of, recovered, restarted, shrink_and_perturb, taught
 from .retraining import MAKE_PLAIN
 from ..models import evaluating
 from ..training import Progress
@@ -26,7 +27,7 @@ from ..training import Progress
 # %% auto #0
 __all__ = ['UNDO_PRESETS', 'OF_LEE', 'UNDO_SOURCES', 'SMALL', 'DIRECTIONAL_PRESETS', 'OF_HATAMI', 'DIRECTIONAL_SOURCES',
            'UndoConfig', 'undo', 'layer_means', 'leaving', 'random_directions', 'without_directions',
-           'DirectionalConfig', 'blinded', 'directional_damage']
+           'DirectionalConfig', 'blinded', 'directional_passes', 'directional_damage']
 
 # %% ../../nbs/315_features.ipynb #6a61b417
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ UNDO_SOURCES = dict.fromkeys(UNDO_PRESETS, (OF_LEE, *BUDGETED))
     source="UNDO of Lee et al. 2025, with the original without the class as its unlearned teacher",
     needs=("make_model",),
     sources=UNDO_SOURCES,
+    cost=passes_of,
 )
 def undo(model: nn.Module, split: ForgetSplit, config: UndoConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "A student that starts from noisy weights and learns on retain images what the original without the forgotten classes answers."
@@ -204,6 +206,11 @@ def blinded(
     return cut
 
 
+def directional_passes(config: DirectionalConfig, split: ForgetSplit, model: nn.Module | None = None) -> float:
+    "Image passes of directional damage: those of the restart, and the images of the means."
+    return passes_of(config, split, model) + FORWARD_ALONE * (len(split.forget_train) + count_retained(split, config.mean_images))
+
+
 @method(
     "directional_damage",
     DIRECTIONAL_PRESETS,
@@ -211,6 +218,7 @@ def blinded(
     source="after DAMP of Hatami et al. 2026, followed by a restart",
     needs=("make_model",),
     sources=DIRECTIONAL_SOURCES,
+    cost=directional_passes,
 )
 def directional_damage(
     model: nn.Module, split: ForgetSplit, config: DirectionalConfig, generator: torch.Generator, progress: Progress | None = None

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,8 +17,9 @@ from ..checks import Amount, Checked, Part, Share
 from ..data import ForgetSplit, MagaError
 from ..judges.transition import TransitionMatrix
 from ..measures.metrics import predict
-from .contract import ADDED, Source, method, plain_fit, sample_retained
+from .contract import ADDED, Source, count_retained, fit_passes, method, plain_fit, sample_retained
 from .labels import Reading, class_overlap, column_of, perturbing_labels, random_labels
+from ..measures.cost import FORWARD_ALONE
 from .noise import NoiseBank, NoiseConfig, combine_noise, make_noise
 from .published import numbers_of, ours
 from ..progress import preparing
@@ -26,7 +28,7 @@ from ..training import Examples, FitConfig, Progress, fit
 # %% auto #0
 __all__ = ['PAPER_VIT', 'MAGA_PRESETS', 'SILENT', 'EQUATION_10', 'MAGA_SOURCES', 'MaGAConfig', 'table_5', 'FeatureNoise',
            'original_probabilities', 'overlap_of', 'ranked_labels', 'perturbed_examples', 'feature_noise_banks',
-           'unlearn_with_labels', 'maga', 'random_label', 'no_noise']
+           'unlearn_with_labels', 'maga_passes', 'maga', 'random_label', 'no_noise']
 
 # %% ../../nbs/304_maga.ipynb #c5ea3992
 @dataclass(frozen=True)
@@ -185,21 +187,46 @@ def unlearn_with_labels(
     return fit(model, perturbed_examples(split, retained, labels, config, banks), config.fit, generator, progress=progress)
 
 # %% ../../nbs/304_maga.ipynb #135e05a8
-@method("maga", MAGA_PRESETS, source="MaGA, eq. 5–10, Algorithm 1, Table 5", needs=("transition",), sources=MAGA_SOURCES)
+def maga_passes(
+    config: MaGAConfig,
+    split: ForgetSplit,
+    model: nn.Module | None = None,  # the original
+    noisy: bool = True,
+    ranked: bool = True,  # labels from T; False: at random
+) -> float:
+    "Image passes at most: noise for every allowed class, or as many as there are forget images, all its steps, and the training."
+    n, copies = len(split.forget_train), 2 if noisy and config.fragment == "union" else 1
+    looked = n if ranked and config.reading == "R" else 0
+    training = fit_passes(config.fit, copies * n + count_retained(split, config.retain_images), model) + FORWARD_ALONE * looked
+    if not noisy:
+        return training
+    positive = min(n, int((~split.forbidden_labels()).any(0).sum()))
+    banks = positive + len(split.train.labels[split.forget_train].unique())
+    return training + banks * config.noise.size * (config.noise.steps + FORWARD_ALONE)
+
+
+@method("maga", MAGA_PRESETS, source="MaGA, eq. 5–10, Algorithm 1, Table 5", needs=("transition",), sources=MAGA_SOURCES, cost=maga_passes)
 def maga(model: nn.Module, split: ForgetSplit, config: MaGAConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Machine-guided amnesiac unlearning: τ-ranked perturbing labels and the positive-negative noise pair."
     labels = ranked_labels(model, split, config)
     return unlearn_with_labels(model, split, labels, config, generator, progress, noisy=True)
 
 # %% ../../nbs/304_maga.ipynb #a66f3bd0
-@method("random_label", MAGA_PRESETS, source="MaGA's ablation RND, Table 6", sources=MAGA_SOURCES)
+@method("random_label", MAGA_PRESETS, source="MaGA's ablation RND, Table 6", sources=MAGA_SOURCES, cost=partial(maga_passes, ranked=False))
 def random_label(model: nn.Module, split: ForgetSplit, config: MaGAConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "RND: random labels instead of τ-ranked ones, noise kept."
     labels = random_labels(split.forbidden_labels(), generator)
     return unlearn_with_labels(model, split, labels, config, generator, progress, noisy=True)
 
 
-@method("no_noise", MAGA_PRESETS, source="MaGA's ablation w.o.FN, Table 6", needs=("transition",), sources=MAGA_SOURCES)
+@method(
+    "no_noise",
+    MAGA_PRESETS,
+    source="MaGA's ablation w.o.FN, Table 6",
+    needs=("transition",),
+    sources=MAGA_SOURCES,
+    cost=partial(maga_passes, noisy=False),
+)
 def no_noise(model: nn.Module, split: ForgetSplit, config: MaGAConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "w.o.FN: perturbing labels, no noise."
     labels = ranked_labels(model, split, config)

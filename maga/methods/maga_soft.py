@@ -18,20 +18,22 @@ from ..adapter import check_pad
 from ..checks import Amount, Checked, Count, Positive, Range, Share, Weight
 from ..data import ForgetSplit, MagaError, random_views
 from .labels import Reading, soft_targets
+from ..measures.cost import FORWARD_ALONE
 from ..measures.metrics import predict
 from ..device import autocast
 from ..models import Penultimate
 from .distillation import removed_targets
 from ..training import Examples, FitConfig, Progress, fit
 from ..judges.transition import TransitionMatrix
-from .contract import ADDED, method, sample_retained
+from .contract import ADDED, count_retained, fit_passes, method, sample_retained
 from .published import ours, tuned_in
 from .maga import overlap_of
 
 # %% auto #0
 __all__ = ['MAGA_SOFT_PRESETS', 'SOFT_TARGETS', 'MAGA_SOFT_SOURCES', 'Experts', 'view_probabilities', 'nearest_votes',
            'neighbour_votes', 'smoothed', 'judge_probabilities', 'product_of_experts', 'keep_own_label', 'believed',
-           'soft_labels', 'show_opinions', 'MagaSoftConfig', 'vanishing', 'retained_targets', 'maga_soft']
+           'soft_labels', 'show_opinions', 'MagaSoftConfig', 'experts_look', 'soft_passes', 'vanishing',
+           'retained_targets', 'maga_soft']
 
 # %% ../../nbs/310_maga_soft.ipynb #c7c27240
 @dataclass(frozen=True)
@@ -222,6 +224,21 @@ class MagaSoftConfig(Checked):
         return self.experts.judge > 0
 
 
+def experts_look(split: ForgetSplit, experts: Experts) -> int:
+    "Images that experts look at, each a forward pass."
+    e, n = experts, len(split.forget_train)
+    voters = n + count_retained(split, e.bank)
+    votes = voters if e.neighbours > 0 or believed(split, e) > 0 else 0  # also asked where the own label may stay
+    return n * e.n_views * (e.views > 0) + n * (e.judge > 0 and e.reading == "R") + votes
+
+
+def soft_passes(config: MagaSoftConfig, split: ForgetSplit, model: nn.Module | None = None) -> float:
+    "Image passes of `maga_soft`: training, and what experts and distilled targets look at."
+    retained = count_retained(split, config.retain_images)
+    looked = experts_look(split, config.experts) + (retained if config.retain_targets == "distilled" else 0)
+    return fit_passes(config.fit, len(split.forget_train) + retained, model) + FORWARD_ALONE * looked
+
+
 def vanishing(split: ForgetSplit) -> Tensor:
     "bool [K]: classes that are forgotten as a whole."
     gone = torch.zeros(split.num_classes, dtype=torch.bool, device=split.device)
@@ -275,7 +292,7 @@ MAGA_SOFT_SOURCES = dict.fromkeys(MAGA_SOFT_PRESETS, ours("no published method; 
 }
 
 
-@method("maga_soft", MAGA_SOFT_PRESETS, source=SOFT_TARGETS, needs=("transition",), sources=MAGA_SOFT_SOURCES)
+@method("maga_soft", MAGA_SOFT_PRESETS, source=SOFT_TARGETS, needs=("transition",), sources=MAGA_SOFT_SOURCES, cost=soft_passes)
 def maga_soft(
     model: nn.Module, split: ForgetSplit, config: MagaSoftConfig, generator: torch.Generator, progress: Progress | None = None
 ) -> nn.Module:

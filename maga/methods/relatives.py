@@ -17,7 +17,7 @@ from ..training import Progress
 from .contract import Source, method
 from .published import GOEL, read_in, tuned_in
 from .restart import BUDGETED, BUDGETS, CARRIED, DIGITS_BUDGET, HAAR_BUDGETS, SMALL_BUDGETS, VIT_BUDGET
-from .restart import RecoveryConfig, StartConfig, behind_weights, damaged, fresh_weights, recovered, weight_layers
+from .restart import RecoveryConfig, StartConfig, behind_weights, damaged, fresh_weights, passes_of, recovered, weight_layers
 
 # %% auto #0
 __all__ = ['EU_K_PRESETS', 'OF_GOEL', 'TUNED_HERE', 'EU_K_SOURCES', 'NOT_PRESETS', 'OF_KHALIL', 'NOT_SOURCES',
@@ -81,7 +81,7 @@ TUNED_HERE = tuned_in("methods.relatives")
 EU_K_SOURCES = dict.fromkeys(EU_K_PRESETS, (OF_GOEL, *BUDGETED)) | {"digits": TUNED_HERE, "haar_5%": (OF_GOEL, *CARRIED)}
 
 
-@method("eu_k", EU_K_PRESETS, source="EU-k of Goel et al. 2022", needs=("make_model",), sources=EU_K_SOURCES)
+@method("eu_k", EU_K_PRESETS, source="EU-k of Goel et al. 2022", needs=("make_model",), sources=EU_K_SOURCES, cost=passes_of)
 def eu_k(model: nn.Module, split: ForgetSplit, config: EUkConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The last k layers, reset and trained on the retain set; the others are frozen."
     new = set(last_parameters(model, config.k))
@@ -122,7 +122,7 @@ OF_KHALIL = Source(path="NoT, Khalil et al. 2025, the paper", numbers={"layer": 
 NOT_SOURCES = dict.fromkeys(NOT_PRESETS, (OF_KHALIL, *BUDGETED)) | {"digits": TUNED_HERE}
 
 
-@method("not_", NOT_PRESETS, source="NoT of Khalil et al. 2025", sources=NOT_SOURCES)
+@method("not_", NOT_PRESETS, source="NoT of Khalil et al. 2025", sources=NOT_SOURCES, cost=passes_of)
 def not_(model: nn.Module, split: ForgetSplit, config: NotConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "One layer's weights negated, then fine-tuning on the retain set."
     layers = weight_layers(model)
@@ -168,7 +168,7 @@ AFTER_CHALLENGE = "after the NeurIPS 2023 unlearning challenge, Triantafillou et
 RANDOM_MASK_SOURCES = dict.fromkeys(RANDOM_MASK_PRESETS, BUDGETED) | {"digits": TUNED_HERE}
 
 
-@method("random_mask", RANDOM_MASK_PRESETS, source=AFTER_CHALLENGE, needs=("make_model",), sources=RANDOM_MASK_SOURCES)
+@method("random_mask", RANDOM_MASK_PRESETS, source=AFTER_CHALLENGE, needs=("make_model",), sources=RANDOM_MASK_SOURCES, cost=passes_of)
 def random_mask(model: nn.Module, split: ForgetSplit, config: MaskConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "A random share of the weights reset, then fine-tuning on the retain set."
     fresh = fresh_weights(model, split, config.make_model, generator)

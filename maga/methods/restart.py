@@ -24,9 +24,9 @@ from ..data import ForgetSplit, MagaError
 from ..device import to_device
 from ..measures.cost import FORWARD_ALONE
 from ..models import batch_norms, frozen_batch_norms, logits_of
-from .maga_soft import Experts, believed, soft_labels, vanishing
-from ..training import PRETRAINING, STATISTICS_IMAGES, Batch, Examples, FitConfig, Objective, Progress, cross_entropy, fit
-from .contract import ADDED, Source, method, sample_retained
+from .maga_soft import Experts, experts_look, soft_labels, vanishing
+from ..training import PRETRAINING, Batch, Examples, FitConfig, Objective, Progress, cross_entropy, fit
+from .contract import ADDED, Cost, Source, count_retained, fit_passes, method, sample_retained
 from .published import ASH, ours, read_in, tuned_in
 
 # %% auto #0
@@ -308,49 +308,42 @@ Budgeted = TypeVar("Budgeted")
 
 
 def passes_of(
-    config: Any,  # has fit and retain_images, with experts or without
+    config: RecoveryConfig,
     split: ForgetSplit,
     model: nn.Module | None = None,  # the original; None: batch norm's statistics count, which is a bound for a network without it
 ) -> float:
-    "Image passes that it costs: training, batch norm's statistics after averaging, and what experts, teacher, targets and means look at."
-    kept, n, e = len(split.retain_train), len(split.forget_train), getattr(config, "experts", None)
-    retained = kept if config.retain_images is None else min(config.retain_images, kept)
-    rows = retained + (n if e is not None else 0)
-    moves = not config.fit.freeze_batch_norm and (model is None or len(frozen_batch_norms(model)) < len(batch_norms(model)))
-    looked = min(STATISTICS_IMAGES, rows) if config.fit.average and moves else 0
-    looked += config.fit.epochs * rows if getattr(config, "distil", None) is not None else 0
-    looked += retained if getattr(config, "retain_targets", "hard") == "distilled" else 0
-    if e is not None:
-        voters = n + min(e.bank or kept, kept)
-        looked += n * e.n_views * (e.views > 0) + n * (e.judge > 0 and e.reading == "R")
-        looked += voters * (e.neighbours > 0 or believed(split, e) > 0)  # also asked where the own label may stay
-    if hasattr(config, "mean_images"):
-        looked += n + min(config.mean_images or kept, kept)
-    return config.fit.epochs * rows + FORWARD_ALONE * looked
+    "Image passes that it costs: training, batch norm's statistics after averaging, and what experts and teacher look at."
+    experts = getattr(config, "experts", None)
+    rows = count_retained(split, config.retain_images) + (0 if experts is None else len(split.forget_train))
+    looked = 0 if experts is None else experts_look(split, experts)
+    looked += 0 if getattr(config, "distil", None) is None else config.fit.epochs * rows
+    return fit_passes(config.fit, rows, model) + FORWARD_ALONE * looked
 
 
 def within_budget(
-    config: Budgeted,  # a preset of restart, eu_k, not_, random_mask or maga_soft
+    config: Budgeted,  # has fit and retain_images
     share: float,  # of a retrain's passes, such as 0.05
     split: ForgetSplit,
     training: FitConfig,  # how your model was trained: its epochs count
     model: nn.Module | None = None,  # your model; None: the budget pays for batch norm's statistics, whether it has any or not
     spent: float = 0.0,  # image passes that the budget has paid for already
+    cost: Cost = passes_of,  # the method's: what such a configuration costs
 ) -> Budgeted:
     "The configuration with epochs and retained images for this budget; `MagaError` says what the least costs where that is more."
     check_value("share", share, Part)
     retrain, given = training.epochs * len(split.retain_train), cast(Any, config)
     epochs = max(1, min(given.fit.epochs, int((share - spent / retrain) * training.epochs)))
     fit = replace(given.fit, epochs=epochs)
-    low, high = 0, len(split.retain_train) + 1  # images that are affordable, and that are not
+    first = min(fit.batch_size, len(split.retain_train))
+    low, high = first - 1, len(split.retain_train) + 1  # images that are affordable or too few, and that are not affordable
     while high - low > 1:
         middle = (low + high) // 2
-        affordable = passes_of(replace(given, fit=fit, retain_images=middle), split, model) <= share * retrain - spent
+        affordable = cost(replace(given, fit=fit, retain_images=middle), split, model) <= share * retrain - spent
         low, high = (middle, high) if affordable else (low, middle)
     least = replace(given, fit=fit, retain_images=fit.batch_size)
-    if low < min(fit.batch_size, len(split.retain_train)):
-        cost, before = (math.ceil(1000 * passes / retrain) / 10 for passes in (passes_of(least, split, model), spent))  # percent, rounded up
-        least_cost = f"one batch of retained images costs {cost:g} % of a retrain ({retrain:,})"
+    if low < first:
+        passes, before = (math.ceil(1000 * p / retrain) / 10 for p in (cost(least, split, model), spent))  # percent, rounded up
+        least_cost = f"one batch of retained images costs {passes:g} % of a retrain ({retrain:,})"
         looks = f", and looking at images before that {before:g} %" * bool(spent)
         raise MagaError(f"A budget of {100 * share:g} % is too small: {least_cost}{looks}.")
     return replace(given, fit=fit, retain_images=low)
@@ -366,7 +359,7 @@ def restarted(
 ) -> nn.Module:
     "The model, shrunk and perturbed, then trained on retain images and, with experts, on forget images under soft targets."
     wanted = config.perturb > 0 or config.head != "shrunk"
-    fresh = fresh_weights(model, split, config.make_model, generator) if wanted else {}
+    fresh = fresh_weights(original, split, config.make_model, generator) if wanted else {}
     forget = soft_labels(original, split, config.experts, generator, amp=config.fit.amp) if config.experts is not None else None
     start = shrink_and_perturb(model, split, config.shrink, config.perturb, fresh, config.head)
     first = 0 if forget is None else len(forget)
@@ -374,7 +367,7 @@ def restarted(
     return recovered(start, split, config, generator, progress, forget=forget, objective=objective)
 
 
-@method("restart", RESTART_PRESETS, source="Ash and Adams 2020, shrink and perturb, for unlearning", needs=("make_model",), sources=RESTART_SOURCES)
+@method("restart", RESTART_PRESETS, source="Ash and Adams 2020, shrink and perturb, for unlearning", needs=("make_model",), sources=RESTART_SOURCES, cost=passes_of)
 def restart(model: nn.Module, split: ForgetSplit, config: RestartConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original, shrunk and perturbed, then trained on retain images and, with experts, on forget images under soft targets."
     return restarted(model, split, config, generator, progress, model)

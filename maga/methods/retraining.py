@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..adapter import in_single, moving_head
+from ..adapter import in_single, moving_head, unwrapped
 from ..checks import Checked, shown
 from ..data import ForgetSplit, MagaError
 from ..device import seeded, to_device
@@ -78,10 +78,7 @@ def reinitialised(
 # %% ../../nbs/305_retraining.ipynb #4e1f09ab
 def _frozen_as(fresh: nn.Module, model: nn.Module) -> nn.Module:
     "A factory's network with what is frozen in the model: values, and modes of its modules; `MagaError` where it has no place for it."
-    kept = _frozen(model)
-    if not kept:
-        return fresh
-    fresh = copy.deepcopy(fresh)
+    kept, fresh = _frozen(model), copy.deepcopy(fresh)
     there, modules = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}, dict(fresh.named_modules())
     if odd := [name for name, value in kept.items() if name not in there or there[name].shape != value.shape]:
         raise MagaError(
@@ -100,6 +97,14 @@ def _frozen_as(fresh: nn.Module, model: nn.Module) -> nn.Module:
     return fresh
 
 
+def _made(make_model: MakeModel, generator: torch.Generator) -> nn.Module:
+    "The factory's network; what it draws from torch's global random state comes from the generator as well."
+    beside = torch.Generator()
+    beside.set_state(generator.get_state())
+    with seeded(beside):
+        return make_model(generator)
+
+
 def fresh_model(
     model: nn.Module,  # the original
     split: ForgetSplit,
@@ -114,14 +119,14 @@ def fresh_model(
     if isinstance(make_model, nn.Module):
         raise MagaError("make_model is a model; expected a function (generator) -> untrained model, such as ModelSpec.make.")
     try:
-        fresh = reinitialised(model, generator) if make_model is None else make_model(generator)
+        fresh = reinitialised(model, generator) if make_model is None else _made(make_model, generator)
     except TypeError as e:
         raise MagaError(f"make_model cannot be called with a generator ({e}); expected a function (generator) -> untrained model.") from e
     if not isinstance(fresh, nn.Module):
         raise MagaError(f"make_model gave {shown(fresh)}; expected an untrained model.")
+    fresh = in_single(unwrapped(fresh))
     if isinstance(model, Classifier) and not isinstance(fresh, Classifier):
         fresh = Classifier(fresh, model.head)
-    fresh = in_single(fresh)
     ours, theirs = list(model.parameters()), list(fresh.parameters())
     same = len(ours) == len(theirs) and all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in zip(ours, theirs, strict=True))
     if make_model is not None and same:

@@ -79,7 +79,7 @@ def tune(
     model: nn.Module,  # an original trained on the split's training images
     split: ForgetSplit,  # see `tuning_split`
     retrain: nn.Module | Outputs,  # a retrain on the same split
-    seed: int = 0,
+    seed: int = 0,  # of the method's draws; another one than the original's, whose initialisation a restart would draw again
 ) -> list[Trial]:
     "Every setting tried once with the same seed, the nearest to the retrain first; settings that fail come last, with their error."
     gold = retrain if isinstance(retrain, Outputs) else Outputs.of(retrain, split)

@@ -254,13 +254,12 @@ def planned(
         usual = "paper_resnet18" if batch_norms(model) or "paper_vit" not in chosen.presets else "paper_vit"
         config = chosen.preset(preset or usual, split.task)
         why = f"{chosen.name} was asked for, with the preset {preset or usual}: its numbers were chosen for the network and data that it names."
-    counts = hasattr(config, "fit") and hasattr(config, "retain_images")
-    if budget is not None and not counts:
-        raise MagaError(f"{chosen.name} has no budget: its settings do not say how many images it trains on; leave the budget out.")
+    if budget is not None and chosen.cost is None:
+        raise MagaError(f"{chosen.name} has no budget: its settings do not say what it costs; leave the budget out.")
 
     def paid(share: float | None, spent: float = 0.0) -> Any:
         "The configuration for a share of a retrain, of which some passes are spent, with the single settings."
-        found = config if share is None else within_budget(config, share, split, FitConfig(epochs=trained or 1), model, spent)
+        found = config if share is None else within_budget(config, share, split, FitConfig(epochs=trained or 1), model, spent, chosen.cost)
         found = reduce(lambda c, change: with_change(c, *change), changes.items(), found)
         if own and "fit.average" not in changes:  # the usual one is for more steps than a budget pays for
             found = with_change(found, "fit.average", average_of(found.fit, min(found.retain_images or kept, kept)))
@@ -277,7 +276,7 @@ def planned(
         with counted_passes(split.device) as looks:
             config = replace(config, transition=transition_of(judge, model, split, g))
             passes += float(looks)
-    why += _said_cost((passes + passes_of(config, split, model)) / retrain, budget) if retrain and counts else ""
+    why += _said_cost((passes + chosen.cost(config, split, model)) / retrain, budget) if retrain and chosen.cost is not None else ""
     return Plan(chosen, config, why, trials, passes, trained, budget, begun.weights if begun else "")
 
 # %% ../../nbs/701_forgetting.ipynb #6d3dff8d
