@@ -18,7 +18,7 @@ from .catalogue import PUBLISHED, TUNED
 from ..measures.contract import interval
 
 # %% auto #0
-__all__ = ['CASE', 'PANELS', 'BUDGETED', 'APART', 'SIZE', 'with_gaps', 'frontier_points', 'by_case', 'Panel', 'at_least',
+__all__ = ['CASE', 'PANELS', 'BUDGETED', 'WIDE', 'APART', 'SIZE', 'with_gaps', 'frontier_points', 'by_case', 'Panel', 'at_least',
            'on_frontier', 'retrain_band', 'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned',
            'point_name', 'said_frontier']
 
@@ -78,6 +78,7 @@ class Panel:
     label: str
     ideal: float
     below_is_fine: bool = False  # nearer than a retrain counts as ideal
+    above_zero: bool = False  # a distance over another one: its axis is logarithmic where values are far apart
 
     def distance(self, value: float) -> float:
         "How far a value is from the ideal, 0 or more."
@@ -85,7 +86,7 @@ class Panel:
 
 
 PANELS = (
-    Panel("neighbour_tv_ratio", "TV ratio to the retrains", 1.0, below_is_fine=True),
+    Panel("neighbour_tv_ratio", "TV ratio to the retrains", 1.0, below_is_fine=True, above_zero=True),
     Panel("MIA_gap", "|MIA − retrains'|, points", 0.0),
     Panel("relearn_ratio", "relearn ratio", 1.0),
     Panel("probe_gap", "probe gap, points", 0.0),
@@ -137,6 +138,9 @@ def styles_of(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     return points | {m: {"color": c, "markersize": 4.5, "linewidth": 1.6, "linestyle": "-"} for m, c in coloured.items() if m in methods}
 
 
+WIDE = 5  # times the ideal, from which on an axis is logarithmic
+
+
 def _limits(values: Sequence[float]) -> tuple[float, float]:
     "Where an axis begins and ends that shows all values with a margin."
     low, high = min(values), max(values)
@@ -170,7 +174,16 @@ def _draw_panel(
             axis.errorbar(100 * part.cost, part[panel.metric], bars, marker=marker, elinewidth=0.7, capsize=0, **look)
         above = some[at_least(some, panel.metric)]
         axis.plot(100 * above.cost, above[panel.metric], "^", color=style["color"], markerfacecolor="white", markersize=7, zorder=3)
-    axis.set_ylim(_limits([*drawn[panel.metric], panel.ideal, *(band or ())]))
+    ends = [f"{panel.metric}_least", f"{panel.metric}_most"] if f"{panel.metric}_least" in drawn else []
+    shown = drawn[drawn.method.map(lambda m: not small or styles[m]["linestyle"] != "none")][ends].to_numpy().ravel()
+    axis.set_ylim(_limits([*drawn[panel.metric], panel.ideal, *(band or ()), *shown]))
+    if panel.above_zero and axis.get_ylim()[1] > WIDE * panel.ideal:
+        axis.set_yscale("log")
+        low = min(v for v in (*drawn[panel.metric], *shown, *(band or ()), panel.ideal) if v > 0)
+        axis.set_ylim(0.93 * low, axis.get_ylim()[1])
+        axis.yaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20]))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter("{x:g}")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100]))
     axis.xaxis.set_minor_locator(NullLocator())

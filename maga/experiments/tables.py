@@ -164,7 +164,9 @@ def show_times(result: Result):
     figure, axis = plt.subplots(figsize=(5, 0.6 + 0.28 * len(names)), dpi=110)
     axis.barh(names, seconds, color=["lightsteelblue"] * len(done) + ["lightgrey"])
     _dots(axis, result, done, "seconds")
-    ends = [*(max(s for r in result.rows[i] if not r.failed and not math.isnan(s := value_of(r, "seconds"))) for i in done.index), basics]
+    reach = done.seconds + done.seconds_ci95.fillna(0)  # of an interval; where there is none, the slowest run
+    slowest = (max(s for r in result.rows[i] if not r.failed and not math.isnan(s := value_of(r, "seconds"))) for i in done.index)
+    ends = [*(r if n >= FEW else s for r, n, s in zip(reach, done.seeds, slowest, strict=True)), basics]
     for y, (s, end) in enumerate(zip(seconds, ends, strict=True)):
         axis.text(end, y, f"  {s:.0f}" if s >= 10 else f"  {s:.1f}", va="center", fontsize=7)
     axis.set_xlim(0, 1.12 * max(ends))
@@ -263,7 +265,7 @@ def headline_table(result: Result, rest: bool = False) -> pd.DataFrame:  # rest:
     return table.loc[[*(m for m in TRAINED if m in order), *(m for m in order if m not in TRAINED)], chosen]
 
 # %% ../../nbs/506_tables.ipynb #2730c520
-NO_POPULATION = "no metrics over populations, which need two training seeds or more, and the models' logits"
+NO_POPULATION = "no metrics over populations, which need two training seeds or more (U-LiRA three), and the models' logits, which are not published"
 
 
 def population_table(result: Result, session: Session) -> tuple[pd.DataFrame, list[str]]:
