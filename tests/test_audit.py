@@ -147,7 +147,7 @@ def test_without_enough_retrains_nothing_is_decided():
     for some in ([], others[:1], others[:2]):
         a = judged(original, one, some)
         assert a.verdict == UNDECIDED and {f.verdict for f in a.findings} == {UNDECIDED}
-        assert f"train {retrains_wanted()} networks" in a.says
+        assert f"train {retrains_wanted()} networks" in a.says and all("needs 3 of them" in f.says for f in a.findings)
         assert widening(retrains_wanted(), 0.05 / len(AUDIT_MEASURES)) <= 6 < widening(retrains_wanted() - 1, 0.05 / len(AUDIT_MEASURES))
     assert len(judged(original, one, others).findings) == len(AUDIT_MEASURES)
 
@@ -159,6 +159,16 @@ def test_a_measure_without_images_decides_nothing():
     found = judged(an_original(rng), one, others)
     assert found["A_r"].verdict == UNDECIDED and "there is no image to measure it on" in found["A_r"].says
     assert found.verdict != DISTINGUISHABLE
+
+
+def test_a_class_without_test_images_is_measured_once_on_training_images(real):
+    "The distance on training images alone is among the measures that share the level, and the reasons name no other task."
+    whole, original, retrains, fresh = real
+    split = forget_class(whole.train, whole.test.subset(whole.retain_test), "nine")
+    a = audit(original.model, fresh.model, split, [r.model for r in retrains])
+    assert math.isnan(a["tv"].p) and a["tv_train"].p > 0 and a.verdict == UNDECIDED
+    for name in ("tv", "probe"):
+        assert "test images of what was forgotten" in a[name].says and "random" not in a[name].says
 
 
 def test_a_measure_without_power_says_how_many_retrains_it_takes():
@@ -255,6 +265,24 @@ def test_an_audit_is_shown_in_four_ways(real, tmp_path):
 
 
 # What would make an audit wrong
+
+
+def test_steps_that_were_counted_up_to_unlike_targets_are_not_compared():
+    "An original that is above every target says none."
+    rng = np.random.default_rng(9)
+    original, (one, *gold) = an_original(rng), [replace(f, target=90.0) for f in made(rng, 5)]
+    assert judged(original, one, gold)["relearn"].verdict == CONSISTENT
+    lower = replace(one, target=50.0)
+    for call in (
+        lambda: judged(original, lower, gold),
+        lambda: judged(original, one, [*gold[:3], replace(gold[3], target=50.0)]),
+        lambda: judged(replace(original, target=50.0), one, gold),
+        lambda: false_alarms(original, [lower, *gold], 3),
+    ):
+        with pytest.raises(MagaError, match="relearned up to 50 % and 90 %"):
+            call()
+    unasked = replace(lower, values={k: v for k, v in lower.values.items() if k != "relearn"}, missing={"relearn": "it was not asked for"})
+    assert judged(original, unasked, gold)["relearn"].verdict == UNDECIDED
 
 
 def test_each_wrong_input_ends_in_one_sentence(real, tmp_path):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from maga.data import ForgetSplit, ImageSet, MagaError, forget_class, forget_random, forget_subclass
 from maga.device import seeded
+from maga.measures.attacks import RelearnConfig, relearn
 from maga.measures.contract import METRICS, Evidence, Subject, get_metric, interval, jackknife, timed
 from maga.measures.distances import activation_distance, avg_gap, js_divergence, neighbour_tv, neighbour_tv_ratio, retrain_spread, tow
 from maga.measures.evaluation import evaluate, train_originals, train_retrains
@@ -440,6 +441,17 @@ def test_a_metric_that_fails_says_why():
     assert scores["probe_gap"].values and scores["retain_gap"].values
 
 
+def test_a_network_that_breaks_down_is_not_relearned():
+    "Answers that are not finite name the first class, which is the forgotten one."
+    train, test = digits()
+    split, model = forget_class(train, test, "zero"), small(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model[-1].bias[0] -= 1e7
+    config = replace(RelearnConfig(), max_steps=6, every=1, fit=replace(RelearnConfig().fit, lr=1e30))
+    with pytest.raises(MagaError, match=r"logits are not finite at step [12];"):
+        relearn(model, split, 90.0, config, torch.Generator().manual_seed(0))
+
+
 def test_other_reasons():
     split, lone = split_of(), split_of("random")
     pair = (subject(split, 1), subject(split, 2))
@@ -468,6 +480,21 @@ def test_neighbour_tv_floor_of_the_five_retrains():
     for part, expected in (("forget_train", 37.1), ("forget_test", 35.7)):
         retrains = torch.stack([stored[f"{part}.{seed}"] for seed in range(1, 6)])
         assert retrain_spread(retrains) == pytest.approx(expected, abs=0.1)
+
+
+def test_numbers_of_images_that_were_not_asked_about_are_none():
+    "Outputs of the forgotten images alone, after an earlier request."
+    train, test = digits()
+    split = after(forget_class(train, test, "four"), forget_class(train, test, "three"))
+    model = small(torch.Generator().manual_seed(0))
+    whole, few = measure(model, split), Outputs.of(model, split, rows=split.forget_train)
+    some = measure(few, split, model, mia=False)
+    assert (some.A_r, some.A_f, some.TV_train) == (whole.A_r, whole.A_f, 0) and math.isnan(some.A_earlier)
+    assert measure(model, split, mia=False).A_earlier == whole.A_earlier
+    with pytest.raises(MagaError, match=r"MIA needs .* mia=False"):
+        measure(few, split)
+    with pytest.raises(MagaError, match="was not asked about all"):
+        measure(model, split, Outputs.of(model, split, rows=split.retain_train))
 
 
 def test_a_random_request_after_a_class_is_judged_by_retained_images():

@@ -198,6 +198,28 @@ def test_barrier_of_a_curve():
     assert Line((0.0, 0.5, 1.0), (0.0, 1.0, 0.0), (2.0, 0.0, 2.0)).barriers == (1.0, 0.0)
 
 
+@pytest.mark.parametrize("spoilt", [0, 1, 2])
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_gives_no_barrier(spoilt, loss):
+    losses = [1.0, 2.0, 1.0]
+    losses[spoilt] = loss
+    with pytest.raises(MagaError, match=f"is {loss} at t = {spoilt / 2:g}"):
+        barrier((0.0, 0.5, 1.0), tuple(losses))
+
+
+def test_networks_that_overflow_between_two_have_no_barrier():
+    "The loss is finite at both ends; between them a large layer of one meets a large layer of the other."
+    split = split_of()
+    with seeded(torch.Generator().manual_seed(0)):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Linear(8, 8), nn.Linear(8, 10))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        model[1].weight.mul_(1e25), model[2].weight.mul_(1e-25)
+        other[1].weight.mul_(1e-25), other[2].weight.mul_(1e25)
+    evidence = Evidence((Subject(split, other),), (), (Subject(split, model),))
+    assert "loss along the line is nan at t = 0.125" in get_metric("barrier_retain")(evidence).missing
+
+
 def test_two_signs_of_the_same_network_have_a_barrier():
     "Hidden units that change sign in pairs give the same function; half way the network is constant: the loss is ln K."
     split = split_of()

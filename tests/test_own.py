@@ -31,6 +31,7 @@ from typer.main import get_command
 from maga.adapter import prepared
 from maga.checks import MagaError
 from maga.data import ImageSet, forget_class
+from maga.device import seeded
 from maga.judges.contract import Answers, Block, image_hashes
 from maga.judges.transition import TransitionMatrix
 from maga.measures.cost import counted_passes
@@ -44,7 +45,7 @@ from maga.own.listing import methods_there_are, metrics_there_are
 from maga.own.networks import _processor, open_network, write_weights
 from maga.own.order import in_model_order, lines_of
 from maga.own.report import _picture, inputs_of
-from maga.own.retrains import trained_retrains, usual_training
+from maga.own.retrains import retrain_files, trained_retrains, usual_training
 from maga.packaged import file_revision
 from maga.pretrained import save_tensors
 from maga.requests import after, forget_files, same_images
@@ -1297,6 +1298,36 @@ def test_kept_retrains_are_those_of_this_code(at, desk, capsys, tmp_path):
         at(line, capsys)
         assert len(list((tmp_path / "kept_here").glob("retrain_*"))) == kept
         (tmp_path / "kept_here/audit.json").unlink()  # an audit of other code would be refused
+
+
+class Begins(nn.Module):
+    "A block whose branch begins at zero, and a last layer that does; `still` names what does not move."
+
+    def __init__(self, seed=0, act=torch.relu, branch=torch.relu, still=()):
+        super().__init__()
+        with seeded(torch.Generator().manual_seed(seed)):
+            self.conv, self.norm, self.body, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+            self.act, self.branch, self.scale = act, branch, nn.Parameter(torch.full((), 1e-6))
+        for p in self.head.parameters():
+            nn.init.zeros_(p)
+        for name in still:
+            self.get_submodule(name).requires_grad_(name == "norm").train(name != "norm")
+
+    def forward(self, x):
+        x = self.act(self.norm(self.conv(x)))
+        return self.head((x[..., 1:-1, 1:-1] + self.scale * self.branch(self.body(x))).mean((2, 3)))
+
+
+def test_what_begins_at_zero_hides_no_difference_from_kept_retrains(split, tmp_path):
+    "All logits of the untrained network are 0: weights, activations and what is frozen are told apart all the same."
+
+    def kept(**how):
+        (file,) = retrain_files(Begins(9), lambda g: Begins(**how), split, 1, FitConfig(1), tmp_path)
+        return file.name
+
+    gelu = torch.nn.functional.gelu
+    kinds = [{}, {"seed": 1}, {"act": gelu}, {"branch": gelu}, {"still": ["conv"]}, {"still": ["conv", "body"]}, {"still": ["norm"]}]
+    assert kept() == kept() and len({kept(**how) for how in kinds}) == len(kinds)
 
 
 def test_an_audit_says_what_was_audited_and_is_not_overwritten_by_another(at, desk, retrained, capsys):

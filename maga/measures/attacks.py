@@ -83,7 +83,10 @@ def relearn(
     config: RelearnConfig,
     generator: torch.Generator,  # on the CPU: which images, in which order
 ) -> Relearning:
-    "Fine-tune until the forgotten class is back: its accuracy on the way. Ideal: as many steps as the retrain needs."
+    """Fine-tune until the forgotten class is back: its accuracy on the way. Ideal: as many steps as the retrain needs.
+
+    `MagaError` where the loss or a logit is no longer finite.
+    """
     known = split.forget_train[torch.randperm(len(split.forget_train), generator=generator)[: config.images].to(split.device)]
     examples = Examples.of(split.train, torch.cat([known, split.retain_train]))
     images, indices = split.forgotten_rows
@@ -94,10 +97,13 @@ def relearn(
 
     def look(model: nn.Module, step: int) -> None:
         steps.append(step)
-        unread.append(share_right(predict(model, images, indices), images.labels[indices]))
+        z = predict(model, images, indices)
+        unread.append(torch.where(z.isfinite().all(), share_right(z, images.labels[indices]), torch.nan))
         if len(unread) < at_once and step not in (0, config.max_steps):
             return
         for share in torch.stack(unread).tolist():
+            if math.isnan(share):
+                raise MagaError(f"The logits are not finite at step {steps[len(curve)]}; nothing was kept. Try a lower learning rate.")
             curve.append(100 * share)
             if curve[-1] >= target:
                 raise _Back
@@ -185,7 +191,7 @@ def probe_answers(
 ) -> tuple[Tensor, Tensor]:
     "What a linear probe on frozen features says of the forgotten test images: logits float32 [n, K + 1] and the labels that are right, int64 [n]."
     if len(split.forget_test) == 0:
-        raise MagaError("The probe is tested on test images of the forgotten class; in the random task there are none.")
+        raise MagaError("The probe is tested on test images of what was forgotten, and there are none.")
     k, labels, wanted = split.num_classes, split.train.labels.clone(), split.test.labels[split.forget_test]
     if split.task == "subclass":
         labels[split.forget_train], wanted = k, torch.full_like(wanted, k)

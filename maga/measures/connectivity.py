@@ -87,7 +87,9 @@ def barrier(
     t: tuple[float, ...],  # 0 … 1
     losses: tuple[float, ...],  # at each t
 ) -> float:
-    "How far the loss rises above the straight line between its ends: 0 upwards, in the unit of the loss."
+    "How far the loss rises above the straight line between its ends: 0 upwards, in the unit of the loss. `MagaError` where it is not finite."
+    if odd := [f"{y} at t = {s:g}" for s, y in zip(t, losses, strict=True) if not math.isfinite(y)]:
+        raise MagaError(f"The loss along the line is {odd[0]}, and a barrier needs a finite one: take models whose weights are smaller.")
     return max(0.0, *(y - (1 - s) * losses[0] - s * losses[-1] for s, y in zip(t, losses, strict=True)))
 
 # %% ../../nbs/108_connectivity.ipynb #a053bb9c

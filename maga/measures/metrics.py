@@ -75,6 +75,7 @@ class Outputs:
 
     train: Tensor  # float32 [N_train, K]
     test: Tensor  # float32 [N_test, K]
+    rows: Tensor | None = None  # training images that the model was asked about, int64 [n]; the others have zeros. None: all
 
     @classmethod
     def of(
@@ -97,12 +98,22 @@ class Outputs:
         test: Tensor,  # [N_test, K]
     ) -> Outputs:
         "Logits of some training images on their places, zeros elsewhere."
-        return cls(torch.zeros(len(split.train), train.shape[1], device=train.device).index_copy_(0, rows, train), test)
+        return cls(torch.zeros(len(split.train), train.shape[1], device=train.device).index_copy_(0, rows, train), test, rows)
+
+    def holds(self, rows: Tensor) -> bool:
+        "Whether the model was asked about all these training images, int64 [n]."
+        return self.rows is None or bool(torch.isin(rows, self.rows).all())
+
+    def of_train(self, rows: Tensor) -> Tensor:
+        "Logits of these training images [n, K]; `MagaError` where the model was not asked about one of them."
+        if not self.holds(rows):
+            raise MagaError("The model was not asked about all training images that are needed; make outputs of all, Outputs.of(model, split).")
+        return self.train[rows]
 
     def forgotten(self, split: ForgetSplit) -> tuple[Tensor, Tensor]:
         "Logits [n, K] and labels [n] where forgetting is measured: `split.forgotten_rows`."
         images, rows = split.forgotten_rows
-        return (self.test if images is split.test else self.train)[rows], images.labels[rows]
+        return self.test[rows] if images is split.test else self.of_train(rows), images.labels[rows]
 
 # %% ../../nbs/100_metrics.ipynb #cccd2d00
 def share_right(
@@ -211,7 +222,7 @@ class Measurement:
 class MeasuredAgain(Measurement):
     "The numbers after a second request."
 
-    A_earlier: float = float("nan")  # accuracy on all images that earlier requests forgot, of train and of test; ideal: the retrain's
+    A_earlier: float = float("nan")  # accuracy on all images that earlier requests forgot; NaN without outputs of all; ideal: the retrain's
 
 # %% ../../nbs/100_metrics.ipynb #a55c7708
 def fitting_outputs(name: str, model: nn.Module | Outputs, split: ForgetSplit) -> Outputs:
@@ -232,28 +243,28 @@ def measure(
     retrain: nn.Module | Outputs | None = None,  # a true retrain on the same split
     mia: bool = True,  # False: NaN, for outputs without the retained training images
 ) -> Measurement:
-    "Accuracies, MIA and, with a retrain, the distances to it; `MagaError` where the logits do not fit the split or are not finite."
+    "Accuracies, MIA and, with a retrain, the distances to it; `MagaError` where the logits do not fit the split, are not finite, or lack images."
     check_value("split", split, ForgetSplit)
     out = fitting_outputs("model", model, split)
-    r = split.retain_test
+    if mia and not out.holds(split.retain_train):
+        raise MagaError("MIA needs outputs of all retained training images: make them, Outputs.of(model, split), or leave it out, mia=False.")
+    r, d = split.retain_test, split.forget_train
     retained, forgotten = (out.test[r], split.test.labels[r]), out.forgotten(split)
     basic = {
         "A_r": accuracy(*retained),
         "A_f": accuracy(*forgotten),
-        "MIA": entropy_mia(out.train[split.retain_train], out.test, out.train[split.forget_train]) if mia else float("nan"),
+        "MIA": entropy_mia(out.train[split.retain_train], out.test, out.of_train(d)) if mia else float("nan"),
         "legacy_A_r": batch_mean_accuracy(*retained, LEGACY_BATCH[split.task]),
         "legacy_A_f": batch_mean_accuracy(*forgotten, LEGACY_BATCH[split.task]),
     }
     if split.earlier_train is not None and split.earlier_test is not None:
         parts = ((split.train, out.train, split.earlier_train), (split.test, out.test, split.earlier_test))
         z, y = (torch.cat(both) for both in zip(*((z[rows], images.labels[rows]) for images, z, rows in parts), strict=True))
-        basic["A_earlier"] = accuracy(z, y)
+        basic["A_earlier"] = accuracy(z, y) if out.holds(split.earlier_train) else float("nan")
     kind = MeasuredAgain if "A_earlier" in basic else Measurement
     if retrain is None:
         return kind(**basic)
     gold = fitting_outputs("retrain", retrain, split)
     p, q = forgotten[0].softmax(1), gold.forgotten(split)[0].softmax(1)
-    d = split.forget_train
-    return kind(
-        **basic, TV=total_variation(p, q), TV_train=total_variation(out.train[d].softmax(1), gold.train[d].softmax(1)), agreement=agreement(p, q)
-    )
+    on_train = total_variation(out.of_train(d).softmax(1), gold.of_train(d).softmax(1))
+    return kind(**basic, TV=total_variation(p, q), TV_train=on_train, agreement=agreement(p, q))

@@ -106,7 +106,7 @@ def _scored(name: str, original: Facts, unlearned: Facts, retrains: Sequence[Fac
     u, o = m.score(unlearned, groups), m.score(original, groups)
     whose = {"audited model": unlearned, "original": original, **{f"retrain {i + 1}": r for i, r in enumerate(retrains)}}
     why = next((f"{f.missing[name]} (of the {who})" for who, f in whose.items() if name in f.missing), "")
-    why = why or ("there is no image to measure it on" if any(math.isnan(v) for v in (u, o, *y)) else "")
+    why = why or ("there is no image to measure it on" if groups and any(math.isnan(v) for v in (u, o, *y)) else "")
     if m.ratio and y:
         unit = math.exp(float(np.mean(np.log(np.maximum(y, 1e-9)))))
         u, o, y = u / unit, o / unit, [v / unit for v in y]
@@ -267,9 +267,12 @@ def judged(
 
 
 def _check_alike(original: Facts, unlearned: Facts, retrains: Sequence[Facts]) -> None:
-    "`MagaError` where a model is none of its role, or of another split."
+    "`MagaError` where a model is none of its role, of another split, or was relearned up to another target."
     if len({f.split for f in (original, unlearned, *retrains)}) > 1:
         raise MagaError("The models were looked at on different splits: audit only models of one split.")
+    if len(targets := {f.target for f in (original, unlearned, *retrains) if "relearn" in f.values and not math.isnan(f.target)}) > 1:
+        said = " and ".join(f"{t:g} %" for t in sorted(targets))
+        raise MagaError(f"The models were relearned up to {said}: compare steps up to one target, facts_of(model, split, target) of each.")
     check_useful(original.values["A_r"], [r.values["A_r"] for r in retrains], original.train.shape[1], original.images.get("A_r", 0))
     for i, r in enumerate(retrains):
         if twin := next((j for j in range(i) if retrains[j].digest == r.digest), -1) + 1:

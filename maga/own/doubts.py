@@ -23,6 +23,7 @@ from ..device import seeded, seeded_generator
 from ..measures.metrics import accuracy, predict
 from ..models import logits_of
 from .order import order_of
+from ..pretrained import tensors_of
 
 # %% auto #0
 __all__ = ['FAR', 'CHECK', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'useless', 'found_useless', 'check_useful',
@@ -154,15 +155,27 @@ def names_among(
     return [name for name in found if name]
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7014
+def _gist(values: Tensor) -> list[str]:
+    "Two sums over all values, with waves as weights, to two digits: equal on machines that differ in the last bits."
+    v, at = values.detach().double().flatten(), torch.arange(values.numel(), dtype=torch.float64)
+    return [f"{float(v @ wave):.2g}" for wave in (at.cos(), at.sin())]
+
+
 def behaviour_of(
-    network: nn.Module,  # untrained, of a fixed seed, on the CPU; not changed
+    network: nn.Module,  # before training, of a fixed seed, on the CPU; not changed
     x: Tensor,  # some images, float32 [n, 3, S, S] on the CPU
 ) -> str:
-    "A digest of what a network is and computes, in training and at test: 12 hexadecimal digits. Outputs count to two digits of the largest."
-    net, said = copy.deepcopy(network), list[Any]()
+    """A digest of what a network is, holds and computes, in training and at test: 12 hexadecimal digits.
+
+    Two sums over each tensor count to two digits, and outputs to two digits of the largest: as it is, and after noise on its parameters.
+    """
+    net, said = copy.deepcopy(network), list[Any]([{name: _gist(v) for name, v in tensors_of(network).items()}])
     with torch.no_grad(), seeded(seeded_generator("behaviour")):
-        for training in (True, False):
-            z = logits_of(net.train(training)(x))[:2, :4].double()
-            said.append((100 * z / z.abs().max().clamp_min(1e-12)).round().nan_to_num().int().tolist())
+        for noise in (0.0, 0.3):
+            for p in (p for p in net.parameters() if p.is_floating_point()):
+                p.add_(torch.randn(p.shape), alpha=noise / max(1, p.shape[1:].numel()) ** 0.5)
+            for training in (True, False):
+                z = logits_of(net.train(training)(x))[:2, :4].double()
+                said.append((100 * z / z.abs().max().clamp_min(1e-12)).round().nan_to_num().int().tolist())
     text = re.sub(r" at 0x[0-9a-f]+", "", str(net))
     return hashlib.sha256(f"{said} {text}".encode()).hexdigest()[:12]

@@ -102,6 +102,8 @@ def facts_of(
     if put_aside(split):
         seen = "the test images were put aside from one folder with the training images, and a network may have been trained on them"
         missing |= dict.fromkeys(("A_r", "MIA"), seen)  # to the attack they are images that nobody was trained on
+    if len(split.forget_test) == 0:
+        missing["tv"] = "there are no test images of what was forgotten, and tv_train is the distance on training images"
     missing = {k: v for k, v in missing.items() if v}
     return Facts(split.digest, split.task, train, tested, margins.cpu(), values, images, digest, missing, target)
 
