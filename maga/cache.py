@@ -23,6 +23,7 @@ from torch import Tensor
 from .checks import MagaError, number_of, write_whole
 from .data import ImageSet
 from .mapped import metadata, read_tensors, room, write_in_parts
+from .packaged import file_state
 
 # %% auto #0
 __all__ = ['cache_folder', 'Undecoded', 'cached', 'caches_of', 'sources_of', 'purge_cache', 'unfinished']
@@ -94,7 +95,7 @@ def _write(path: Path, sets: Mapping[str, Undecoded], about: Mapping[str, str]) 
 
 # %% ../nbs/012_cache.ipynb #ce3544f2
 def cached(
-    files: Sequence[Path],  # the encoded files; their names, sizes and times make the key, and caches of an earlier state of their folders go
+    files: Sequence[Path],  # the encoded files; their names and states make the key, and caches of an earlier state of their folders go
     make: Callable[[], tuple[Undecoded, Undecoded]],  # what they hold
     extra: object = None,  # other things that the result depends on
     name: str = "",  # of the data set here, where its files have several; "": as it was made
@@ -102,7 +103,7 @@ def cached(
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) from the cache; if they are not there, they are decoded into it. Works without a readable or writable cache."
     try:
-        stamp = [(str(f.resolve()), (about := f.stat()).st_size, about.st_mtime_ns) for f in files]
+        stamp = [(str(f.resolve()), *file_state(f)) for f in files]
     except OSError as e:
         raise MagaError(f"{e.filename} cannot be read ({e.strerror}): a link that leads nowhere, or a file that is gone; mend or delete it.") from e
     folders, asked = _folders(files), repr(extra)

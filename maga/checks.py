@@ -11,9 +11,10 @@ import os
 import secrets
 import tempfile
 import types
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -24,8 +25,8 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'one_sentence', 'number_of',
-           'first_names', 'with_article', 'did_you_mean', 'no_such', 'Range', 'expected', 'fits', 'shown', 'Checked',
-           'check_value', 'check_generator', 'check_tensor', 'write_whole', 'writable_folder']
+           'first_names', 'with_article', 'one_form', 'did_you_mean', 'no_such', 'Range', 'expected', 'fits', 'shown',
+           'Checked', 'check_value', 'check_generator', 'check_tensor', 'write_whole', 'writable_folder']
 
 # %% ../nbs/010_checks.ipynb #ef7e3e03
 class MagaError(ValueError):
@@ -51,6 +52,12 @@ def first_names(rows: Sequence[int], files: Sequence[str] = ()) -> str:
 def with_article(noun: str) -> str:
     "`a list`, `an OrderedDict`: by the first letter."
     return f"a{'n' * noun.lower().startswith(tuple('aeiou'))} {noun}"
+
+
+def one_form(names: Iterable[str]) -> Callable[[str], str]:
+    "How to spell names to find one that is typed: é is one sign on a keyboard, two in a Mac's folder. As they are, where that is all two of them differ in."
+    names, spelt = {*names}, partial(unicodedata.normalize, "NFC")
+    return spelt if len({*map(spelt, names)}) == len(names) else str
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,8 +9,8 @@ import difflib
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import Amount, Checked, Count, MagaError, Part, Seed, Share, check_value, first_names, fits, number_of, shown
+from .checks import Amount, Checked, Count, MagaError, Part, Seed, Share, check_value, first_names, fits, number_of, one_form, shown
 from .checks import did_you_mean as did_you_mean
 from .checks import no_such as no_such
 from .checks import write_whole as write_whole
@@ -29,7 +29,7 @@ from .views import random_views as random_views
 
 # %% auto #0
 __all__ = ['CIFAR_MEAN', 'CIFAR_STD', 'TASKS', 'show_images', 'check_normalisation', 'ImageSet', 'ForgetSplit', 'class_id',
-           'forget_class', 'forget_subclass', 'forget_random']
+           'emptied_told', 'forget_class', 'forget_subclass', 'forget_random']
 
 # %% ../nbs/000_data.ipynb #5aefd6a9
 def show_images(
@@ -64,7 +64,6 @@ def check_normalisation(mean: Any, std: Any) -> None:
         if not fits(values, hint):
             known = CIFAR_MEAN if name == "mean" else CIFAR_STD
             raise MagaError(f"{name} is {shown(values)}; expected three numbers, of pixels from 0 to 1, such as {known}.")
-
 
 # %% ../nbs/000_data.ipynb #5feb1e38
 @dataclass(frozen=True, eq=False)
@@ -187,12 +186,8 @@ class ImageSet(Checked):
             indices = torch.arange(len(images), device=self.device)
         return images[indices] if views is None else crop_and_flip(images, indices, views)
 
-    def batch(
-        self,
-        indices: Tensor,  # int64 [B] on the same device
-        views: Views | None = None,  # B random crops and flips; None: the images unchanged
-    ) -> Tensor:
-        "Normalised images, float32 [B, 3, S, S]."
+    def batch(self, indices: Tensor, views: Views | None = None) -> Tensor:
+        "Normalised images, float32 [B, 3, S, S]; indices and views as those of `pixels`."
         return self.normalise(self.pixels(indices, views))
 
 # %% ../nbs/000_data.ipynb #6d3404dd
@@ -224,10 +219,8 @@ class ForgetSplit(Checked):
             a, b = ("×".join(map(str, s.sides)) for s in (self.train, self.test))
             what = f"The training images are shown at {a} pixels, the test images at {b}, and a network sees one of them at a wrong scale"
             raise MagaError(f"{what}: say the side that both are resized to (size=…, --size).")
-        for part, images, now, before in (
-            ("train", self.train, self.forget_train, self.earlier_train),
-            ("test", self.test, self.forget_test, self.earlier_test),
-        ):
+        parts = ("train", self.train, self.forget_train, self.earlier_train), ("test", self.test, self.forget_test, self.earlier_test)
+        for part, images, now, before in parts:
             indices = now if before is None else torch.cat([now, before])
             inside = len(indices) == 0 or 0 <= int(indices.min()) <= int(indices.max()) < len(images)
             if not inside or len(indices.unique()) != len(indices):
@@ -264,6 +257,12 @@ class ForgetSplit(Checked):
         "Indices into train of all images that a method may look at: those of this request and the retained ones."
         return self._rest(len(self.train), self.earlier_train)
 
+    @cached_property
+    def emptied(self) -> set[int]:
+        "Labels whose last training image goes, although they are not forgotten as a whole."
+        gone, left = ({*self.train.labels[rows].tolist()} for rows in (self.forget_train, self.retain_train))
+        return gone - left - {*self.forgotten}
+
     @property
     def forgotten_rows(self) -> tuple[ImageSet, Tensor]:
         "Where forgetting is measured: (test, forget_test), or (train, forget_train) if no test image is forgotten (random task)."
@@ -294,15 +293,7 @@ class ForgetSplit(Checked):
 
     def to(self, device: torch.device | str) -> ForgetSplit:
         "The same split on another device."
-        return replace(
-            self,
-            train=self.train.to(device),
-            test=self.test.to(device),
-            forget_train=self.forget_train.to(device),
-            forget_test=self.forget_test.to(device),
-            earlier_train=None if self.earlier_train is None else self.earlier_train.to(device),
-            earlier_test=None if self.earlier_test is None else self.earlier_test.to(device),
-        )
+        return replace(self, **{f.name: part.to(device) for f in fields(self) if hasattr(part := getattr(self, f.name), "to")})
 
     def __str__(self) -> str:
         return (
@@ -326,8 +317,9 @@ def class_id(
         if not 0 <= wanted < len(classes):
             raise MagaError(f"There is no class {wanted}: the {len(classes)} classes are numbered 0 to {len(classes) - 1}.")
         return int(wanted)
-    if wanted in classes:
-        return list(classes).index(wanted)
+    form = one_form(classes)
+    if form(wanted) in (names := [*map(form, classes)]):
+        return names.index(form(wanted))
     near = difflib.get_close_matches(wanted, classes, n=3, cutoff=0.4) or list(classes)[:3]
     raise MagaError(f"There is no class named {wanted!r}; the nearest names are {', '.join(near)}.")
 
@@ -339,6 +331,14 @@ def _check_images(train: Any, test: Any) -> None:
 
 def _members(labels: Tensor, wanted: Sequence[int]) -> Tensor:
     return torch.isin(labels, torch.tensor(wanted, device=labels.device)).nonzero().flatten()
+
+
+def emptied_told(split: ForgetSplit, known: Collection[int] = ()) -> ForgetSplit:
+    "The split; a warning names the classes that it leaves without a training image, but for these labels."
+    if emptied := sorted(split.emptied.difference(known)):
+        names = ", ".join(split.train.classes[k] for k in emptied)
+        warnings.warn(f"No training image of {names} is left: to forget a class, its label and its test images too, use forget_class.", stacklevel=3)
+    return split
 
 
 def _twins_told(split: ForgetSplit) -> ForgetSplit:
@@ -378,7 +378,7 @@ def forget_subclass(
         raise MagaError("A sub-class is one of the fine classes: load cifar100, not cifar20.")
     k = class_id(train.classes, target)
     parts = _members(train.labels, [k]), _members(test.labels, [k])
-    return _twins_told(ForgetSplit(train.coarse(), test.coarse(), *parts, "subclass", train.classes[k]))
+    return emptied_told(_twins_told(ForgetSplit(train.coarse(), test.coarse(), *parts, "subclass", train.classes[k])))
 
 # %% ../nbs/000_data.ipynb #7833d708
 def forget_random(
@@ -397,4 +397,4 @@ def forget_random(
         raise MagaError(f"{n} images cannot be forgotten out of {len(rows)}.")
     chosen = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(int(seed)))[:n]].sort().values
     nothing = torch.empty(0, dtype=torch.int64, device=test.device)
-    return _twins_told(ForgetSplit(train, test, chosen.to(train.device), nothing, "random", f"{n} random images (seed {seed})"))
+    return emptied_told(_twins_told(ForgetSplit(train, test, chosen.to(train.device), nothing, "random", f"{n} random images (seed {seed})")))

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .checks import Checked, Count, MagaError, Part, check_value, shown
+from .checks import Checked, Count, MagaError, Part, check_value, one_form, shown
 from .device import usable_cores
 from .progress import ProgressBar, preparing
 
@@ -28,13 +28,21 @@ from .progress import ProgressBar, preparing
 __all__ = ['AT_ONCE', 'QUIET', 'eight_bits', 'Crop', 'decode', 'decoded', 'decode_all', 'unread_files', 'tell_unread']
 
 # %% ../nbs/016_decoding.ipynb #085168a1
+_OF_16_BITS = ("PNG", "PPM")  # formats without 32 bits; Pillow may open their 16 as 32
+
+
 def eight_bits(image: Image.Image) -> Image.Image:
-    "The image with 8 bits a pixel: 16-bit grey (0 … 65,535) is scaled, not cut off at 255; `ValueError` for other numbers."
+    """The image with 8 bits a pixel: 16-bit grey (0 … 65,535) is scaled, not cut off at 255; `MagaError` for other numbers.
+
+    Integers of 32 bits count as 16 bits, but those that would do for 8 bits are refused: nobody can tell a dark picture from a bright one.
+    """
     if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
         return image
     pixels = np.asarray(image).astype(np.float64)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65_535:
-        raise ValueError(f"its pixels run from {pixels.min():g} to {pixels.max():g}; expected 8 or 16 bits")
+        raise MagaError(f"its pixels run from {pixels.min():g} to {pixels.max():g}; expected 8 or 16 bits")
+    if image.mode == "I" and image.format not in _OF_16_BITS and 0 < pixels.max() <= 255:
+        raise MagaError(f"its pixels have 32 bits and reach {pixels.max():g}, bright in 8 bits and black in 16: save it with 8 or with 16 bits")
     return Image.fromarray((pixels / 257).round().astype(np.uint8))
 
 
@@ -64,7 +72,8 @@ def decode(
             return np.asarray(size.of(rgb) if isinstance(size, Crop) else rgb.resize((size, size), Image.Resampling.BICUBIC) if size else rgb)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         where = f"image of {len(data)} bytes" if isinstance(data, bytes) else str(data)
-        raise MagaError(f"The {where} cannot be decoded ({e}); it is damaged, cut off, or far too large: fetch it again, or make it smaller.") from e
+        advice = "" if isinstance(e, MagaError) else "; it is damaged, cut off, or far too large: fetch it again, or make it smaller"
+        raise MagaError(f"The {where} cannot be decoded ({e}){advice}.") from e
 
 # %% ../nbs/016_decoding.ipynb #b7ae828e
 AT_ONCE = 64  # images that are decoded before they are handed on
@@ -126,7 +135,9 @@ def unread_files(
     root, known = Path(root), set(read)
     parts = [root, *(p for p in root.iterdir() if p.is_dir() and counts(p.name))]
     found = set[str]()
-    for place in {p / c for p in parts for c in classes}:
+    form = one_form(classes)
+    wanted = {*map(form, classes)}
+    for place in (p / d for p in parts for d in next(os.walk(p), ("", [], []))[1] if form(d) in wanted):
         for folder, inner, files in os.walk(place, followlinks=True):
             inner[:] = filter(counts, inner)
             found.update(Path(folder, f).relative_to(root).as_posix() for f in filter(counts, files))

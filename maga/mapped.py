@@ -236,11 +236,12 @@ def alike(
     answer = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     if not len(rows) or images.shape[1:] != others.shape[1:]:
         return answer
-    marks, rows = _marks(images), rows.to(others.device)
-    wanted, order = (marks if others is images else _marks(others))[rows].to(images.device).sort()
+    marks, rows, step = _marks(images), rows.to(others.device), max(1, PIECE // max(1, images[:1].nbytes))
+    named = marks[rows] if others is images else torch.cat([_marks(others[some]) for some in rows.split(step)])
+    wanted, order = named.to(images.device).sort()
     place = torch.searchsorted(wanted, marks).clamp_max_(len(rows) - 1)
     found = (wanted[place] == marks).nonzero().flatten()
-    first, step = rows[order[place[found]].to(others.device)], max(1, PIECE // max(1, images[:1].nbytes))
+    first = rows[order[place[found]].to(others.device)]
     for a, b in zip(found.split(step), first.split(step), strict=True):
         answer[a] = (images[a] == others[b].to(images.device)).flatten(1).all(1)
     return answer

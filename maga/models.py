@@ -29,27 +29,26 @@ from .pretrained import PRETRAINED, check_parameters, fill, save_tensors, tensor
 # %% auto #0
 __all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'from_timm', 'ModelSpec', 'batch_norms', 'frozen_batch_norms',
            'logits_of', 'Classifier', 'head_of', 'last_linear', 'keeping_modes', 'evaluating', 'features_and_logits',
-           'Penultimate', 'save_checkpoint', 'load_checkpoint']
+           'Penultimate', 'save_checkpoint', 'described', 'load_checkpoint']
 
 # %% ../nbs/003_models.ipynb #56629c46
-def _resnet18(num_classes: int, size: int) -> nn.Module:
-    from torchvision.models import resnet18
-
-    model = resnet18(num_classes=num_classes)
-    model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+def _for_small_images(model: Any) -> nn.Module:
+    model.conv1 = nn.Conv2d(3, model.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
     return model
+
+
+def _resnet18(num_classes: int, size: int) -> nn.Module:
+    from torchvision.models import resnet18
+
+    return _for_small_images(resnet18(num_classes=num_classes))
 
 
 def _resnet10(num_classes: int, size: int) -> nn.Module:
     from timm.models.resnet import BasicBlock, ResNet
 
-    model: Any = ResNet(cast(Any, BasicBlock), (1, 1, 1, 1), num_classes, channels=(16, 32, 64, 128), stem_width=16)
-    model.conv1 = nn.Conv2d(3, model.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool = nn.Identity()
-    return model
+    return _for_small_images(ResNet(cast(Any, BasicBlock), (1, 1, 1, 1), num_classes, channels=(16, 32, 64, 128), stem_width=16))
 
 
 def _vit(arch: str, patches: int, width: int, depth: int, heads: int, num_classes: int, size: int) -> nn.Module:
@@ -112,7 +111,6 @@ def _resnet6(stem: Callable[[], nn.Module], num_classes: int, size: int) -> nn.M
         raise MagaError(f"resnet6 folds 2 × 2 pixels, so the side of its images must be even, not {size}.")
     body = [conv(12, 64), conv(64, 128, 2), _Shortcut(conv(128, 128)), conv(128, 256, 2), _Shortcut(conv(256, 256))]
     return nn.Sequential(stem(), *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, num_classes))
-
 
 # %% ../nbs/003_models.ipynb #98a3f040
 BUILT_HERE: dict[str, Callable[[int, int], nn.Module]] = {  # (classes, side of the images in pixels) -> model
@@ -270,8 +268,7 @@ def head_of(model: nn.Module) -> nn.Module:
     network, head = (model.model, model.head) if isinstance(model, Classifier) else (model, None)
     if head:
         return network.get_submodule(head)
-    layers = [m for m in network.modules() if isinstance(m, nn.Linear)]
-    if not layers:
+    if not (layers := [m for m in network.modules() if isinstance(m, nn.Linear)]):
         raise MagaError(f"{type(network).__name__} has no linear layer; name the one that makes the logits: Classifier(model, head='features.12').")
     if head == "":
         raise MagaError(f"No linear layer of {type(network).__name__} makes its logits; name its last layer: Classifier(model, head='fc').")
@@ -282,8 +279,7 @@ def last_linear(model: nn.Module) -> nn.Linear:
     "The linear layer that makes the logits; `MagaError` if there is none, or if they come from another kind of layer."
     head = head_of(model)
     if not isinstance(head, nn.Linear):
-        kind = with_article(type(head).__name__)
-        raise MagaError(f"The last layer of this model is {kind}, and this needs a linear one: take another method or metric.")
+        raise MagaError(f"The last layer of this model is {with_article(type(head).__name__)}, and this needs a linear one: take another method or metric.")
     return head
 
 # %% ../nbs/003_models.ipynb #a0865591
@@ -324,11 +320,7 @@ def features_and_logits(
 class Penultimate(nn.Module):
     "The model up to the input of its last linear layer, so that functions that read logits (such as `predict`) read features instead."
 
-    def __init__(
-        self,
-        model: nn.Module,
-        logits: bool = False,  # append the logits: [B, d + K], in single precision
-    ) -> None:
+    def __init__(self, model: nn.Module, logits: bool = False) -> None:  # logits: append them, [B, d + K] in single precision
         super().__init__()
         self.model, self.logits = model, logits
 
@@ -352,21 +344,29 @@ def save_checkpoint(
     return save_tensors(path, model, header)
 
 
+def described(
+    path: str | Path,  # of a safetensors file
+) -> ModelSpec | None:
+    "The description in a file's header, None where there is none; `MagaError` where it is damaged, or the file cannot be read."
+    try:
+        with safe_open(path, "pt") as f:
+            header = f.metadata() or {}
+        return ModelSpec(**dict(json.loads(header["maga"]))) if "maga" in header else None
+    except (OSError, SafetensorError) as e:
+        raise MagaError(f"The checkpoint {path} cannot be read ({e}); expected a safetensors file.") from e
+    except (ValueError, TypeError) as e:
+        raise MagaError(f"The description in {path} is damaged ({e}); write the file again with save_checkpoint.") from e
+
+
 def load_checkpoint(
     path: str | Path,
-    spec: ModelSpec | None = None,  # only for files without a description
+    spec: ModelSpec | None = None,  # for files without a description
     device: torch.device | str = "cpu",
     model: nn.Module | None = None,  # a network of your own whose weights the file holds; not changed
 ) -> tuple[nn.Module, ModelSpec]:
     "(model in eval mode on the device, its description); `MagaError` if file and description do not match, or a weight is not finite."
     device, path = pick_device(str(device)), Path(path).expanduser()
-    try:
-        with safe_open(path, "pt") as f:
-            header = f.metadata() or {}
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as e:
-        raise MagaError(f"The checkpoint {path} cannot be read ({e}); expected a safetensors file.") from e
-    spec = spec or _described(path, header)
+    spec, tensors = _agreed(path, described(path), spec), load_file(path)
     model = _empty(spec, path) if model is None else copy.deepcopy(model)
     expected = tensors_of(model)
     check_parameters(path, f"{with_article(spec.arch)} with {number_of(len(spec.classes), 'class', 'classes')}", tensors, expected)
@@ -376,15 +376,16 @@ def load_checkpoint(
     return model.to(device).eval(), spec
 
 
-def _described(path: Path, header: Mapping[str, str]) -> ModelSpec:
-    "The description in a file's header."
-    if "maga" not in header:
+def _agreed(path: Path, held: ModelSpec | None, given: ModelSpec | None) -> ModelSpec:
+    "The file's description, or the given one where it has none; `MagaError` names the first thing in which they differ."
+    if not (spec := held or given):
         what = f"{path} does not say which architecture it holds"
         raise MagaError(f"{what}: name its network, and this file as weights (timm:NAME or file.py:NAME with --weights), or pass a ModelSpec.")
-    try:
-        return ModelSpec(**dict(json.loads(header["maga"])))
-    except (ValueError, TypeError) as e:
-        raise MagaError(f"The description in {path} is damaged ({e}); pass a ModelSpec (arch, classes, size).") from e
+    start = {"pretrained": False, "weights": ""}  # what training began with makes no other network
+    both = [vars(s) | start | {"classes": len(s.classes)} | {f"class {k}": c for k, c in enumerate(s.classes)} for s in (spec, given or spec)]
+    if odd := next((name for name in both[0] if both[0][name] != both[1][name]), ""):
+        raise MagaError(f"{path} has the {odd} {both[0][odd]}, not {both[1][odd]}: take another file, or leave out what it says itself.")
+    return spec
 
 
 def _empty(spec: ModelSpec, path: Path) -> nn.Module:
@@ -392,5 +393,4 @@ def _empty(spec: ModelSpec, path: Path) -> nn.Module:
     try:
         return replace(spec, pretrained=False).make(torch.Generator().manual_seed(0))
     except MagaError as e:
-        kind = with_article(spec.arch)
-        raise MagaError(f"{path} holds {kind}, which cannot be built here; if it is a network of your own, pass it: model=…. ({e})") from e
+        raise MagaError(f"{path} holds {with_article(spec.arch)}, which cannot be built here; if it is a network of your own, pass it: model=…. ({e})") from e

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import Amount, MagaError, check_value, did_you_mean, first_names, number_of, shown
-from .data import ForgetSplit, ImageSet, class_id
+from .checks import Amount, MagaError, check_value, did_you_mean, first_names, number_of, one_form, shown
+from .data import ForgetSplit, ImageSet, class_id, emptied_told
 from .mapped import alike, joined, placed, twin_rows
 
 # %% auto #0
@@ -37,9 +37,9 @@ def _near(name: str, files: Sequence[str]) -> str:
     return did_you_mean(name, alike[:2_000])
 
 
-def _row_of_name(name: str, images: ImageSet, rows: dict[str, int], tails: dict[str, list[str]]) -> int:
+def _row_of_name(name: str, data: str, rows: dict[str, int], tails: dict[str, list[str]]) -> int:
     "The row of a file among train (0 … N-1) and test (N …); `MagaError` where it is none or several."
-    whole = next((t for t in _tails(name) if t in rows and (t == name or name.removesuffix("/" + t).split("/")[-1] == images.name)), None)
+    whole = next((t for t in _tails(name) if t in rows and (t == name or name.removesuffix("/" + t).split("/")[-1] == data)), None)
     found = [whole] if whole else tails.get(name, [])
     if len(found) > 1:
         raise MagaError(f"{name} stands for {len(found)} files, {', '.join(found[:3])}{' …' * (len(found) > 3)}; give the longer name of one.")
@@ -57,8 +57,9 @@ def _part(file: str) -> str:
 def _rows(train: ImageSet, test: ImageSet, wanted: Sequence[Any]) -> list[int]:
     "The rows that a list names, in its order: of train, behind them of a test set put aside; `MagaError` for the first entry that names none."
     aside = not {_part(f) for f in train.files}.isdisjoint(map(_part, test.files))
-    rows = {f: k for k, f in enumerate((*train.files, *test.files) if train.files else ())}
-    texts = [os.fspath(w).strip().replace(os.sep, "/").removeprefix("./") if isinstance(w, str | os.PathLike) else None for w in wanted]
+    form = one_form((*train.files, *test.files))
+    rows = {form(f): k for k, f in enumerate((*train.files, *test.files) if train.files else ())}
+    texts = [form(os.fspath(w)).strip().replace(os.sep, "/").removeprefix("./") if isinstance(w, str | os.PathLike) else None for w in wanted]
     asked, tails = set(texts), defaultdict(list)
     for f in rows:
         for t in _tails(f):
@@ -76,7 +77,7 @@ def _rows(train: ImageSet, test: ImageSet, wanted: Sequence[Any]) -> list[int]:
             raise MagaError(f"The list names {text!r}, but images of {train.name} have no names; give the numbers of rows, 0 to {len(train) - 1}.")
         if not text:
             raise MagaError("An entry of the list is empty; expected the name of a file or the number of a row.")
-        found.append(_row_of_name(text, train, rows, tails))
+        found.append(_row_of_name(text, form(train.name), rows, tails))
         if found[-1] >= len(train) and not aside:
             raise MagaError(f"{text} is a test image: no model was trained on it, so there is nothing to forget; leave it out of the list.")
     return found
@@ -88,8 +89,6 @@ def same_images(
     indices: Tensor,  # int64: which of the others
 ) -> Tensor:
     "bool [N]: which images have the pixels of one of these."
-    if images.images is others.images:
-        return torch.zeros(len(images), dtype=torch.bool, device=images.device).index_fill(0, indices, True)
     return alike(images.images, others.images, indices).to(images.device)
 
 
@@ -154,11 +153,7 @@ def forget_files(
         )
     named = number_of(len(rows), "listed image") + f", {len(others):,} of them twins" * bool(len(others) and twins)
     split = ForgetSplit(train, test, rows, torch.empty(0, dtype=torch.int64, device=test.device), "random", named)
-    left = torch.bincount(train.labels[split.retain_train], minlength=split.num_classes)
-    if emptied := sorted({int(k) for k in train.labels[rows].unique() if not left[k]}):
-        names = ", ".join(train.classes[k] for k in emptied)
-        warnings.warn(f"No training image of {names} is left: to forget a class, its label and its test images too, use forget_class.", stacklevel=2)
-    return split
+    return emptied_told(split)
 
 # %% ../nbs/013_requests.ipynb #1b9dd36e
 def remembering(
@@ -176,7 +171,14 @@ def remembering(
         return found.nonzero().flatten()
 
     left_out = left("train", split.forget_train), left("test", split.forget_test)
-    return replace(split, forgotten=tuple(labels), earlier_train=left_out[0], earlier_test=left_out[1])
+    whole = replace(split, forgotten=tuple(labels), earlier_train=left_out[0], earlier_test=left_out[1])
+    return emptied_told(whole, split.emptied)
+
+
+def _forgotten(request: ForgetSplit) -> list[tuple[ImageSet, Tensor]]:
+    "(images, rows) of each part: what the request and those before it forgot."
+    parts = (request.train, request.forget_train, request.earlier_train), (request.test, request.forget_test, request.earlier_test)
+    return [(images, now if before is None else torch.cat([now, before])) for images, now, before in parts]
 
 
 def after(
@@ -191,18 +193,18 @@ def after(
         check_value("A request", request, ForgetSplit)
     classes = split.train.classes
     gone = {class_id(classes, e.train.classes[k]) for e in earlier for k in e.forgotten}
+    for e in earlier:
+        (h, w), now = e.train.images.shape[-2:], tuple(split.train.images.shape[-2:])
+        alone = any(not {*images.labels[rows].tolist()} <= {*e.forgotten} for images, rows in _forgotten(e))  # no label stands for their images
+        if alone and (h, w) != now:
+            what = f"The images of the earlier request ({e.target}) have {h}×{w} pixels, these {now[0]}×{now[1]}"
+            raise MagaError(f"{what}: they would not be found, and shown again. Load both at one size.")
 
     def before(part: str) -> Tensor:
         images = getattr(split, part)
         found = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        for e in earlier:
-            for indices in (getattr(e, f"forget_{part}"), getattr(e, f"earlier_{part}")):
-                if indices is not None and len(indices) and (e.task != "class" or indices is e.earlier_train or indices is e.earlier_test):
-                    (h, w), now = getattr(e, part).images.shape[-2:], images.images.shape[-2:]
-                    if (h, w) != tuple(now):
-                        what = f"The images of the earlier request ({e.target}) have {h}×{w} pixels, these {now[0]}×{now[1]}"
-                        raise MagaError(f"{what}: they would not be found, and shown again. Load both at one size.")
-                    found |= same_images(images, getattr(e, part), indices)
+        for others, rows in (pair for e in earlier for pair in _forgotten(e)):
+            found |= same_images(images, others, rows)
         return found
 
     return remembering(split, gone, before)

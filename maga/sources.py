@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .cache import cache_folder as cache_folder
 from .cache import Undecoded, cached
-from .checks import Count, MagaError, check_value, did_you_mean, number_of
+from .checks import Count, MagaError, check_value, did_you_mean, number_of, one_form
 from .data import ImageSet
 from .decoding import AT_ONCE, Crop, decoded, tell_unread
 from .decoding import decode as decode
@@ -50,10 +50,9 @@ def digits() -> tuple[ImageSet, ImageSet]:
 
     bunch = load_digits()
     pixels = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)
-    images = pixels[:, None].expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(bunch.target).long()
     pairs = tuple(f"{a} or {b}" for a, b in zip(DIGIT_NAMES[::2], DIGIT_NAMES[1::2], strict=True))
-    every = ImageSet(images, labels, DIGIT_NAMES, labels // 2, pairs, "digits", (0.305,) * 3, (0.376,) * 3)
+    every = ImageSet(pixels[:, None], labels, DIGIT_NAMES, labels // 2, pairs, "digits", (0.305,) * 3, (0.376,) * 3)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=bunch.target, random_state=0)
     return every.subset(torch.from_numpy(np.sort(train))), every.subset(torch.from_numpy(np.sort(test)))
 
@@ -241,11 +240,12 @@ def _parts(root: Path) -> dict[str, Samples]:
             f"with the same class folders. To put a fifth of the images aside for testing, pass {root / there[0]} itself."
         )
     found = {part: _samples(root, root / place) for part, place in (("train", "train"), ("test", there[1]))}
-    if found["train"][0] != found["test"][0]:
-        odd = sorted(set(found["train"][0]) ^ set(found["test"][0]))
+    (classes, _), (others, samples) = found["train"], found["test"]
+    form = one_form(classes)
+    place = {form(c): k for k, c in enumerate(classes)}
+    if odd := sorted(set(map(form, others)) ^ place.keys()):
         raise MagaError(f"train and test of {root} have different classes: {', '.join(odd)} are in one of them only.")
-    return found
-
+    return found | {"test": (classes, [(path, place[form(others[k])]) for path, k in samples])}
 
 # %% ../nbs/002_sources.ipynb #1883dd7f
 def from_folder(

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import sys
 import time
@@ -21,6 +22,7 @@ from PIL import Image
 from maga import cache
 from maga.cache import Undecoded, cached
 from maga.data import ImageSet, MagaError, forget_class, forget_random, forget_subclass
+from maga.decoding import decode
 from maga.device import pick_device, seeded_generator
 from maga.requests import forget_files
 from maga.sources import CIFAR20_NAMES, CIFAR100_COARSE, from_folder, from_hub, from_parquet, from_torchvision, load
@@ -414,3 +416,36 @@ def test_labels_without_their_pixels_have_no_twins(recwarn):
     assert not recwarn.list
     with pytest.warns(UserWarning, match="20 retained training images"):
         forget_class(replace(bare, images=images.clone()), bare, "a")
+
+
+def test_files_that_change_places_are_read_again(tmp_path, monkeypatch):
+    "They have one size and one time, as an archive leaves them."
+    monkeypatch.setenv("MAGA_CACHE", str(tmp_path / "cache"))
+    for part in ("train", "test"):
+        for k, name in enumerate(("cat", "dog")):
+            place = tmp_path / "photos" / part / name
+            place.mkdir(parents=True)
+            Image.fromarray(np.full((4, 4, 3), 100 * k, np.uint8)).save(place / "0.bmp")
+            os.utime(place / "0.bmp", (1e9, 1e9))
+    assert from_folder(tmp_path / "photos")[0].images[:, 0, 0, 0].tolist() == [0, 100]
+    cat, dog, aside = (tmp_path / p for p in ("photos/train/cat/0.bmp", "photos/train/dog/0.bmp", "0.bmp"))
+    cat.rename(aside), dog.rename(cat), aside.rename(dog)
+    assert from_folder(tmp_path / "photos")[0].images[:, 0, 0, 0].tolist() == [100, 0]
+
+
+def saved(pixels, kind):
+    Image.fromarray(pixels).save(held := io.BytesIO(), kind)
+    return held.getvalue()
+
+
+def test_integers_of_32_bits_do_not_turn_black(tmp_path):
+    "Up to 65,535 they are read as 16 bits; up to 255 they may be either, and are refused. A file of 16 bits says what it is."
+    pixels = np.arange(256, dtype=np.int32).reshape(16, 16)
+    for kind in ("TIFF", "PPM", "PNG"):
+        assert (decode(saved((pixels * 257).astype(np.uint16), kind))[..., 0] == pixels).all(), kind
+        assert decode(saved(pixels.astype(np.uint16), kind)).max() == 1, kind
+    assert (decode(saved(pixels * 257, "TIFF"))[..., 0] == pixels).all()
+    assert decode(saved(0 * pixels, "TIFF")).max() == 0
+    for some in (pixels, pixels.clip(0, 1)):
+        with pytest.raises(MagaError, match=r"32 bits .* save it with 8 or with 16 bits"):
+            decode(saved(some, "TIFF"))

@@ -32,7 +32,7 @@ from maga.judges.transition import TransitionMatrix, estimate_transition
 from maga.judges.vllm import load_vllm_judge
 from maga.judges.vlm import VLMJudge, load_vlm_judge
 from maga.judges.weights import Source, folder_revision
-from maga.models import ModelSpec, save_checkpoint, small_network
+from maga.models import ModelSpec, evaluating, features_and_logits, save_checkpoint, small_network
 from maga.sources import digits
 
 from .forked import Forked
@@ -803,3 +803,48 @@ def test_labels_do_not_depend_on_the_precision_of_training(split, original, tran
         with torch.autocast("cpu", torch.bfloat16):
             inside = said(original, split, transition)
         assert torch.equal(inside, said(original, split, transition))
+
+
+def test_an_architecture_is_said_of_a_checkpoint_that_does_not_say_it(original, digit_sets, tmp_path, capsys):
+    "A file that describes itself is read by its own normalisation; another architecture than its own is refused."
+    train = replace(digit_sets[0], mean=(0.5,) * 3, std=(0.25,) * 3, classes=digit_sets[0].classes[::-1])
+    path = save_checkpoint(tmp_path / "own.safetensors", original, ModelSpec.of("resnet10", train))
+    line = ["--data", "digits", "--judge", "features", "--exemplars", "2", "--device", "cpu", "--checkpoint", str(path)]
+    for name, more in (("a", []), ("b", ["--arch", "resnet10"])):
+        assert main([*line, "--out", str(tmp_path / f"{name}.safetensors"), *more]) == 0
+    a, b = (TransitionMatrix.load(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert torch.equal(a.T, b.T)
+    assert main([*line, "--out", str(tmp_path / "c.safetensors"), "--arch", "resnet18"]) == 1
+    assert "own.safetensors has the arch resnet10, not resnet18" in capsys.readouterr().err
+
+
+def test_names_of_classes_that_are_no_utf8_are_kept_with_the_answers(exemplars, tmp_path):
+    strange = replace(exemplars, classes=(b"caf\xe9".decode(errors="surrogateescape"), *exemplars.classes[1:]))
+    judge = Told()
+    first = Stored(judge, strange, tmp_path).scores(strange, [0, 1])
+    asked = len(judge.asked)
+    assert torch.equal(Stored(judge, strange, tmp_path).scores(strange, [0, 1]), first) and len(judge.asked) == asked
+    assert [b"caf\xe9" in p.read_bytes() for p in tmp_path.iterdir()] == [True]
+
+
+def test_an_exemplar_is_left_out_of_every_class_that_it_stands_in(original, exemplars):
+    "Its pixels are the first ones of two classes: it is compared with the second ones alone, in both."
+    a, b = ((exemplars.labels == k).nonzero().flatten()[0].item() for k in (0, 1))
+    images = exemplars.images.clone()
+    images[b] = images[a]
+    both = replace(exemplars, images=images)
+    judge = FeatureJudge(original, both)
+    got = judge.scores(both, range(10))
+    with evaluating(original):
+        phi = features_and_logits(original, both.batch(torch.arange(len(both))))[0]
+    cosines = torch.stack([
+        torch.stack([
+            torch.cosine_similarity(x, phi[[j for j in range(len(both)) if both.labels[j] == k and not torch.equal(images[i], images[j])]].mean(0), dim=0)
+            for k in range(10)
+        ])
+        for i, x in enumerate(phi)
+    ])  # fmt: skip
+    torch.testing.assert_close(got, torch.sigmoid((cosines - cosines.mean()) / cosines.std()), atol=1e-4, rtol=0)
+    same = torch.zeros(len(both), dtype=torch.int64).index_fill(0, (both.labels != 0).nonzero().flatten(), 1).cumsum(0)  # those of class 0 are one picture
+    with pytest.raises(MagaError, match="at least 2 different exemplars of every class"):
+        FeatureJudge(original, replace(exemplars, images=exemplars.images[same]))

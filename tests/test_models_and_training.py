@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import maga
@@ -59,10 +60,27 @@ def test_checkpoint_of_other_classes(tmp_path, original, digit_sets):
     assert found == spec and all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), original.state_dict().values(), strict=True))
     with pytest.raises(MagaError, match="The model knows 10 classes"):
         found.view(train.coarse())
-    with pytest.raises(MagaError, match="does not hold a resnet10 with 5 classes"):
+    with pytest.raises(MagaError, match="has the classes 10, not 5: "):
         load_checkpoint(path, ModelSpec.of("resnet10", train.coarse()))
     with pytest.raises(MagaError, match="cannot be read"):
         load_checkpoint(tmp_path / "nothing.safetensors")
+
+
+OTHERS = {"arch": "resnet18", "classes": tuple("9876543210"), "size": 9, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_a_description_that_differs_from_the_file_s_own_is_refused(tmp_path, original, digit_sets, field):
+    "A file without one takes what it is given; where its weights come from describes no network."
+    spec = ModelSpec.of("resnet10", digit_sets[0])
+    path = save_checkpoint(tmp_path / "m.safetensors", original, spec)
+    assert load_checkpoint(path, replace(spec, pretrained=True, weights="elsewhere.safetensors"))[1] == spec
+    other = replace(spec, **{field: OTHERS[field]})
+    with pytest.raises(MagaError, match=f"m.safetensors has the {field.replace('classes', 'class 0')} .*, not "):
+        load_checkpoint(path, other)
+    save_file(load_file(path), plain := tmp_path / "plain.safetensors")
+    if field != "arch":
+        assert load_checkpoint(plain, other)[1] == other
 
 
 def test_the_provided_checkpoint(real_data):

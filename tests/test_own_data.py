@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,10 @@ from maga.cache import caches_of, purge_cache
 from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class, forget_random, forget_subclass
 from maga.experiments.report import paper_folder, paper_numbers
 from maga.measures.attacks import quantised
-from maga.own.ledger import read_from
+from maga.own.ledger import Entry, in_force, read_from
+from maga.own.order import order_of
 from maga.requests import after, forget_files, twins_of
-from maga.sources import from_folder, from_parquet, load, put_aside, unread_files
+from maga.sources import aside_files, from_folder, from_parquet, load, put_aside, unread_files
 
 
 @pytest.fixture(autouse=True)
@@ -580,3 +582,100 @@ def test_a_folder_whose_name_ends_as_a_tuning_split_is_itself(folder, tmp_path):
         shutil.rmtree(tmp_path / "mine_tuning")
         train, aside = load(f"folder:{folder}_tuning", **seen)
     assert (len(train), len(aside)) == (15, 3) and read_from(f"folder:{folder}_tuning") == (str(folder), "")
+
+
+# One request after the other
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_listed_test_image_is_an_earlier_one_when_the_folder_is_read_again(loose):
+    "It was put aside, and its request made a training image of it; in the same folder it is a test image again."
+    train, test = from_folder(loose)
+    first = forget_files(train, test, [test.files[0], train.files[0]])
+    again = forget_class(*from_folder(loose), "rocket")
+    second, known = after(again, first), in_force(again, [Entry.of(first, "restart", "2026-01-01")])
+    assert second.earlier_train.tolist() == second.earlier_test.tolist() == [0] and 0 not in second.retain_test.tolist()
+    assert second.digest == known.digest
+
+
+def test_what_is_deleted_moves_other_images_by_their_hashes_alone():
+    "Training images leave no training image in the test set; an image that was put aside leaves its place to the next one."
+    files = [(f"/mine/cat/{i}.png", 0) for i in range(20)]
+
+    def aside(some):
+        return {path for (path, _), out in zip(some, aside_files(some, Path("/mine")), strict=True) if out}
+
+    before = aside(files)
+    for path, _ in files:
+        rest = aside([f for f in files if f[0] != path])
+        assert len(rest - before) == (path in before) and len(rest) == len(before) == 4
+    assert aside([f for f in files if f[0] in before or f[0] > "/mine/cat/3"]) <= before
+
+
+@pytest.mark.filterwarnings("ignore:.*the same pixels")
+@pytest.mark.parametrize("task", ["files", "class"])
+def test_a_twin_is_found_whether_or_not_the_data_are_loaded_again(digit_sets, task):
+    "An image with the pixels of one that an earlier request forgot is left out of every later one, as by the ledger."
+    train, test = digit_sets
+    row, twin = ((train.labels == k).nonzero().flatten()[0].item() for k in (3, 5))
+    train = replace(train, images=train.images.index_copy(0, torch.tensor([twin]), train.images[[row]]))
+    first = forget_files(train, test, [row]) if task == "files" else forget_class(train, test, "three")
+    same, loaded = (forget_class(t, test, "zero") for t in (train, replace(train, images=train.images.clone())))
+    known = in_force(same, [Entry.of(first, "restart", "2026-01-01")])
+    assert twin in known.earlier_train.tolist() and after(same, first).digest == after(loaded, first).digest == known.digest
+
+
+@pytest.mark.parametrize("then", ["at once", "one after the other"])
+def test_a_superclass_without_images_is_named(digit_sets, then):
+    "Its last fine class goes, alone or after the other one; its label stays, which a class request would forbid."
+    train, test = digit_sets
+    if then == "at once":
+        rows = (train.labels != 1).nonzero().flatten()
+        with pytest.warns(UserWarning, match="No training image of zero or one is left"):
+            forget_subclass(train.subset(rows), test, "zero")
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = (forget_subclass(train, test, name) for name in ("zero", "one"))
+    with pytest.warns(UserWarning, match="No training image of zero or one is left") as said:
+        after(second, first)
+    assert len(said) == 1
+
+
+# Names in another Unicode form
+
+
+@pytest.mark.parametrize("forms", [("NFD", "NFC"), ("NFC", "NFD")])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_name_is_found_in_either_unicode_form(tmp_path, forms):
+    "A folder from a Mac spells ä as two signs, a keyboard as one."
+    there, typed = (unicodedata.normalize(form, "Käse") for form in forms)
+    for name, first in ((there, 0), ("Brot", 10)):
+        for i in range(6):
+            paint(tmp_path / "mine" / name / f"{i}.png", first + i)
+    train, test = from_folder(tmp_path / "mine")
+    by_class, whole = forget_class(train, test, typed), f"{there}/0.png"
+    assert by_class.target == there and order_of([there, "Brot"], ["Brot", typed]) == [1, 0]
+    by_file = forget_files(train, test, [f"{typed}/0.png"])
+    assert [by_file.train.files[k] for k in by_file.forget_train] == [whole]
+
+
+def test_names_that_differ_in_their_unicode_form_alone_are_two(digit_sets):
+    both = tuple(unicodedata.normalize(form, "Käse") for form in ("NFC", "NFD"))
+    train, test = (replace(s, classes=(*both, *s.classes[2:])) for s in digit_sets)
+    assert [forget_class(train, test, name).forgotten for name in both] == [(0,), (1,)]
+
+
+def test_parts_may_spell_their_classes_in_two_unicode_forms(tmp_path):
+    "The names sort in different orders; labels and files that are not read are those of the class."
+    composed, apart = (unicodedata.normalize(form, "Käse") for form in ("NFC", "NFD"))
+    for part, name in (("train", composed), ("test", apart)):
+        for i in range(2):
+            paint(tmp_path / "mine" / part / name / f"{i}.png", i)
+            paint(tmp_path / "mine" / part / "Kz" / f"{i}.png", 10 + i)
+    (tmp_path / "mine/test" / apart / "more.gif").touch()
+    with pytest.warns(UserWarning, match=r"1 \.gif"):
+        train, test = from_folder(tmp_path / "mine")
+    assert train.classes == test.classes == ("Kz", composed)
+    assert all(images.labels[k] == ("Kz" not in f) for images in (train, test) for k, f in enumerate(images.files))
+    assert sorted(train.images.flatten(1).tolist()) == sorted(test.images.flatten(1).tolist())

@@ -10,6 +10,7 @@ import importlib
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
@@ -22,7 +23,7 @@ from .answers import stored
 from .contract import draw_exemplars
 from .named import KINDS, JudgeOptions, check_options, is_matrix, judge_forms, judge_kind, judging_cost, make_judge
 from .transition import TransitionMatrix, estimate_transition
-from ..models import ModelSpec, load_checkpoint
+from ..models import ModelSpec, described, load_checkpoint
 from ..progress import ProgressBar, lasting_output
 from ..sources import NAMES, load, without_tuning
 
@@ -63,7 +64,8 @@ def arguments() -> argparse.ArgumentParser:
 # %% ../../nbs/221_command.ipynb #896ffd81
 def _classifier(checkpoint: str, arch: str | None, exemplars: ImageSet, device: torch.device) -> tuple[nn.Module, ImageSet]:
     "The feature judge's classifier, and the exemplars as it sees them."
-    model, spec = load_checkpoint(checkpoint, ModelSpec.of(arch, exemplars) if arch else None, device)
+    held = described(checkpoint)
+    model, spec = load_checkpoint(checkpoint, replace(held or ModelSpec.of(arch, exemplars), arch=arch) if arch else None, device)
     return model, spec.seen(exemplars)  # features are compared; the order of the model's classes plays no part
 
 

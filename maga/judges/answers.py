@@ -60,14 +60,14 @@ class Question:
 # %% ../../nbs/216_answers.ipynb #fd62eaf8
 def _line(record: dict[str, Any]) -> bytes:
     "A record as one line that begins with its checksum."
-    body = json.dumps(record, ensure_ascii=False).encode()
+    body = json.dumps(record, ensure_ascii=False).encode(errors="surrogateescape")  # a class's name may be a folder's that is no UTF-8
     return f"{zlib.crc32(body):08x} ".encode() + body + b"\n"
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
     "What a line holds; None where its checksum is wrong."
     mark, _, body = line.partition(b" ")
-    return json.loads(body) if mark == f"{zlib.crc32(body):08x}".encode() else None
+    return json.loads(body.decode(errors="surrogateescape")) if mark == f"{zlib.crc32(body):08x}".encode() else None
 
 
 def _hex(values: Tensor) -> str:

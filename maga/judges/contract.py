@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -165,21 +166,23 @@ class FeatureJudge:
     def __init__(
         self,
         model: nn.Module,  # a classifier that ends in a linear layer; only its features are used
-        exemplars: ImageSet,  # K·n images, at least 2 of each class, as the model sees them
+        exemplars: ImageSet,  # K·n images, at least 2 different ones of each class, as the model sees them
     ) -> None:
         check_value("exemplars", exemplars, ImageSet)
         self.exemplars = exemplars
         self.model = prepared(model, self._seen(exemplars))
-        counts = torch.bincount(exemplars.labels, minlength=len(exemplars.classes))
-        if int(counts.min()) < 2:
-            raise MagaError("The feature judge needs at least 2 exemplars of every class: an exemplar is not compared with itself.")
         self.hashes = image_hashes(exemplars.images)
+        different = Counter(k for k, _ in {*zip(exemplars.labels.tolist(), self.hashes, strict=True)})
+        if any(different[k] < 2 for k in range(len(exemplars.classes))):
+            raise MagaError("The feature judge needs at least 2 different exemplars of every class: an exemplar is not compared with itself.")
         phi = self._features(exemplars)
         self.sums = torch.zeros(len(exemplars.classes), phi.shape[1]).index_add_(0, exemplars.labels.cpu(), phi)
-        self.counts = counts.cpu().float()
-        self._own = dict(zip(self.hashes, range(len(phi)), strict=True))
+        self.counts = torch.bincount(exemplars.labels.cpu(), minlength=len(exemplars.classes)).float()
+        self._own: dict[str, list[int]] = {}
+        for i, h in enumerate(self.hashes):
+            self._own.setdefault(h, []).append(i)
         self._phi = phi
-        cosines = self._cosines(phi, list(range(len(phi))))
+        cosines = self._cosines(phi, [self._own[h] for h in self.hashes])
         self.m, self.s = cosines.mean(), cosines.std()
         if not (self.s > 0 and self.s.isfinite()):
             raise MagaError("The model's features do not separate the exemplars (all cosines are equal or not finite); is the model trained?")
@@ -203,15 +206,15 @@ class FeatureJudge:
         with evaluating(self.model):
             return torch.cat([features_and_logits(self.model, images.batch(part))[0].float().cpu() for part in rows.split(self.batch_size)])
 
-    def _cosines(self, phi: Tensor, own: Sequence[int | None]) -> Tensor:
-        "Cosine of each row with each class mean, the row's own exemplar left out of its class: [n, K]."
+    def _cosines(self, phi: Tensor, own: Sequence[Sequence[int]]) -> Tensor:
+        "Cosine of each row with each class mean, its own exemplars (those of its pixels) left out of their classes: [n, K]."
         if len(phi) > 64:  # a part holds 64·K·d numbers
             return torch.cat([self._cosines(phi[i : i + 64], own[i : i + 64]) for i in range(0, len(phi), 64)])
         sums = self.sums.expand(len(phi), -1, -1).clone()
         counts = self.counts.expand(len(phi), -1).clone()
         labels = self.exemplars.labels.cpu()
-        for row, i in enumerate(own):
-            if i is not None:
+        for row, exemplars in enumerate(own):
+            for i in exemplars:
                 sums[row, labels[i]] -= self._phi[i]
                 counts[row, labels[i]] -= 1
         return torch.cosine_similarity(phi[:, None], sums / counts[..., None], dim=2)
@@ -222,7 +225,7 @@ class FeatureJudge:
         out = []
         for part in torch.arange(len(queries)).split(256):
             chunk = queries.subset(part.to(queries.device))
-            own = [self._own.get(h) for h in image_hashes(chunk.images)]
+            own = [self._own.get(h, []) for h in image_hashes(chunk.images)]
             out.append(torch.sigmoid((self._cosines(self._features(chunk), own) - self.m) / self.s))
         return torch.cat(out)[:, concepts]
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/710_order.ipynb #47b34934
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ __all__ = ['order_of', 'in_model_order', 'seen_by', 'lines_of', 'classes_given',
 
 # %% ../../nbs/710_order.ipynb #a5f3ac65
 def _plain(name: str) -> str:
-    return name.casefold().replace("_", " ").replace("-", " ").strip()
+    return unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").strip()
 
 
 def order_of(
