@@ -68,7 +68,7 @@ def predict(
             parts.append(logits_of(model(x.to(dtype))).float())
     return torch.cat(parts) if parts else torch.empty(0, len(images.classes), device=images.device)
 
-
+# %% ../../nbs/100_metrics.ipynb #0c7b1d52
 @dataclass(frozen=True, eq=False)
 class Outputs:
     "A model's logits on every image of a split."
