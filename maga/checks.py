@@ -55,7 +55,7 @@ def with_article(noun: str) -> str:
 
 
 def one_form(names: Iterable[str]) -> Callable[[str], str]:
-    "How to spell names to find one that is typed: é is one sign on a keyboard, two in a Mac's folder. As they are, where that is all two of them differ in."
+    "How to spell names so that a typed é is the é of a Mac's folder, which has two signs; as they are, where two of them differ in that alone."
     names, spelt = {*names}, partial(unicodedata.normalize, "NFC")
     return spelt if len({*map(spelt, names)}) == len(names) else str
 

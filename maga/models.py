@@ -29,7 +29,7 @@ from .pretrained import PRETRAINED, check_parameters, fill, save_tensors, tensor
 # %% auto #0
 __all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'from_timm', 'ModelSpec', 'batch_norms', 'frozen_batch_norms',
            'logits_of', 'Classifier', 'head_of', 'last_linear', 'keeping_modes', 'evaluating', 'features_and_logits',
-           'Penultimate', 'save_checkpoint', 'described', 'load_checkpoint']
+           'Penultimate', 'described', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/003_models.ipynb #56629c46
 def _for_small_images(model: Any) -> nn.Module:
@@ -279,7 +279,8 @@ def last_linear(model: nn.Module) -> nn.Linear:
     "The linear layer that makes the logits; `MagaError` if there is none, or if they come from another kind of layer."
     head = head_of(model)
     if not isinstance(head, nn.Linear):
-        raise MagaError(f"The last layer of this model is {with_article(type(head).__name__)}, and this needs a linear one: take another method or metric.")
+        kind = with_article(type(head).__name__)
+        raise MagaError(f"The last layer of this model is {kind}, and this needs a linear one: take another method or metric.")
     return head
 
 # %% ../nbs/003_models.ipynb #a0865591
@@ -328,6 +329,39 @@ class Penultimate(nn.Module):
         features, logits = features_and_logits(self.model, x)
         return torch.cat([features.float(), logits.float()], 1) if self.logits else features
 
+# %% ../nbs/003_models.ipynb #ab9250f2
+def described(path: str | Path) -> ModelSpec | None:
+    "The description in a safetensors file's header, None where there is none; `MagaError` where it is damaged, or the file cannot be read."
+    try:
+        with safe_open(Path(path).expanduser(), "pt") as f:
+            header = f.metadata() or {}
+        return ModelSpec(**dict(json.loads(header["maga"]))) if "maga" in header else None
+    except (OSError, SafetensorError) as e:
+        raise MagaError(f"The checkpoint {path} cannot be read ({e}); expected a safetensors file.") from e
+    except (ValueError, TypeError) as e:
+        raise MagaError(f"The description in {path} is damaged ({e}); write the file again with save_checkpoint.") from e
+
+
+def _agreed(path: Path, held: ModelSpec | None, given: ModelSpec | None) -> ModelSpec:
+    "The file's description, or the given one where it has none; `MagaError` names the first thing in which they differ."
+    if not (spec := held or given):
+        what = f"{path} does not say which architecture it holds"
+        raise MagaError(f"{what}: name its network, and this file as weights (timm:NAME or file.py:NAME with --weights), or pass a ModelSpec.")
+    start = {"pretrained": False, "weights": ""}  # what training began with makes no other network
+    both = [vars(s) | start | {"classes": len(s.classes)} | {f"class {k}": c for k, c in enumerate(s.classes)} for s in (spec, given or spec)]
+    if odd := next((name for name in both[0] if both[0][name] != both[1][name]), ""):
+        raise MagaError(f"{path} has the {odd} {both[0][odd]}, not {both[1][odd]}, as it says itself: take another file, or give no description.")
+    return spec
+
+
+def _empty(spec: ModelSpec, path: Path) -> nn.Module:
+    "A model of this description whose weights will be overwritten, so nothing is downloaded."
+    try:
+        return replace(spec, pretrained=False).make(torch.Generator().manual_seed(0))
+    except MagaError as e:
+        kind = with_article(spec.arch)
+        raise MagaError(f"{path} holds {kind}, which cannot be built here; if it is a network of your own, pass it: model=…. ({e})") from e
+
 # %% ../nbs/003_models.ipynb #ab9250f3
 def save_checkpoint(
     path: str | Path,
@@ -342,20 +376,6 @@ def save_checkpoint(
         raise MagaError(f"The description has {len(spec.classes)} classes, but no layer of the model has so many outputs; pass its own ModelSpec.")
     header = {"maga": json.dumps(asdict(spec)), **{k: str(v) for k, v in about.items()}}
     return save_tensors(path, model, header)
-
-
-def described(
-    path: str | Path,  # of a safetensors file
-) -> ModelSpec | None:
-    "The description in a file's header, None where there is none; `MagaError` where it is damaged, or the file cannot be read."
-    try:
-        with safe_open(path, "pt") as f:
-            header = f.metadata() or {}
-        return ModelSpec(**dict(json.loads(header["maga"]))) if "maga" in header else None
-    except (OSError, SafetensorError) as e:
-        raise MagaError(f"The checkpoint {path} cannot be read ({e}); expected a safetensors file.") from e
-    except (ValueError, TypeError) as e:
-        raise MagaError(f"The description in {path} is damaged ({e}); write the file again with save_checkpoint.") from e
 
 
 def load_checkpoint(
@@ -374,23 +394,3 @@ def load_checkpoint(
         raise MagaError(f"{path} holds weights that are not finite, first {spoilt[0]}: its training broke down; take an earlier checkpoint.")
     model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()}, strict=False)  # extra states stay
     return model.to(device).eval(), spec
-
-
-def _agreed(path: Path, held: ModelSpec | None, given: ModelSpec | None) -> ModelSpec:
-    "The file's description, or the given one where it has none; `MagaError` names the first thing in which they differ."
-    if not (spec := held or given):
-        what = f"{path} does not say which architecture it holds"
-        raise MagaError(f"{what}: name its network, and this file as weights (timm:NAME or file.py:NAME with --weights), or pass a ModelSpec.")
-    start = {"pretrained": False, "weights": ""}  # what training began with makes no other network
-    both = [vars(s) | start | {"classes": len(s.classes)} | {f"class {k}": c for k, c in enumerate(s.classes)} for s in (spec, given or spec)]
-    if odd := next((name for name in both[0] if both[0][name] != both[1][name]), ""):
-        raise MagaError(f"{path} has the {odd} {both[0][odd]}, not {both[1][odd]}: take another file, or leave out what it says itself.")
-    return spec
-
-
-def _empty(spec: ModelSpec, path: Path) -> nn.Module:
-    "A model of this description whose weights will be overwritten, so nothing is downloaded."
-    try:
-        return replace(spec, pretrained=False).make(torch.Generator().manual_seed(0))
-    except MagaError as e:
-        raise MagaError(f"{path} holds {with_article(spec.arch)}, which cannot be built here; if it is a network of your own, pass it: model=…. ({e})") from e

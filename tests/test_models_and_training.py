@@ -60,7 +60,7 @@ def test_checkpoint_of_other_classes(tmp_path, original, digit_sets):
     assert found == spec and all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), original.state_dict().values(), strict=True))
     with pytest.raises(MagaError, match="The model knows 10 classes"):
         found.view(train.coarse())
-    with pytest.raises(MagaError, match="has the classes 10, not 5: "):
+    with pytest.raises(MagaError, match="has the classes 10, not 5, as it says itself"):
         load_checkpoint(path, ModelSpec.of("resnet10", train.coarse()))
     with pytest.raises(MagaError, match="cannot be read"):
         load_checkpoint(tmp_path / "nothing.safetensors")
