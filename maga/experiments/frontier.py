@@ -146,7 +146,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     return low - 0.07 * (high - low or 1), high + 0.07 * (high - low or 1)
 
-
+# %% ../../nbs/507_frontier.ipynb #0531f9ee
 def _draw_panel(
     axis,
     points: pd.DataFrame,

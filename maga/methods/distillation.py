@@ -277,7 +277,7 @@ TREW_OURS = (TREW_BETA, *ours("the public code that the abstract announces was n
 TREW_SOURCES = {"paper_resnet18": TREW_OURS, "paper_vit": TREW_OURS, "digits": TUNED}
 AFTER_TREW = "after TREW, Ebrahimpour-Boroojeny et al. 2026: targets tilted by plain cosines, and retain images"
 
-
+# %% ../../nbs/309_distillation.ipynb #bab755cf
 def trew_passes(config: TrewConfig, split: ForgetSplit, model: nn.Module | None = None) -> float:
     "Image passes of TREW: the rows of its batches, and a look at the forget images."
     n, retained = len(split.forget_train), count_retained(split, config.retain_images)

@@ -96,7 +96,7 @@ def _frozen_as(fresh: nn.Module, model: nn.Module) -> nn.Module:
             modules[name].training = module.training
     return fresh
 
-
+# %% ../../nbs/305_retraining.ipynb #4e1f09ac
 def _made(make_model: MakeModel, generator: torch.Generator) -> nn.Module:
     "The factory's network; what it draws from torch's global random state comes from the generator as well."
     beside = torch.Generator()
