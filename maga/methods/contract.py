@@ -56,7 +56,7 @@ Unlearn = Callable[..., nn.Module]
 Cost = Callable[..., float]  # (config, split, the original or None) -> image passes at most
 Config = TypeVar("Config")
 
-
+# %% ../../nbs/300_contract.ipynb #cee1247b
 @dataclass(frozen=True, repr=False)
 class Method(Generic[Config]):
     "An unlearning method under its name."

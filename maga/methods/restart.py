@@ -367,7 +367,14 @@ def restarted(
     return recovered(start, split, config, generator, progress, forget=forget, objective=objective)
 
 
-@method("restart", RESTART_PRESETS, source="Ash and Adams 2020, shrink and perturb, for unlearning", needs=("make_model",), sources=RESTART_SOURCES, cost=passes_of)
+@method(
+    "restart",
+    RESTART_PRESETS,
+    source="Ash and Adams 2020, shrink and perturb, for unlearning",
+    needs=("make_model",),
+    sources=RESTART_SOURCES,
+    cost=passes_of,
+)
 def restart(model: nn.Module, split: ForgetSplit, config: RestartConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original, shrunk and perturbed, then trained on retain images and, with experts, on forget images under soft targets."
     return restarted(model, split, config, generator, progress, model)

@@ -259,7 +259,9 @@ def planned(
 
     def paid(share: float | None, spent: float = 0.0) -> Any:
         "The configuration for a share of a retrain, of which some passes are spent, with the single settings."
-        found = config if share is None or chosen.cost is None else within_budget(config, share, split, FitConfig(epochs=trained or 1), model, spent, chosen.cost)
+        found = config
+        if share is not None and chosen.cost is not None:
+            found = within_budget(config, share, split, FitConfig(epochs=trained or 1), model, spent, chosen.cost)
         found = reduce(lambda c, change: with_change(c, *change), changes.items(), found)
         if own and "fit.average" not in changes:  # the usual one is for more steps than a budget pays for
             found = with_change(found, "fit.average", average_of(found.fit, min(found.retain_images or kept, kept)))
