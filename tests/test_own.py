@@ -1322,7 +1322,7 @@ def test_what_begins_at_zero_hides_no_difference_from_kept_retrains(split, tmp_p
     "All logits of the untrained network are 0: weights, activations and what is frozen are told apart all the same."
 
     def kept(**how):
-        (file,) = retrain_files(Begins(9), lambda g: Begins(**how), split, 1, FitConfig(1), tmp_path)
+        (file,) = retrain_files(Begins(**how | {"seed": 9}), lambda g: Begins(**how), split, 1, FitConfig(1), tmp_path)
         return file.name
 
     gelu = torch.nn.functional.gelu
