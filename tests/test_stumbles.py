@@ -173,7 +173,8 @@ def test_the_head_is_found_named_or_asked_for(split):
     with pytest.raises(MagaError, match=r"name its last layer: Classifier\(model, head="):
         get_method("head_distillation")(gated, split, config, generator())
     named = Classifier(gated, "out")
-    assert last_linear(named) is gated.out and isinstance(get_method("head_distillation")(named, split, config, generator()), Classifier)
+    again = get_method("retrain_head")(named, split, get_method("retrain_head").preset("digits", fit=SHORT), generator())
+    assert last_linear(named) is gated.out and isinstance(again, Classifier) and not torch.equal(again.model.out.weight, gated.out.weight)
     convolution = nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert measure(get_method("finetune")(convolution, split, get_method("finetune").preset("digits", fit=SHORT), generator()), split).A_f >= 0
     with pytest.raises(MagaError, match="no linear layer"):
