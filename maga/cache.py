@@ -103,7 +103,7 @@ def cached(
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) from the cache; if they are not there, they are decoded into it. Works without a readable or writable cache."
     try:
-        stamp = [(str(f.resolve()), *file_state(f)) for f in files]
+        stamp = [(str(f.resolve()), *file_state(f)[:3]) for f in files]  # without the inode, which a network drive may draw anew
     except OSError as e:
         raise MagaError(f"{e.filename} cannot be read ({e.strerror}): a link that leads nowhere, or a file that is gone; mend or delete it.") from e
     folders, asked = _folders(files), repr(extra)
