@@ -136,6 +136,11 @@ def _checked_answer(
         raise MagaError("The model's answers are not finite although its weights are: are the images normalised as in its training (mean, std)?")
     return logits
 
+
+def _makers(logits: Tensor, given: Mapping[str, Tensor]) -> list[str]:
+    "Of the linear layers' outputs (`_asked`) those that are the logits, by name."
+    return [name for name, z in given.items() if isinstance(z, Tensor) and z.shape == logits.shape and torch.equal(z, logits)]
+
 # %% ../nbs/011_adapter.ipynb #a29e0b4f
 def _is_layer(m: nn.Module) -> bool:
     "Whether a module has weights of its own to multiply by: linear, a convolution, or somebody else's kind of these."
@@ -247,9 +252,8 @@ def moving_head(model: nn.Module) -> nn.Linear:
 
 def check_plain_head(model: nn.Module, images: ImageSet) -> None:
     "`MagaError` where the logits are not what the last linear layer gives, for example scaled or capped."
-    (output, given), head = _asked(model, images), last_linear(model)
-    logits, made = logits_of(output), next((given.get(name) for name, m in model.named_modules() if m is head), None)
-    if made is None or made.shape != logits.shape or not torch.allclose(made, logits):
+    (output, given), head, layers = _asked(model, images), last_linear(model), dict(model.named_modules())
+    if not any(layers[name] is head for name in _makers(logits_of(output), given)):
         raise MagaError(
             "The network changes what its last linear layer gives, and here that layer is fitted alone: take a method that trains the network."
         )
@@ -288,7 +292,7 @@ def prepared(
     if isinstance(model, Classifier) and model.head is not None:
         _check_head(model, images, logits.shape[1])
         return model
-    makers = [name for name, z in given.items() if isinstance(z, Tensor) and z.shape == logits.shape and torch.equal(z, logits)]
+    makers = _makers(logits, given)
     if isinstance(model, Classifier):
         return Classifier(model.model, makers[-1].removeprefix("model.") if makers else "")
     registered = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]

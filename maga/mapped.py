@@ -229,21 +229,22 @@ def _marks(images: Tensor) -> Tensor:
 
 def alike(
     images: Tensor,  # uint8 [N, …]
-    others: Tensor,  # uint8 [M, …]
-    rows: Tensor,  # int64 [n]: which of the others
+    *named: tuple[Tensor, Tensor],  # others, uint8 [M, …], and which of them: int64 [n]
 ) -> Tensor:
-    "bool [N]: which images are the same as one of these others."
+    "bool [N]: which images are the same as one of these others. The images are read once, however many others there are."
     answer = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    if not len(rows) or images.shape[1:] != others.shape[1:]:
+    named = tuple((others, rows.to(others.device)) for others, rows in named if len(rows) and images.shape[1:] == others.shape[1:])
+    if not named:
         return answer
-    marks, rows, step = _marks(images), rows.to(others.device), max(1, PIECE // max(1, images[:1].nbytes))
-    named = marks[rows] if others is images else torch.cat([_marks(others[some]) for some in rows.split(step)])
-    wanted, order = named.to(images.device).sort()
-    place = torch.searchsorted(wanted, marks).clamp_max_(len(rows) - 1)
-    found = (wanted[place] == marks).nonzero().flatten()
-    first = rows[order[place[found]].to(others.device)]
-    for a, b in zip(found.split(step), first.split(step), strict=True):
-        answer[a] = (images[a] == others[b].to(images.device)).flatten(1).all(1)
+    marks, step = _marks(images), max(1, PIECE // max(1, images[:1].nbytes))
+    for others, rows in named:
+        theirs = marks[rows] if others is images else torch.cat([_marks(others[some]) for some in rows.split(step)])
+        wanted, order = theirs.to(images.device).sort()
+        place = torch.searchsorted(wanted, marks).clamp_max_(len(rows) - 1)
+        found = (wanted[place] == marks).nonzero().flatten()
+        first = rows[order[place[found]].to(others.device)]
+        for a, b in zip(found.split(step), first.split(step), strict=True):
+            answer[a] |= (images[a] == others[b].to(images.device)).flatten(1).all(1)
     return answer
 
 
@@ -252,5 +253,5 @@ def twin_rows(
     rows: Tensor,  # int64 [n] on the same device
 ) -> Tensor:
     "int64, sorted: the other rows that are the same as one of these."
-    return alike(images, images, rows).index_fill_(0, rows, False).nonzero().flatten()
+    return alike(images, (images, rows)).index_fill_(0, rows, False).nonzero().flatten()
 

@@ -20,7 +20,7 @@ from .data import ForgetSplit, ImageSet, class_id, emptied_told
 from .mapped import alike, joined, placed, twin_rows
 
 # %% auto #0
-__all__ = ['same_images', 'twins_of', 'forget_files', 'remembering', 'after']
+__all__ = ['twins_of', 'forget_files', 'remembering', 'after']
 
 # %% ../nbs/013_requests.ipynb #4dfa586f
 def _tails(path: str) -> Iterator[str]:
@@ -83,15 +83,6 @@ def _rows(train: ImageSet, test: ImageSet, wanted: Sequence[Any]) -> list[int]:
     return found
 
 # %% ../nbs/013_requests.ipynb #3169bfb9
-def same_images(
-    images: ImageSet,
-    others: ImageSet,
-    indices: Tensor,  # int64: which of the others
-) -> Tensor:
-    "bool [N]: which images have the pixels of one of these."
-    return alike(images.images, others.images, indices).to(images.device)
-
-
 def twins_of(
     images: ImageSet,
     rows: Tensor,  # int64 [n]
@@ -202,9 +193,6 @@ def after(
 
     def before(part: str) -> Tensor:
         images = getattr(split, part)
-        found = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        for others, rows in (pair for e in earlier for pair in _forgotten(e)):
-            found |= same_images(images, others, rows)
-        return found
+        return alike(images.images, *((others.images, rows) for e in earlier for others, rows in _forgotten(e))).to(images.device)
 
     return remembering(split, gone, before)

@@ -34,6 +34,7 @@ from maga.data import ImageSet, forget_class
 from maga.device import seeded
 from maga.judges.contract import Answers, Block, image_hashes
 from maga.judges.transition import TransitionMatrix
+from maga.mapped import alike
 from maga.measures.cost import counted_passes
 from maga.methods.contract import show_flow
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
@@ -48,7 +49,7 @@ from maga.own.report import _picture, inputs_of
 from maga.own.retrains import retrain_files, trained_retrains, usual_training
 from maga.packaged import file_revision
 from maga.pretrained import save_tensors
-from maga.requests import after, forget_files, same_images
+from maga.requests import after, forget_files
 from maga.sources import digits, from_folder
 from maga.training import Examples, FitConfig, fit
 
@@ -707,7 +708,7 @@ def test_a_judge_sees_nothing_of_earlier_requests(task, deleted, split, original
     estimated = forgetting.estimate_transition
     monkeypatch.setattr(forgetting, "estimate_transition", lambda judge, shown: drawn.append(shown) or estimated(judge, shown))
     plan = forgetting.planned(original, second, "maga", "digits")
-    assert not same_images(drawn[0], first.train, first.forget_train).any()
+    assert not alike(drawn[0].images, (first.train.images, first.forget_train)).any()
     T = plan.config.transition
     assert T.classes == train.classes and ("eight" in drawn[0].classes) == (task == "files")
     if task == "class":

@@ -146,6 +146,15 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     return low - 0.07 * (high - low or 1), high + 0.07 * (high - low or 1)
 
+
+def _ticks(axis, places: Sequence[float]) -> None:
+    "Ticks of a logarithmic axis at these places alone, as plain numbers."
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axis.set_major_locator(FixedLocator(places))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+
 # %% ../../nbs/507_frontier.ipynb #0531f9ee
 def _draw_panel(
     axis,
@@ -156,8 +165,6 @@ def _draw_panel(
     small: bool = False,  # without labels: methods that have no colour are dots alone
 ) -> None:
     "One metric against cost: band, ideal, and a line or points a method."
-    from matplotlib.ticker import FixedLocator, NullLocator
-
     if band is not None:
         axis.axhspan(*band, color="0.9", zorder=0)
     axis.axhline(panel.ideal, color="0.5", linestyle=":", linewidth=1, zorder=1)
@@ -176,18 +183,15 @@ def _draw_panel(
         axis.plot(100 * above.cost, above[panel.metric], "^", color=style["color"], markerfacecolor="white", markersize=7, zorder=3)
     ends = [f"{panel.metric}_least", f"{panel.metric}_most"] if f"{panel.metric}_least" in drawn else []
     shown = drawn[drawn.method.map(lambda m: not small or styles[m]["linestyle"] != "none")][ends].to_numpy().ravel()
-    axis.set_ylim(_limits([*drawn[panel.metric], panel.ideal, *(band or ()), *shown]))
-    if panel.above_zero and axis.get_ylim()[1] > WIDE * panel.ideal:
+    values = [*drawn[panel.metric], panel.ideal, *(band or ()), *shown]
+    low, high = _limits(values)
+    if panel.above_zero and high > WIDE * panel.ideal:
+        low = 0.93 * min(v for v in values if v > 0)
         axis.set_yscale("log")
-        low = min(v for v in (*drawn[panel.metric], *shown, *(band or ()), panel.ideal) if v > 0)
-        axis.set_ylim(0.93 * low, axis.get_ylim()[1])
-        axis.yaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20]))
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.yaxis.set_major_formatter("{x:g}")
+        _ticks(axis.yaxis, (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20))
+    axis.set_ylim(low, high)
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100]))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter("{x:g}")
+    _ticks(axis.xaxis, (0.5, 1, 2, 5, 10, 20, 50, 100))
     axis.set_title(panel.label, fontsize=9, loc="left")
     axis.tick_params(labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)

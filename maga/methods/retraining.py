@@ -26,14 +26,14 @@ from ..training import PRETRAINING, RECIPES, Examples, FitConfig, Progress, fit
 
 # %% auto #0
 __all__ = ['MakeModel', 'RETRAIN_PRESETS', 'RETRAIN_SOURCES', 'PUBLIC_STEPS', 'BY_RULE', 'RETRAIN_HEAD_PRESETS', 'OF_PRETRAINING',
-           'RETRAIN_HEAD_SOURCES', 'MAKE_PLAIN', 'reinitialised', 'fresh_model', 'RetrainConfig', 'public_pretraining',
-           'retrain', 'legacy_fit', 'public_retraining', 'retrain_head']
+           'RETRAIN_HEAD_SOURCES', 'MAKE_PLAIN', 'frozen_values', 'reinitialised', 'fresh_model', 'RetrainConfig',
+           'public_pretraining', 'retrain', 'legacy_fit', 'public_retraining', 'retrain_head']
 
 # %% ../../nbs/305_retraining.ipynb #3dceda95
 MakeModel = Callable[[torch.Generator], nn.Module]
 
 
-def _frozen(model: nn.Module) -> dict[str, Tensor]:
+def frozen_values(model: nn.Module) -> dict[str, Tensor]:
     "Copies of what training does not move, by name: frozen parameters, and the buffers of batch norms that the user froze."
     still = {id(b) for m in frozen_batch_norms(model) for b in m.buffers()}
     parameters = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
@@ -52,7 +52,7 @@ def reinitialised(
     What is frozen keeps its values: no training made them. These are parameters with requires_grad=False, and batch norms that the user froze.
     """
     fresh = to_device(copy.deepcopy(model), "cpu")
-    kept = _frozen(fresh)
+    kept = frozen_values(fresh)
     for p in fresh.parameters():
         if p.requires_grad:
             p.detach().fill_(math.nan)  # what no reset writes to shows itself
@@ -78,7 +78,7 @@ def reinitialised(
 # %% ../../nbs/305_retraining.ipynb #4e1f09ab
 def _frozen_as(fresh: nn.Module, model: nn.Module) -> nn.Module:
     "A factory's network with what is frozen in the model: values, and modes of its modules; `MagaError` where it has no place for it."
-    kept, fresh = _frozen(model), copy.deepcopy(fresh)
+    kept, fresh = frozen_values(model), copy.deepcopy(fresh)
     there, modules = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}, dict(fresh.named_modules())
     if odd := [name for name, value in kept.items() if name not in there or there[name].shape != value.shape]:
         raise MagaError(

@@ -28,7 +28,7 @@ from ..measures.cost import FORWARD_ALONE, counted_passes
 from ..measures.metrics import Measurement, Outputs, accuracy, measure, predict
 from .doubts import class_of, names_among
 from .retrains import RATES, Begun, average_of, method_for, usual_rates, usual_training
-from ..methods.contract import Method, get_method, sample_retained, with_change
+from ..methods.contract import Method, count_retained, get_method, sample_retained, with_change
 from ..methods.retraining import MakeModel
 from ..methods.restart import Distil, RestartConfig, passes_of, within_budget
 from ..models import batch_norms
@@ -264,7 +264,7 @@ def planned(
             found = within_budget(config, share, split, FitConfig(epochs=trained or 1), model, spent, chosen.cost)
         found = reduce(lambda c, change: with_change(c, *change), changes.items(), found)
         if own and "fit.average" not in changes:  # the usual one is for more steps than a budget pays for
-            found = with_change(found, "fit.average", average_of(found.fit, min(found.retain_images or kept, kept)))
+            found = with_change(found, "fit.average", average_of(found.fit, count_retained(split, found.retain_images)))
         return replace(found, make_model=make_model) if "make_model" in chosen.needs and make_model is not None else found
 
     first, trials = paid(budget), dict[float, float]()

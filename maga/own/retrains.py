@@ -22,8 +22,8 @@ from ..data import ForgetSplit, MagaError
 from ..device import seeded_generator, to_device
 from ..measures.metrics import accuracy, predict
 from ..methods.contract import Method, get_method
-from ..methods.retraining import MakeModel, fresh_model
-from ..models import Classifier, batch_norms, frozen_batch_norms, head_of
+from ..methods.retraining import MakeModel, fresh_model, frozen_values
+from ..models import Classifier, batch_norms, head_of
 from .doubts import behaviour_of
 from .networks import Network
 from ..pretrained import fill, model_names, read_weights, save_tensors, tensors_of
@@ -187,9 +187,8 @@ def retrain_files(
     "Where the retrains are kept; a name is a hash of all that a retrain depends on."
     seen, shapes = split.train, {k: list(v.shape) for k, v in tensors_of(network).items()}
     untrained = fresh_model(network, split, make_model, seeded_generator("retrain", 0)).cpu()
-    behaviour, still = behaviour_of(untrained, seen.batch(split.retain_train[:8]).cpu()), {*frozen_batch_norms(untrained)}
-    frozen = [n for n, p in untrained.named_parameters() if not p.requires_grad] + [n for n, m in untrained.named_modules() if m in still]
-    depends = [split.digest, seen.mean, seen.std, seen.sides, source, shapes, str(config), behaviour, sorted(frozen)]
+    behaviour = behaviour_of(untrained, seen.batch(split.retain_train[:8]).cpu())
+    depends = [split.digest, seen.mean, seen.std, seen.sides, source, shapes, str(config), behaviour, sorted(frozen_values(untrained))]
     key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
     return [Path(folder).expanduser() / f"retrain_{key}_{seed}.safetensors" for seed in range(n)]
 
