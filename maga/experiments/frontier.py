@@ -125,7 +125,7 @@ def _bars(points: pd.DataFrame, metric: str) -> np.ndarray:
     return np.stack([points[f"{metric}_ci95"].fillna(0.0)] * 2)
 
 # %% ../../nbs/507_frontier.ipynb #0531f9ed
-BUDGETED = ("restart", "restart, fresh head", "maga_soft", "eu_k", "not_", "random_mask", "undo", "directional_damage")
+BUDGETED = ("restart", "restart, fresh head", "maga_soft", "eu_k", "not_", "random_mask", "undo", "directional_damage", "short_retrain")
 
 
 def styles_of(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
