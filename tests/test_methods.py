@@ -37,7 +37,7 @@ from maga.training import Batch, Examples, FitConfig, fit
 from .conftest import generator
 
 NAMES = tuple(METHODS)
-RESTARTS = ("restart", "eu_k", "not_", "random_mask")  # damage of weights alone
+RESTARTS = ("restart", "eu_k", "not_", "random_mask", "short_retrain")  # damage of weights alone
 STUDENTS = ("undo",)  # learn of the original what is retained
 WITH_FACTORY = tuple(name for name in NAMES if "make_model" in METHODS[name].needs)
 TASKS = ("class", "subclass", "random")
@@ -672,6 +672,7 @@ def test_eu_k_of_all_layers_is_the_retrain():
     k = len(weight_layers(model))
     retrained = run("retrain", model, split, replace(short("retrain", make), fit=config.fit))
     assert equal(run("eu_k", model, split, replace(config, k=k)), retrained)
+    assert equal(run("short_retrain", model, split, replace(short("short_retrain", make), fit=config.fit)), retrained)
     assert not equal(run("eu_k", model, split, replace(config, k=k - 1)), retrained)
 
 
@@ -760,7 +761,7 @@ def test_frozen_parameters_stay(average):
     make = maker("resnet10", split.train)
     model = make(torch.Generator().manual_seed(0))
     model.conv1.requires_grad_(False)
-    for name in ("restart", "random_mask", "undo", "directional_damage"):
+    for name in ("restart", "random_mask", "short_retrain", "undo", "directional_damage"):
         config = short(name, make)
         after = run(name, model, split, replace(config, fit=replace(config.fit, average=average)))
         assert torch.equal(after["conv1.weight"], model.conv1.weight) and not torch.equal(after["fc.weight"], model.fc.weight)

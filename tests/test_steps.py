@@ -28,7 +28,7 @@ WAITING = (
 OPERATORS = {  # in a step of small_cnn, at most over the tasks
     "maga": 104, "random_label": 104, "no_noise": 85, "retrain": 111, "retrain_head": 85, "finetune": 85, "l1_sparse": 179, "neggrad_plus": 112,
     "ssd": 107, "amnesiac": 86, "salun": 109, "unsir": 94, "bad_teacher": 94, "scrub": 118, "delete": 137, "trew": 118, "head_distillation": 46,
-    "maga_soft": 118, "restart": 112, "eu_k": 78, "not_": 112, "random_mask": 112,
+    "maga_soft": 118, "restart": 112, "eu_k": 78, "not_": 112, "random_mask": 112, "short_retrain": 112,
     "undo": 162, "directional_damage": 112,
 }
 

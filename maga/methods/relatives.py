@@ -184,12 +184,12 @@ SHORT_PRESETS = {
     "paper_resnet18": StartConfig(**vars(BUDGETS["12.5%"])),
     "paper_vit": StartConfig(VIT_BUDGET),
     "haar_50%": StartConfig(replace(RECIPES["haar"], epochs=5, average=0.99), 48_800),  # the recipe of its retrain, with half of the epochs
-    "haar_12.5%": StartConfig(**vars(HAAR_BUDGETS["haar_12.5%"])),
+    "haar_11%": StartConfig(**vars(HAAR_BUDGETS["haar_12.5%"])),
     "digits": StartConfig(DIGITS_BUDGET),
 }
 SHORT_SOURCES = dict.fromkeys(SHORT_PRESETS, BUDGETED) | {
     "haar_50%": ours("the recipe of the network's retrain with half of its epochs, not searched"),
-    "haar_12.5%": CARRIED,
+    "haar_11%": CARRIED,
 }
 
 
