@@ -23,8 +23,8 @@ from ..measures.contract import interval
 from ..methods.contract import get_method
 
 # %% auto #0
-__all__ = ['CLAIM_OF_TIME', 'standing', 'paper_case', 'order_agreement', 'over_cases', 'cases_of', 'said', 'said_distance',
-           'said_ablation', 'said_times', 'said_sweep', 'said_labels', 'said_beyond']
+__all__ = ['CLAIM_OF_TIME', 'standing', 'paper_case', 'order_agreement', 'with_half', 'over_cases', 'cases_of', 'said',
+           'said_distance', 'said_ablation', 'said_times', 'said_sweep', 'said_labels', 'said_beyond']
 
 # %% ../../nbs/516_claims.ipynb #f5fd841d
 def standing(
@@ -53,12 +53,16 @@ def order_agreement(case: pd.DataFrame) -> float:
     return float(both.corr(method="spearman").iloc[0, 1]) if len(both) > 2 else math.nan
 
 
+def with_half(mean: float, half: float, signed: bool = True) -> str:
+    "A mean and, where it has one, half of its interval."
+    return number(mean, signed) + ("" if math.isnan(half) else f" ± {half:.2f}")
+
+
 def over_cases(values: Sequence[float], signed: bool = True) -> str:
     "One or two cases: their values, in the table's order. More: the mean ± half of its 95 % interval."
     if len(values) in (1, 2):
         return " and ".join(number(v, signed) for v in values)
-    mean, half = interval(values)
-    return number(mean, signed) + ("" if math.isnan(half) else f" ± {half:.2f}")
+    return with_half(*interval(values), signed)
 
 
 def cases_of(result: Result) -> dict[tuple[str, str], pd.DataFrame]:
@@ -112,22 +116,26 @@ def said_distance(cases: Sequence[pd.DataFrame]) -> list[str]:
 
 # %% ../../nbs/516_claims.ipynb #359fd9ae
 def said_ablation(result: Result) -> list[str]:
-    "Table 6's claims in one sentence, over the cases: guided labels against random ones, noise against none."
+    "Table 6's claims in one sentence, over the cases: guided labels against random ones, noise against none, with 95 % intervals over the seeds of both."
+    fair, methods = like_for_like(result), ["maga", "random_label", "no_noise"]
 
     def whole(cases: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
-        return [case for case in cases if case.set_index("method").A_r.reindex(["maga", "random_label", "no_noise"]).notna().all()]
+        return [case for case in cases if case.set_index("method").A_r.reindex(methods).notna().all()]
 
-    ours, found = whole(list(cases_of(result).values())), []
-    for cases in (ours, whole([paper_case(case) for case in ours]) if result.settings.size.comparable else []):
-        by = [case.set_index("method") for case in cases]
-        labels = over_cases([lines.A_f["maga"] - lines.A_f["random_label"] for lines in by])
-        noise = [over_cases([lines[m]["maga"] - lines[m]["no_noise"] for lines in by]) for m in ("A_r", "A_f")]
-        found.append((labels, *noise, len(by)))
-    ours_found, *paper = found
-    if not ours_found[-1]:
+    def change(case: pd.DataFrame, other: str, metric: str) -> tuple[float, float]:
+        places = (case.index[case.method == m][0] for m in ("maga", other))
+        ours, theirs = ({r.spec.training_seed: value_of(r, metric) for r in fair.rows[i] if not r.failed} for i in places)
+        return interval([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
+
+    asked = (("random_label", "A_f"), ("no_noise", "A_r"), ("no_noise", "A_f"))
+    cases = whole(list(cases_of(result).values()))
+    if not cases:
         return []
-    theirs = [f" (paper {value})" for value in paper[0][:-1]] if paper and paper[0][-1] else [""] * 3
-    labels, kept, forgot = (f"{value} points{beside}" for value, beside in zip(ours_found[:-1], theirs, strict=True))
+    paper = [case.set_index("method") for case in whole([paper_case(case) for case in cases])] if result.settings.size.comparable else []
+    theirs = [f" (paper {over_cases([lines[m]['maga'] - lines[m][other] for lines in paper])})" if paper else "" for other, m in asked]
+    found = [[change(case, *place) for case in cases] for place in asked]
+    said = [" and ".join(with_half(*pair) for pair in f) if len(f) < 3 else over_cases([mean for mean, _ in f]) for f in found]
+    labels, kept, forgot = (f"{value} points{beside}" for value, beside in zip(said, theirs, strict=True))
     return [f"Guided instead of random labels change A_f by {labels}; noise instead of none changes A_r by {kept} and A_f by {forgot}."]
 
 # %% ../../nbs/516_claims.ipynb #72ccb7ef
