@@ -247,7 +247,7 @@ def test_records_of_digits_presets_name_the_notebook_with_their_trials():
     "And none says that it was the best: that depends on the processor, and the notebook shows its place."
     said = {m.name: m.sources["digits"][0].word("") for m in METHODS.values() if any("trials" in s.word("") for s in m.sources["digits"])}
     elsewhere = dict.fromkeys(RESTARTS, "methods.relatives") | {"maga_soft": "methods.maga_soft"}
-    assert len(said) == 17 and all(f" {elsewhere.get(name, 'methods.tuning')} shows its place" in word for name, word in said.items())
+    assert len(said) == 18 and all(f" {elsewhere.get(name, 'methods.tuning')} shows its place" in word for name, word in said.items())
     assert not any("best" in word for word in said.values())
 
 
