@@ -147,7 +147,8 @@ PRESETS = {
         (
             Backbone(
                 "resnet6_haar", "resnet18", "haar", "paper_resnet18", stand_in=True,
-                presets=SIX_LAYERS | QUARTER_NOISE | {"retrain_head": "haar", "short_retrain": "haar_50%"}, recipes={"cifar10": "haar_cifar10"}, budgets="haar_", layers=6,
+                presets=SIX_LAYERS | QUARTER_NOISE | {"retrain_head": "haar", "short_retrain": "haar_50%"},
+                recipes={"cifar10": "haar_cifar10"}, budgets="haar_", layers=6,
             ),
             Backbone("resnet6_s2d", "resnet18", "laptop", "paper_resnet18", stand_in=True, presets=SIX_LAYERS, layers=6),
             Backbone("efficientnet_lite0", "vit", "lite0", "paper_vit", stand_in=True),
