@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from maga.experiments.session import Session, resolve
 from maga.experiments.store import Spec, Store
-from maga.methods.contract import METHODS, method
+from maga.methods.contract import METHODS, code_of, method
 
 METHOD = """
 from maga.methods.contract import FitOnly, method, plain_fit
@@ -119,3 +120,54 @@ def test_settings_of_a_foreign_method_that_are_no_text_have_keys_of_their_own(tm
     session, spec = Session(Store(tmp_path), "cpu"), Spec("digits", "class", "nine", "small_cnn", "chosen", "a", recipe="smoke")
     keys = [resolve(session, replace(spec, preset=p)).key for p in presets]
     assert len({*keys}) == 5 and keys[-1] == keys[-2]
+
+
+class Typed:
+    "A module without a file, as the one that a notebook's cells are typed into."
+
+    def __init__(self, monkeypatch):
+        self.module, self.cells = types.ModuleType("typed"), 0
+        monkeypatch.setitem(sys.modules, "typed", self.module)
+
+    def __call__(self, cell: str) -> dict:
+        "Run a cell; what the module then holds."
+        self.cells += 1
+        name = f"<cell {self.cells}>"
+        linecache.cache[name] = (len(cell), None, cell.splitlines(keepends=True), name)
+        exec(compile(cell, name, "exec"), vars(self.module))
+        return vars(self.module)
+
+
+OUTER = """
+def outer(model):
+    return [Part(bias).apply(x) for x in model]
+"""
+PART = """
+class Part:
+    sign = 1
+    def __init__(self, by):
+        self.by = by
+    def apply(self, x):
+        return self.sign * shifted(x, self.by)
+"""
+SHIFTED = """
+def shifted(x, by):
+    return x + by
+"""
+
+
+def test_the_code_of_a_notebooks_function_is_also_that_of_what_it_names(monkeypatch):
+    "Functions, classes and numbers, in turn; not what has the name of an attribute alone, and the same however often it is asked."
+    typed = Typed(monkeypatch)
+    typed("bias = 1\nsign = 5"), typed(SHIFTED), typed(PART)
+    run = typed(OUTER)["outer"]
+    codes = [code_of(run)]
+    for edit in (SHIFTED.replace("+", "-"), "bias = 2", PART.replace("sign = 1", "sign = 2"), PART.replace("self.sign", "3")):
+        typed(edit)
+        codes.append(code_of(run))
+    assert len({*codes}) == len(codes)
+    typed("sign = 6\ndef other(): pass")
+    assert code_of(run) == codes[-1]
+    for cell in ("bias = 1", SHIFTED, PART, OUTER):
+        typed(cell)
+    assert code_of(typed.module.outer) == codes[0]
