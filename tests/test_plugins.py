@@ -9,12 +9,15 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from maga.experiments.session import Session, resolve
-from maga.experiments.store import Spec, Store
+from maga.experiments.session import Session, resolve, transition_keys, transition_of
+from maga.experiments.store import Spec, Store, key_of
+from maga.judges.contract import LabelJudge
+from maga.judges.named import KINDS, JudgeKind
 from maga.methods.contract import METHODS, code_of, method
 
 METHOD = """
@@ -171,3 +174,29 @@ def test_the_code_of_a_notebooks_function_is_also_that_of_what_it_names(monkeypa
     for cell in ("bias = 1", SHIFTED, PART, OUTER):
         typed(cell)
     assert code_of(typed.module.outer) == codes[0]
+
+
+def like_the_next(shift):
+    "A kind of judge to which each class is like the one that comes so much later."
+
+    def make(model, exemplars, options, classifier):
+        table = torch.eye(len(exemplars.classes))
+        return LabelJudge(table + 0.5 * table.roll(shift, 1), exemplars, "next", "this test")
+
+    return JudgeKind("next", "none", make)
+
+
+def test_a_judge_of_ones_own_that_was_edited_is_asked_again(tmp_path, monkeypatch):
+    "T and the rows of its methods have other keys; a judge that is built in has the same."
+    session, spec = Session(Store(tmp_path), "cpu"), Spec("digits", "class", "nine", "small_cnn", "no_noise", "digits", recipe="smoke", judge="next")
+    keys, told = [], []
+    for shift in (1, 4, 1):
+        monkeypatch.setitem(KINDS, "next", like_the_next(shift))
+        keys.append((resolve(session, spec).key, *transition_keys(session, spec)))
+        told.append(transition_of(session, spec).S[0, :6].tolist())
+    assert keys[0] == keys[2] and not {*keys[0]} & {*keys[1]}
+    assert told == [[1, 0.5, 0, 0, 0, 0], [1, 0, 0, 0, 0.5, 0], [1, 0.5, 0, 0, 0, 0]]
+    superclasses = [transition_keys(session, replace(spec, judge="superclasses"))]
+    monkeypatch.setitem(KINDS, "superclasses", JudgeKind("superclasses", "none", partial(KINDS["superclasses"].make)))
+    assert transition_keys(session, replace(spec, judge="superclasses")) != superclasses[0]
+    assert key_of("transition", "superclasses", 10, ("digits", 0)) == superclasses[0][0]
