@@ -12,12 +12,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 
+from maga.experiments import runs, scores
+from maga.experiments.report import line_of, paper_numbers
 from maga.experiments.session import Session, resolve, transition_keys, transition_of
+from maga.experiments.settings import Cell
 from maga.experiments.store import Spec, Store, key_of
 from maga.judges.contract import LabelJudge
 from maga.judges.named import KINDS, JudgeKind
+from maga.measures import contract
 from maga.methods.contract import METHODS, code_of, method
 
 METHOD = """
@@ -200,3 +205,62 @@ def test_a_judge_of_ones_own_that_was_edited_is_asked_again(tmp_path, monkeypatc
     monkeypatch.setitem(KINDS, "superclasses", JudgeKind("superclasses", "none", partial(KINDS["superclasses"].make)))
     assert transition_keys(session, replace(spec, judge="superclasses")) != superclasses[0]
     assert key_of("transition", "superclasses", 10, ("digits", 0)) == superclasses[0][0]
+
+
+OWN = """
+from maga.measures.contract import model_metric, population_metric
+@model_metric("own", ideal="0", unit="u")
+def own(evidence, subject): return 5.0
+@population_metric("owns", ideal="0", unit="u")
+def owns(evidence): return 5.0, 0.0
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    "A session with a run and its retrain, measured by every metric there is, which is none."
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (contract, runs, scores):
+            patched.setattr(module, "METRICS", {})
+        session = Session(Store(tmp_path_factory.mktemp("measured")), "cpu")
+        spec = Spec("digits", "class", "nine", "small_cnn", "random_label", "digits", recipe="smoke", measures="all")
+        return session, spec, runs.run_batch([spec, replace(spec, method="retrain", measures="table")], session)
+
+
+@pytest.fixture
+def only_own(measured, monkeypatch):
+    "What types a cell, where no metric is registered but by cells."
+    registered = {}
+    for module in (contract, runs, scores):
+        monkeypatch.setattr(module, "METRICS", registered)
+    return Typed(monkeypatch)
+
+
+def test_a_row_says_which_metrics_of_ones_own_it_lacks(measured, only_own):
+    "And those that it was measured with by other code, in the table's note, too; nothing is run again."
+    session, spec, (row, _) = measured
+    assert "own" not in row.metrics and runs.run_batch([spec], session) == [row]
+    only_own(OWN)
+    (later,) = runs.run_batch([spec], session)
+    assert math.isnan(later.metrics["own"]) and later.missing["own"] == runs.OTHERWISE_MEASURED and session.store.get(row.key) == row
+    line = line_of(Cell("resnet18", "class", "nine", "random_label", spec), [later], paper_numbers(None))
+    assert line["note"] == f"own: {runs.OTHERWISE_MEASURED}"
+    session.store.row_path(row.key).unlink()
+    (anew,) = runs.run_batch([spec], session)
+    assert (anew.key, anew.metrics["own"], anew.missing) == (row.key, 5.0, {})
+    assert runs.as_registered(anew) is anew
+    only_own(OWN.replace("5.0", "6.0"))
+    assert math.isnan(runs.as_registered(anew).metrics["own"])
+
+
+def test_a_score_of_an_edited_metric_of_ones_own_is_computed_anew(measured, only_own):
+    "And is kept as long as its code is."
+    session, _, rows = measured
+    values = []
+    for cell in (OWN, OWN.replace("5.0", "6.0"), ""):
+        only_own(cell)
+        values.append(scores.scores_of_many(session, rows[:1], rows[1:])["owns"].values)
+    (path,) = (session.store.folder / "scores").glob("*.json")
+    before = path.stat().st_mtime_ns
+    scores.scores_of_many(session, rows[:1], rows[1:])
+    assert values == [(5.0,), (6.0,), (6.0,)] and path.stat().st_mtime_ns == before
