@@ -193,7 +193,8 @@ def like_the_next(shift):
 
 def test_a_judge_of_ones_own_that_was_edited_is_asked_again(tmp_path, monkeypatch):
     "T and the rows of its methods have other keys; a judge that is built in has the same."
-    session, spec = Session(Store(tmp_path), "cpu"), Spec("digits", "class", "nine", "small_cnn", "no_noise", "digits", recipe="smoke", judge="next")
+    session = Session(Store(tmp_path), "cpu")
+    spec = Spec("digits", "class", "nine", "small_cnn", "no_noise", "digits", recipe="smoke", judge="next")
     keys, told = [], []
     for shift in (1, 4, 1):
         monkeypatch.setitem(KINDS, "next", like_the_next(shift))

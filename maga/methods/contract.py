@@ -198,7 +198,7 @@ def _add_code(name: str, value: Any, module: str, found: dict[Any, str]) -> None
 def code_of(run: Callable[..., Any]) -> str:
     """A hash of a function's code, 16 hexadecimal digits: of its module's source, and of numbers and texts that are bound in it.
 
-    Where the module has no file, as in a notebook: of the function, and of the functions, classes, numbers and texts that it names there, and these in turn.
+    A notebook's module has no file: there, of the function, and of the functions, classes, numbers and texts that it names, and these in turn.
     """
     given: dict[str, Any] = {}
     while isinstance(run, partial):
