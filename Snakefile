@@ -78,4 +78,4 @@ rule notebook:
     params:
         given=lambda w: parameters_of(w.name),
     shell:
-        "python tools/execute.py {input.notebook} {log.notebook} {params.given}"
+        "python tools/execute.py {input.notebook:q} {log.notebook:q} {params.given}"

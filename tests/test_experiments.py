@@ -556,13 +556,13 @@ def test_snakemake_plans_one_gpu_a_job(tmp_path):
 
 def test_snakemake_asks_little_for_digits(tmp_path):
     "With the Slurm profile and the smoke preset: no GPU, memory that a laptop has, and the account and partition that Slurm takes by itself."
-    line = [sys.executable, "-m", "snakemake", "--dry-run", "--profile", "profiles/slurm", "--config", f"results={tmp_path}", "only=table6,figure6"]
+    line = [sys.executable, "-m", "snakemake", "--dry-run", "--profile", "profiles/slurm", "--config", f"results={tmp_path / 'my results'}", "only=table6,figure6"]
     ended = call([*line, "preset=smoke", "backbone=small_cnn", "target=rocket,bird", "original=", "--printshellcmds"])
     assert ended.returncode == 0, ended.stdout + ended.stderr
     asked = [text for rule, text in jobs(ended.stdout + ended.stderr) if rule in ("model", "notebook")]
     assert len(asked) == 5 and all(re.search(r"\bmem_mb=8000\b.*\bgpu=0\b", text) for text in asked)
     assert not any("slurm_" in text for text in asked)
-    given = re.findall(r"tools/execute.py \S+/(\w+)\.ipynb .* target=(\S*) ", ended.stdout + ended.stderr)
+    given = re.findall(r"tools/execute.py \S+/(\w+)\.ipynb '\S+/my results/\S+\.ipynb' .* target=(\S*) ", ended.stdout + ended.stderr)
     assert sorted(given) == [("figure6", "bird"), ("table6", "rocket")]  # each gets the targets that it has
     assert all("None" not in text for text in asked)  # an empty option is empty
 
@@ -591,6 +591,16 @@ def old_row(results: Path, **provenance: str) -> Row:
     (results / "rows").mkdir(exist_ok=True)
     (results / "rows" / f"{raw['key']}.json").write_text(json.dumps(raw))
     return Row.from_json(json.dumps(raw))
+
+
+def test_a_file_that_is_no_text_holds_no_row(tmp_path):
+    "As one that was cut off: it is passed over, and its run is computed."
+    store = Store(tmp_path)
+    store.row_path("x").parent.mkdir()
+    store.row_path("x").write_bytes(b'{"key": "\xff')
+    row = Row("x", Spec("digits", "class", "nine", "small_cnn", "ssd", "digits", recipe="smoke"))
+    assert store.get("x") is None and store.rows() == [] and not store.holds(row)
+    assert store.get(store.put(row).key) == row
 
 
 def test_a_row_from_before_the_move_is_served(tmp_path):

@@ -22,7 +22,7 @@ from maga.data import MagaError, write_whole
 from maga.experiments import expected, report, studies, tables
 from maga.experiments.__main__ import print_result
 from maga.experiments.catalogue import NO_ULIRA
-from maga.experiments.claims import cases_of, paper_case, said_ablation, said_beyond, said_times, standing
+from maga.experiments.claims import cases_of, paper_case, said_ablation, said_beyond, said_sweep, said_times, standing
 from maga.experiments.published import (
     ABOUT_FILES,
     SCORES,
@@ -145,6 +145,26 @@ def test_pictures_compare_rows_of_one_seed(session, monkeypatch):
         seen()
         drawn = [row.spec for some in result.rows for row in some if row.key in asked]
         assert [s.method for s in drawn] == [c.method for c in result.cells] and {s.training_seed for s in drawn} == {1}
+
+
+def test_failed_runs_do_not_say_which_seeds_are_compared(session):
+    "A method with all its seeds, of which two failed, leaves the other methods theirs."
+
+    def change(cell, rows):
+        failed = [replace(r, metrics={}, error="no memory") if r.spec.training_seed < 2 else r for r in rows]
+        return failed if cell.method == "ssd" else [r for r in rows if r.spec.training_seed < 2]
+
+    cut = tables.like_for_like(with_rows(result_of(session, "table6"), change)).table
+    assert set(cut[cut.method != "ssd"].seeds) == {2} and set(cut[cut.method == "ssd"].seeds) == {0}
+
+
+def test_a_sweep_is_said_of_the_values_that_are_known(session):
+    def change(cell, rows):
+        lost = ("TV", "A_f") if dict(cell.changes)[cell.varied] > 0.2 else ("TV",)
+        return [replace(r, metrics={m: math.nan if m in lost else v for m, v in r.metrics.items()}) for r in rows]
+
+    for sentence in said_sweep(with_rows(result_of(session, "figure7"), change)):
+        assert "nan" not in sentence and "A_f (known at 0.1) stays at" in sentence and sentence.endswith("TV is not known."), sentence
 
 
 def test_savings_are_of_seeds_whose_seconds_are_known(session):
@@ -326,6 +346,9 @@ def test_the_printed_lines_are_those_that_were_asked_for(session, capsys):
     print_result(result)
     said = capsys.readouterr().out
     assert "mushroom" in said and "restart, fresh head" in said and not any(name in said for name in ("rocket", "delete", "more lines"))
+    left = pd.concat([result.table, pd.DataFrame([{"note": report.NOT_RUN + "a command"}])], ignore_index=True)  # a line without a seed
+    print_result(replace(result, table=left))
+    assert capsys.readouterr().out.split("->")[0].startswith(said.split("->")[0])
     print_result(result_of(session, "frontier"))
     assert f"… and {len(result_of(session, 'frontier').table) - 60} more lines" in capsys.readouterr().out
     with pytest.raises(MagaError, match="the target 'rokcet'; there are"):
@@ -374,6 +397,32 @@ def test_a_retrain_that_two_rows_show_keeps_its_file(tmp_path):
     two_retrains(store, "2026-01-04")
     publish(session, HERE, (), folder)
     assert file.read_bytes() != before
+
+
+def test_logits_of_a_replaced_run_are_published_no_more(tmp_path):
+    "Those of the new one take their place, also where no figure asks for them, or nothing does where the store has none."
+    folder, store = tmp_path / "rows", Store(tmp_path / "store")
+    session = open_session(replace(HERE, results=str(store.folder)))
+    row = store.put(Row(resolve(session, NINE).key, NINE, {"A_r": 1.0}, provenance={"date": "2026-01-02"}))
+    kept, shown = store.outputs(row.key), folder / "pictured" / "outputs" / f"{row.key}.safetensors"
+    write_whole(kept, partial(save_file, {"test": torch.zeros(2)}))
+    publish(session, HERE, (NINE,), folder)
+    for day, logits in (("2026-01-03", torch.ones(2)), ("2026-01-04", None)):
+        store.put(replace(row, provenance={"date": day}))
+        kept.unlink()
+        if logits is not None:
+            write_whole(kept, partial(save_file, {"test": logits}))
+        publish(session, HERE, (), folder)
+        assert logits is None if not shown.exists() else torch.equal(load_file(shown)["test"], logits)
+
+
+def test_rows_are_not_published_as_another_presets(tmp_path):
+    store = store_with(tmp_path / "store", a="2026-01-02")
+    for preset, networks in (("small", "resnet10"), ("laptop", "resnet6_haar")):
+        settings = Settings(preset, device="cpu", results=str(store.folder))
+        with pytest.raises(MagaError, match=rf"no row of the preset {preset} \({networks}.*--preset"):
+            publish(open_session(settings), settings, (), tmp_path / "rows")
+    assert not (tmp_path / "rows").exists()
 
 
 def test_logits_are_restored_for_the_training_that_they_are_of(session, tmp_path):

@@ -37,6 +37,12 @@ def test_every_method_has_the_same_number_of_trials():
     assert {len(r) for r in rates} == {15}  # every value of the first range is another one
 
 
+def test_the_search_refuses_seeds_of_the_users():
+    "It has its own, which are those of every method."
+    with pytest.raises(MagaError, match="not 5,6: leave --seeds out"):
+        tuning_cells(Settings("laptop", seeds=(5, 6)))
+
+
 @pytest.mark.parametrize("data", HELD_OUT)
 def test_shares_cover_each_range(data):
     "A drawn number lies in its range, and each fifteenth of the range, in ratio or evenly, has one."

@@ -189,7 +189,7 @@ def print_result(result: Result) -> None:
     digits = "" if result.settings.size.comparable else " (smoke, digits: not the paper's numbers)"
     print(f"\n{result.experiment.name}: {result.experiment.title}{digits}")
     if len(table):
-        shown = table[columns or list(table)].head(MOST_SHOWN)
+        shown = table[columns or list(table)].head(MOST_SHOWN).astype({c: "Int64" for c in ("seed",) if c in columns})
         print(shown.to_string(index=False, max_colwidth=44, float_format=lambda v: f"{v:.2f}" if abs(v) >= 0.1 or v == 0 else f"{v:.2g}", na_rep=""))
     if len(table) > MOST_SHOWN:
         print(f"… and {len(table) - MOST_SHOWN} more lines in the file")

@@ -200,15 +200,20 @@ def _savings(case: pd.DataFrame, seconds: pd.Series, noise: tuple[str, str] | No
 
 # %% ../../nbs/516_claims.ipynb #f024f024
 def said_sweep(result: Result) -> list[str]:
-    "For each series: how A_r, A_f, MIA and TV change from the smallest value to the largest, and whether they change steadily or at all."
+    "For each series: how A_r, A_f, MIA and TV change from the smallest value at which they are known to the largest, and whether steadily or at all."
     sentences = []
     for (name, series), line in swept(result).groupby(["field", "series"], sort=False):
         line = line.sort_values("value")
         found = []
         for metric in ("A_r", "A_f", "MIA", "TV"):
-            steps, first, last, span = np.diff(line[metric]), line[metric].iloc[0], line[metric].iloc[-1], np.ptp(line[metric])
+            known = line[np.isfinite(line[metric])]
+            if known.empty:
+                found.append(f"{metric} is not known")
+                continue
+            steps, first, last, span = np.diff(known[metric]), known[metric].iloc[0], known[metric].iloc[-1], np.ptp(known[metric])
             steady = "steadily" if (steps >= 0).all() or (steps <= 0).all() else "not steadily"
-            found.append(f"{metric} goes from {first:.2f} to {last:.2f} ({steady}, range {span:.2f})" if span else f"{metric} stays at {first:.2f}")
+            said = metric if len(known) == len(line) else f"{metric} (known at {', '.join(f'{v:g}' for v in known.value)})"
+            found.append(f"{said} goes from {first:.2f} to {last:.2f} ({steady}, range {span:.2f})" if span else f"{said} stays at {first:.2f}")
         where = f" ({series})" if series else ""
         sentences.append(f"{name} from {line.value.iloc[0]:g} to {line.value.iloc[-1]:g}{where}: {'; '.join(found)}.")
     return sentences or ["Nothing has been run."]

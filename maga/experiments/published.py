@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..data import ImageSet, MagaError, write_whole
 from .outputs import forgotten_test
+from .presets import Preset
 from .session import COARSE, Session, resolve, transition_keys
 from .settings import Settings, cifar10_spec
 from .store import PUBLISHED_RESULTS, RETRAIN, Row, Spec, Store, experiments_folder, key_of
@@ -27,8 +28,8 @@ from ..packaged import file_hash
 # %% auto #0
 __all__ = ['LISTS', 'ROWS', 'SCORES', 'ABOUT_FILES', 'RESTORED', 'line_of_row', 'row_of_line', 'save_labels', 'labels_only',
            'published_folder', 'unreadable', 'read_json', 'read_rows', 'request_name', 'retrain_file', 'header_in',
-           'own_rows', 'made_from', 'scores_in', 'made_on', 'publish', 'read_about', 'check_published', 'check_file',
-           'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
+           'own_rows', 'made_from', 'scores_in', 'of_preset', 'made_on', 'publish', 'read_about', 'check_published',
+           'check_file', 'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
 
 # %% ../../nbs/513_published.ipynb #51300006
 LISTS = ("spec.changes", "spec.references", "made_from_forgotten")  # columns with JSON
@@ -190,6 +191,11 @@ def scores_in(path: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
+def of_preset(spec: Spec, preset: Preset) -> bool:
+    "Whether a run is one of the preset's: by its network, and how that is trained."
+    return any(b.name == spec.backbone and spec.recipe in (b.recipe, *b.recipes.values()) for b in preset.backbones)
+
+
 def made_on(row: Row) -> str:
     "The date of a row, which sorts as text; empty where it is unknown."
     return row.provenance.get("date", "")
@@ -201,7 +207,13 @@ def publish(
     pictured: Iterable[Spec] = (),  # runs whose logits a figure shows
     folder: Path | None = None,  # None: that of the clone
 ) -> str:
-    "Add the session's own rows to the published ones, with what tables need beside them; a row stays where ours is older. Says what is there."
+    """Add the session's own rows to the published ones, with what tables need beside them; a row stays where ours is older. Says what is there.
+
+    `MagaError` where no row of the store is one of the preset's, before anything is written.
+    """
+    if not any(of_preset(row.spec, settings.size) for row in session.store.rows() if not row.failed):
+        networks = ", ".join(b.name for b in settings.size.backbones)
+        raise MagaError(f"{session.store.folder} has no row of the preset {settings.preset} ({networks}): name that of its rows by --preset.")
     folder = published_folder() if folder is None else folder
     before, there = read_about(folder), read_rows(folder)
     own = {key: row for key, row in own_rows(session.store).items() if key not in there or made_on(row) >= made_on(there[key])}
@@ -220,10 +232,15 @@ def publish(
             _publish_retrain(session, rows[key], folder, rows)
     for path, images in labelled.items():
         save_labels(path, *images)
-    for key in ours.intersection(shown):
-        _copy(session.store.outputs(key), folder / "pictured" / "outputs" / f"{key}.safetensors", overwrite=True)
+    replaced = {key for key, row in there.items() if rows[key].provenance != row.provenance}
+    for key in ours:
+        source, target = session.store.outputs(key), folder / "pictured" / "outputs" / f"{key}.safetensors"
+        if key in replaced and not source.exists():  # no logits of a run that is gone
+            target.unlink(missing_ok=True)
+        if key in shown or target.exists():
+            _copy(source, target, overwrite=True)
     _copy(session.store.checkpoint(matrix), folder / "pictured" / "checkpoints" / f"{matrix}.safetensors", overwrite=True)
-    whose, replaced = made_from(rows.values()), any(rows[key].provenance != row.provenance for key, row in there.items())
+    whose = made_from(rows.values())
     found = [*read_json(folder / SCORES).items(), *((p.stem, scores_in(p)) for p in sorted((session.store.folder / "scores").glob("*.json")))]
     found.sort(key=lambda scores: all("of" in s for s in scores[1].values()))  # one that says whose it is replaces one that does not
     scores = {name: some for name, some in found if all(s["of"].items() <= whose.items() if "of" in s else not replaced for s in some.values())}
@@ -249,7 +266,7 @@ def check_published(folder: Path) -> dict[str, Any]:
     "What `published.json` says, after every file was compared with its hash; `MagaError` names a file that differs or is missing."
     about = read_about(folder)
     if not about["files"]:
-        raise MagaError(f"Nothing is published in {folder}; run a batch and `python -m maga.experiments publish --results R`.")
+        raise MagaError(f"Nothing is published in {folder}; run a batch, and `python -m maga.experiments publish` with its --preset and --results.")
     for name, expected in about["files"].items():
         check_file(folder, name, expected)
     return about

@@ -19,7 +19,7 @@ from ..checks import writable_folder
 from ..data import MagaError, no_such, write_whole
 from .presets import BACKBONES
 from .published import PublishedSession, published_folder
-from .runs import by_other_code, compared, kept, run_batch
+from .runs import by_other_code, compared, kept, own_metrics, run_batch
 from .scores import floor_of
 from .session import Given, Session, Training, config_of, content_digest, original_of, resolve, retrain_of, trained
 from .settings import Cell, Settings, checked_selection, selected
@@ -107,7 +107,8 @@ def line_of(
         line[f"{metric}_paper"] = float(found.value.iloc[0]) if len(found) else float("nan")
         like = interval([value_of(r, metric if metric == "MIA" else f"legacy_{metric}") for r in good])[0]
         line[f"{metric}_difference"] = like - line[f"{metric}_paper"]
-    absent = sorted({f"{m}: {r.missing[m]}" for r in good for m in ("TV", "seconds") if m in r.missing})
+    said = ("TV", "seconds", *own_metrics())
+    absent = sorted({f"{m}: {r.missing[m]}" for r in good for m in said if m in r.missing})
     line["note"] = "; ".join([*errors, *absent, *bounds_noted(good)]) or ("" if good else missing)
     return line
 

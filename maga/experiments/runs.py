@@ -5,6 +5,7 @@
 # %% ../../nbs/504_runs.ipynb #6e27fc6e
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 import time
@@ -42,18 +43,19 @@ from maga.experiments.session import (
     transition_of,
 )
 from .store import ORIGINAL, RETRAIN, Row, Spec, key_of
+from ..measures import OURS
 from ..measures.contract import METRICS, Evidence, Subject
 from ..measures.cost import counted_passes
 from ..measures.metrics import Outputs, measure
-from ..methods.contract import get_method
+from ..methods.contract import code_of, get_method
 from ..progress import BatchReport, ProgressBar
 from ..training import RECIPES
 
 # %% auto #0
-__all__ = ['COMPARISONS', 'NO_RETRAIN', 'BatchBar', 'package_versions', 'git_commit', 'provenance_of', 'retrain_passes', 'filled',
-           'untimed', 'unlearn', 'subject_of', 'evidence_of', 'all_measures', 'forgotten_traces', 'retrain_outputs',
-           'row_of', 'run', 'by_other_code', 'kept', 'compared', 'finished', 'attempt', 'missing_of', 'forget_failures',
-           'models_of', 'run_batch']
+__all__ = ['COMPARISONS', 'NO_RETRAIN', 'OTHERWISE_MEASURED', 'BatchBar', 'package_versions', 'git_commit', 'provenance_of',
+           'retrain_passes', 'filled', 'untimed', 'unlearn', 'subject_of', 'evidence_of', 'own_metrics', 'all_measures',
+           'forgotten_traces', 'retrain_outputs', 'row_of', 'run', 'by_other_code', 'as_registered', 'kept', 'compared',
+           'finished', 'attempt', 'missing_of', 'forget_failures', 'models_of', 'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
 def package_versions() -> dict[str, str]:
@@ -151,6 +153,11 @@ def evidence_of(session: Session, spec: Spec, split: ForgetSplit, unlearned: Sub
     return Evidence((unlearned,), tuple(retrains.values()), (original,), Subject(split, to_device(teacher, session.device)))
 
 
+def own_metrics(of_populations: bool = False) -> dict[str, str]:
+    "The registered metrics that are not built in, of one model or of several, with the hash of their code."
+    return {m.name: code_of(m.run) for m in METRICS.values() if m is not OURS.get(m.name) and m.of_populations == of_populations}
+
+
 def all_measures(evidence: Evidence) -> tuple[dict[str, float], dict[str, str]]:
     "Every metric of one model, and the reasons for missing ones."
     scores = [m(evidence) for m in METRICS.values() if not m.of_populations]
@@ -214,8 +221,8 @@ def row_of(session: Session, resolved: Resolved) -> Row:
     missing |= untimed(session, spec)
     times = {"unlearning": seconds, "evaluation": clock(session.device) - start, "loading": session.loading}
     keep_outputs(session, resolved.key, out, split)
-    made = provenance_of(session, split), asdict(resolved.dependencies), missing, forgotten_traces(session, resolved)
-    return Row(resolved.key, spec, metrics, times, *made)
+    made = provenance_of(session, split) | ({f"metric {name}": code for name, code in own_metrics().items()} if whole else {})
+    return Row(resolved.key, spec, metrics, times, made, asdict(resolved.dependencies), missing, forgotten_traces(session, resolved))
 
 
 def run(spec: Spec, session: Session) -> Row:
@@ -228,15 +235,27 @@ def by_other_code(session: Session, row: Row) -> bool:
     return row.provenance.get("code") != session.code
 
 
+OTHERWISE_MEASURED = "the row was measured without it, or with other code of it; another results folder measures it"
+
+
+def as_registered(row: Row) -> Row:
+    "The row; a metric of one's own that it was measured without, or with other code, is missing, with the reason."
+    asked = own_metrics() if row.spec.measures == "all" and not row.failed else {}
+    other = [name for name, code in asked.items() if row.provenance.get(f"metric {name}") != code]
+    if not other:
+        return row
+    lost = dict.fromkeys(other, math.nan), dict.fromkeys(other, OTHERWISE_MEASURED)
+    return replace(row, metrics=dict(row.metrics) | lost[0], missing=dict(row.missing) | lost[1])
+
+
 def kept(session: Session, resolved: Resolved) -> Row | None:
     "The row of a run. One from before keys held data and precision must have the present ones in its provenance."
     row = session.store.get(resolved.key)
-    if row is not None or not resolved.asked:
-        return row
-    old = session.store.get(resolved.asked)
-    made = {} if old is None else old.provenance
-    agrees = made.get("data_hash") == session.digest(resolved.spec.data) and "device" in made
-    return old if agrees and made["device"].endswith(", bfloat16") == (session.precision == "bfloat16") else None
+    if row is None and resolved.asked and (old := session.store.get(resolved.asked)) is not None:
+        made = old.provenance
+        agrees = made.get("data_hash") == session.digest(resolved.spec.data) and "device" in made
+        row = old if agrees and made["device"].endswith(", bfloat16") == (session.precision == "bfloat16") else None
+    return None if row is None else as_registered(row)
 
 
 def compared(session: Session, row: Row) -> Row:

@@ -15,6 +15,7 @@ from torch import nn
 from ..checks import write_whole
 from .outputs import remembered_outputs
 from .published import made_from, scores_in
+from .runs import own_metrics
 from .session import Session
 from .store import Row, key_of
 from ..measures.contract import METRICS, Evidence, Score, Subject
@@ -43,15 +44,18 @@ def kept_scores(
     names: set[str],  # of the scores
     compute: Callable[[Sequence[Subject]], dict[str, Score]],
 ) -> dict[str, Score]:
-    "Scores of several runs: those in the store, if they are of these very rows; else computed from kept logits and kept, where there are logits."
+    "Scores of several runs: those in the store, if of these very rows and by present code; else computed from kept logits, where they are, and kept."
     path, of = session.store.folder / "scores" / f"{key_of('scores', [r.key for r in runs])}.json", made_from(runs)
     found = scores_in(path)
     changed = [p.stat().st_mtime_ns for r in runs if (p := session.store.row_path(r.key)).exists()]
     old = bool(found) and path.stat().st_mtime_ns >= max(changed, default=0)  # whether a score that does not say its rows is of these
-    scores = {name: kept for name, kept in found.items() if (kept["of"] == of if "of" in kept else old)}
+    codes = own_metrics(of_populations=True)  # a score of a metric that is not built in says by which code it is
+    same = {name for name, kept in found.items() if name not in names or kept.get("code") == codes.get(name)}
+    scores = {name: kept for name, kept in found.items() if name in same and (kept["of"] == of if "of" in kept else old)}
     if not names <= scores.keys():
         subjects = [s for r in runs if (s := kept_subject(session, r)) is not None]
-        scores |= {name: plain(s) for name, s in compute(subjects).items()} if len(subjects) == len(runs) else {}
+        made = compute(subjects) if len(subjects) == len(runs) else {}
+        scores |= {name: plain(s) | ({"code": codes[name]} if name in codes else {}) for name, s in made.items()}
     scores = {name: kept | {"of": of} for name, kept in scores.items()}
     if scores and scores != found:
         write_whole(path, lambda p: p.write_text(json.dumps(scores)))

@@ -22,7 +22,7 @@ from .catalogue import REFERENCES, published_preset
 from .report import Experiment, Found, pending, register, value_of
 from .scores import floor_of, kept_scores
 from .session import Session
-from .settings import CHANGES, Cell, Changes, Settings, changes_of, make_cell
+from .settings import CHANGES, SEEDS, Cell, Changes, Settings, changes_of, make_cell
 from .store import RETRAIN, TRAINED, Row
 from ..measures.contract import Score, Subject
 from ..measures.metrics import total_variation
@@ -185,7 +185,10 @@ def tuning_cell(settings: Settings, data: str, target: str, method: str, preset:
 
 
 def tuning_cells(settings: Settings) -> list[Cell]:
-    "For each held-out class of the frontier's data: the original, three retrains, and every trial of every method."
+    "For each held-out class of the frontier's data: the original, three retrains, and every trial of every method. `MagaError` for other seeds."
+    if settings.seeds:
+        asked = SEEDS.write(settings.seeds)
+        raise MagaError(f"The search has seeds of its own ({SEEDS.write(REFERENCES)} of retrains, 0 of trials), not {asked}: leave --seeds out.")
     network, data, cells = settings.network("resnet18"), settings.size.frontier[0][1], []
     for target in HELD_OUT[data]:
         cells += [tuning_cell(settings, data, target, m, network.preset, (), REFERENCES if m == RETRAIN else (0,)) for m in TRAINED]

@@ -25,7 +25,7 @@ from ..device import clock, device_name, out_of_memory, pick_device, processor_n
 from .store import RETRAIN, Recent, Spec, Store, code_digest, key_of, left_out
 from ..judges.answers import stored
 from ..judges.contract import draw_exemplars
-from ..judges.named import JudgeOptions, is_matrix, judge_kind, make_judge, weights_of
+from ..judges.named import KINDS, OURS as OUR_JUDGES, JudgeOptions, is_matrix, judge_kind, make_judge, weights_of
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.metrics import Outputs
 from ..methods import OURS
@@ -314,8 +314,9 @@ def transition_keys(session: Session, spec: Spec) -> tuple[str, str]:
     given = fitting_file(session, spec)
     if given is not None:
         return given.digest, given.digest
-    judge_kind(spec.judge)
-    asked = key_of("transition", spec.judge, spec.exemplars, looked_at(spec), *weights_of(spec.judge))
+    kind = judge_kind(spec.judge)[0]
+    code = [] if KINDS[kind] is OUR_JUDGES.get(kind) else [code_of(KINDS[kind].make)]
+    asked = key_of("transition", spec.judge, spec.exemplars, looked_at(spec), *weights_of(spec.judge), *code)
     return asked, session.key(asked, spec.data)
 
 

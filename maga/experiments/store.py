@@ -249,7 +249,7 @@ class Store:
         "The row of that key, or `None`. A file that holds no row is ignored and will be overwritten."
         try:
             return Row.from_json(self.row_path(key).read_text())
-        except (FileNotFoundError, MagaError):
+        except (FileNotFoundError, ValueError):  # no text, or no row
             return None
 
     def put(self, row: Row) -> Row:
@@ -259,7 +259,7 @@ class Store:
 
     def holds(self, row: Row) -> bool:
         "Whether this very row is there."
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ValueError):
             return self.row_path(row.key).read_text() == row.to_json() + "\n"
         return False
 

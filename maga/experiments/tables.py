@@ -88,8 +88,8 @@ def like_for_like(
     """
     shared: dict[tuple[str, ...], set[int]] = {}
     both = list(zip(result.cells, result.rows, strict=True))
-    for c, some in sorted(both, key=lambda line: -len(line[1])):
-        seeds = {r.spec.training_seed for r in some if not r.failed}
+    good = [(c, {r.spec.training_seed for r in some if not r.failed}) for c, some in both]
+    for c, seeds in sorted(good, key=lambda line: -len(line[1])):
         if seeds and not _without_seeds(c):
             shared[place(c)] = (shared.get(place(c), seeds) & seeds) or shared[place(c)]
     kept = [(c, shared.get(place(c), set()), some) for c, some in both]

@@ -25,7 +25,7 @@ from .weights import Source, folder_revision
 from ..packaged import PACKAGED, file_revision, file_state
 
 # %% auto #0
-__all__ = ['LOADING', 'KINDS', 'JudgeOptions', 'JudgeKind', 'JudgingCost', 'cost_of_images', 'judge_forms', 'judge_kind',
+__all__ = ['LOADING', 'KINDS', 'OURS', 'JudgeOptions', 'JudgeKind', 'JudgingCost', 'cost_of_images', 'judge_forms', 'judge_kind',
            'is_matrix', 'local_weights', 'weights_of', 'check_options', 'make_judge', 'judging_cost']
 
 # %% ../../nbs/220_named.ipynb #d40f3457
@@ -235,6 +235,8 @@ KINDS: dict[str, JudgeKind] = {
         JudgeKind("toy-vlm", "none", _toy, _toy_cost),
     )
 }
+
+OURS = dict(KINDS)  # another kind of one of these names is the user's, too
 
 
 def judge_forms() -> str:

@@ -5,6 +5,7 @@
 # %% ../../nbs/300_contract.ipynb #bb9bdb91
 from __future__ import annotations
 
+import dis
 import hashlib
 import inspect
 import math
@@ -13,7 +14,8 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from types import CodeType, FunctionType
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
@@ -151,12 +153,64 @@ def method(
 
 # %% ../../nbs/300_contract.ipynb #3490bba1
 @lru_cache
-def code_of(run: Unlearn) -> str:
-    "A hash of the module that defines a method, or where that has no file of the function: 16 hexadecimal digits; empty where neither can be read."
-    for of in (sys.modules.get(run.__module__), run):
-        with suppress(OSError, TypeError):
-            return hashlib.sha256(inspect.getsource(cast(Any, of)).encode()).hexdigest()[:16]
+def _module_source(run: Callable[..., Any]) -> str:
+    "The source of the module that defines a function, as it was when first asked for; empty where it has no file."
+    with suppress(OSError, TypeError, KeyError):
+        return inspect.getsource(sys.modules[run.__module__])
     return ""
+
+
+def _read_by(code: CodeType) -> set[str]:
+    "The global names that a function's code reads, inner functions included."
+    own = {str(i.argval) for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(_read_by(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
+
+
+def _enclosed(run: Any) -> dict[str, Any]:
+    "What a function holds of the one that made it, by name."
+    if not isinstance(run, FunctionType):
+        return {}
+    return {f"{run.__qualname__}.{n}": c.cell_contents for n, c in zip(run.__code__.co_freevars, run.__closure__ or (), strict=True)}
+
+
+def _named_by(of: FunctionType | type) -> dict[str, Any]:
+    "What a function reads from its module and holds; a class's parts and bases."
+    if isinstance(of, type):
+        parts = {n: v for n, v in vars(of).items() if callable(v) or not n.startswith("__")}
+        return {f"{of.__qualname__}.{n}": v for n, v in parts.items()} | {b.__qualname__: b for b in of.__bases__}
+    return {n: of.__globals__[n] for n in sorted(_read_by(of.__code__) & of.__globals__.keys())} | _enclosed(of)
+
+
+def _add_code(name: str, value: Any, module: str, found: dict[Any, str]) -> None:
+    "Add to `found` a number or a text, or the source of a function or class of the module, and what that one names in turn."
+    value = inspect.unwrap(value.fget if isinstance(value, property) else value)
+    of = value if isinstance(value, type | FunctionType) else type(value)
+    if isinstance(value, str | int | float | None):
+        found[name] = f"{name}={value!r}"
+    if of.__module__ == module and of not in found:
+        found[of] = of.__qualname__
+        with suppress(OSError, TypeError):  # a notebook's class has none that Python finds; its functions have
+            found[of] = inspect.getsource(of)
+        for part, inner in _named_by(of).items():
+            _add_code(part, inner, module, found)
+
+
+def code_of(run: Callable[..., Any]) -> str:
+    """A hash of a function's code, 16 hexadecimal digits: of its module's source, and of numbers and texts that are bound in it.
+
+    A notebook's module has no file: there, of the function, and of the functions, classes, numbers and texts that it names, and these in turn.
+    """
+    given: dict[str, Any] = {}
+    while isinstance(run, partial):
+        given |= {f"given {k}": v for k, v in (*enumerate(run.args), *run.keywords.items())}
+        run = run.func
+    run = inspect.unwrap(run)
+    source = _module_source(run)
+    found: dict[Any, str] = {run: source} if source else {}
+    for name, value in ((_enclosed(run) if source else {"": run}) | given).items():
+        _add_code(name, value, "" if source else run.__module__, found)
+    return hashlib.sha256("\0".join(found.values()).encode()).hexdigest()[:16]
+
 
 # %% ../../nbs/300_contract.ipynb #a26b7bde
 ADDED = {"added": True}  # metadata of a field that its configuration did not always have: at its default no part of a run's key
