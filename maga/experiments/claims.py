@@ -116,7 +116,7 @@ def said_distance(cases: Sequence[pd.DataFrame]) -> list[str]:
 
 # %% ../../nbs/516_claims.ipynb #359fd9ae
 def said_ablation(result: Result) -> list[str]:
-    "Table 6's claims in one sentence, over the cases: guided labels against random ones, noise against none, with 95 % intervals over the seeds of both."
+    "Table 6's claims in one sentence, over the cases, with 95 % intervals over seeds: guided labels against random ones, noise against none."
     fair, methods = like_for_like(result), ["maga", "random_label", "no_noise"]
 
     def whole(cases: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ..pretrained import PRETRAINED
 
 # %% auto #0
-__all__ = ['BOTH', 'SMOKE_DATA', 'SMOKE_TARGETS', 'RANDOM_IMAGES', 'ON_ROCKET', 'FURTHER', 'SIX_LAYERS', 'QUARTER_NOISE',
+__all__ = ['BOTH', 'SMOKE_DATA', 'SMOKE_TARGETS', 'RANDOM_IMAGES', 'ON_ROCKET', 'FURTHER', 'SIX_LAYERS', 'HAAR', 'QUARTER_NOISE',
            'PRESETS', 'BACKBONES', 'Backbone', 'Preset']
 
 # %% ../../nbs/514_presets.ipynb #1e17a9df
@@ -108,6 +108,7 @@ FURTHER = (
     ("resnet18", "cifar10", "random", "random"),
 )
 SIX_LAYERS = {"eu_k": "resnet6"}  # the paper's settings, where a network has six layers with weights
+HAAR = {"retrain_head": "haar", "short_retrain": "haar_50%"}  # where the network's own recipe says how to train
 QUARTER_NOISE = dict.fromkeys(("maga", "no_noise", "random_label"), "fast")  # and with noise that a CPU affords
 
 # %% ../../nbs/514_presets.ipynb #697855fc
@@ -147,8 +148,7 @@ PRESETS = {
         (
             Backbone(
                 "resnet6_haar", "resnet18", "haar", "paper_resnet18", stand_in=True,
-                presets=SIX_LAYERS | QUARTER_NOISE | {"retrain_head": "haar", "short_retrain": "haar_50%"},
-                recipes={"cifar10": "haar_cifar10"}, budgets="haar_", layers=6,
+                presets=SIX_LAYERS | QUARTER_NOISE | HAAR, recipes={"cifar10": "haar_cifar10"}, budgets="haar_", layers=6,
             ),
             Backbone("resnet6_s2d", "resnet18", "laptop", "paper_resnet18", stand_in=True, presets=SIX_LAYERS, layers=6),
             Backbone("efficientnet_lite0", "vit", "lite0", "paper_vit", stand_in=True),
