@@ -183,7 +183,7 @@ def _named_by(of: FunctionType | type) -> dict[str, Any]:
 
 def _add_code(name: str, value: Any, module: str, found: dict[Any, str]) -> None:
     "Add to `found` a number or a text, or the source of a function or class of the module, and what that one names in turn."
-    value = inspect.unwrap(value.fget if isinstance(value, property) else value)
+    value = inspect.unwrap(cast(Any, value.fget if isinstance(value, property) else value))
     of = value if isinstance(value, type | FunctionType) else type(value)
     if isinstance(value, str | int | float | None):
         found[name] = f"{name}={value!r}"
