@@ -315,7 +315,7 @@ NAMES = ("digits", "cifar10", "cifar10_small", "cifar100", "cifar20")
 
 
 def load(
-    name: str | os.PathLike[str],  # digits, cifar10, cifar10_small, cifar100, cifar20, a folder (of class folders or parquet), hub:<name>; or with _tuning
+    name: str | os.PathLike[str],  # digits, cifar10, cifar10_small, cifar100, cifar20, a folder (of classes or parquet), hub:<name>; or with _tuning
     root: str | Path = "data",  # the folder of local data sets
     device: str | torch.device = "cpu",
     size: int | Crop | None = None,  # side of the square that a model sees; folder: and hub: images are resized to it, or cut, while they are decoded

@@ -25,8 +25,8 @@ from .weights import Source
 from .words import in_halves
 
 # %% auto #0
-__all__ = ['Pair', 'PLACES', 'LLM_PROMPT', 'checked_words', 'question', 'common_beginning', 'text_answers', 'answers_alone',
-           'tokens_read', 'PairQuestions', 'LanguageJudge', 'quiet_loading', 'checked_language_model',
+__all__ = ['Pair', 'PLACES', 'LLM_PROMPT', 'checked_words', 'question', 'common_beginning', 'text_answers', 'tokens_read',
+           'answers_alone', 'PairQuestions', 'LanguageJudge', 'quiet_loading', 'checked_language_model',
            'load_language_judge', 'WordTokenizer', 'CountedQuestions', 'language_tokens']
 
 # %% ../../nbs/217_llm.ipynb #bcbc9d4c
@@ -97,8 +97,18 @@ def text_answers(
     return read_answers(words, logits_after)
 
 
+def tokens_read(
+    words: AnswerWords,
+    prompts: Sequence[Sequence[int]],  # tokens of B prompts
+) -> int:
+    "How many tokens `text_answers` gives to the model: the common beginning once, the padded rests once for each stem, and the stems."
+    p = common_beginning(prompts)
+    width = max(len(ids) for ids in prompts) - p
+    return p + len(prompts) * sum(width + len(stem) for stem in words.stems)
+
+# %% ../../nbs/217_llm.ipynb #c9e6c862
 def answers_alone(model: Any, words: AnswerWords, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    "The same of prompts that the model reads one by one and whole: slower, and right for every causal language model."
+    "(confidence [B], answer mass [B]) of prompts that the model reads one by one and whole: slower, and right for every causal language model."
 
     def alone(prompt: Sequence[int]) -> tuple[Tensor, Tensor]:
         def logits_after(stem: tuple[int, ...]) -> Tensor:
@@ -110,16 +120,6 @@ def answers_alone(model: Any, words: AnswerWords, prompts: Sequence[Sequence[int
 
     confidence, mass = zip(*map(alone, prompts), strict=True)
     return torch.cat(confidence), torch.cat(mass)
-
-
-def tokens_read(
-    words: AnswerWords,
-    prompts: Sequence[Sequence[int]],  # tokens of B prompts
-) -> int:
-    "How many tokens `text_answers` gives to the model: the common beginning once, the padded rests once for each stem, and the stems."
-    p = common_beginning(prompts)
-    width = max(len(ids) for ids in prompts) - p
-    return p + len(prompts) * sum(width + len(stem) for stem in words.stems)
 
 # %% ../../nbs/217_llm.ipynb #4b3e9a04
 class PairQuestions(ABC):
