@@ -146,7 +146,7 @@ def from_parquet(
         schema = schemas[parts[part][0]]
         return _undecoded(_features(schema), schema.names, lambda c: list(values(part, c)), lambda c: values(part, c), name, size)
 
-    return cached(files, lambda: (read("train"), read("test")), size, name)
+    return cached(files, lambda: (read("train"), read("test")), (size, str(folder.resolve())), name)
 
 # %% ../nbs/002_sources.ipynb #63337d00
 # fmt: off
@@ -315,7 +315,7 @@ NAMES = ("digits", "cifar10", "cifar10_small", "cifar100", "cifar20")
 
 
 def load(
-    name: str,  # digits, cifar10, cifar10_small, cifar100, cifar20, a folder (of class folders or parquet files), hub:<name>; or with _tuning
+    name: str | os.PathLike[str],  # digits, cifar10, cifar10_small, cifar100, cifar20, a folder (of classes or parquet), hub:<name>; or with _tuning
     root: str | Path = "data",  # the folder of local data sets
     device: str | torch.device = "cpu",
     size: int | Crop | None = None,  # side of the square that a model sees; folder: and hub: images are resized to it, or cut, while they are decoded
@@ -324,7 +324,7 @@ def load(
     std: Sequence[float] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     "(train, test) of a data set by name, on the device, normalised as the model was trained: with a checkpoint's, use `ModelSpec.view`."
-    check_value("name", name, str)
+    check_value("name", name := os.fspath(name) if isinstance(name, os.PathLike) else name, str)
     check_value("size", size, Count | Crop | None)
     place = pick_device(str(device))
     for word, given in (("mean", mean), ("std", std)):

@@ -175,6 +175,7 @@ REFUSED = {
     "overlap: T of other classes": lambda w: class_overlap(torch.ones(3, 3), FIVE, torch.zeros(5, dtype=torch.int64)),
     **{f"noise: {c}": lambda w, c=c: NoiseConfig(**c) for c in ({"chunk": 0}, {"size": 2.5}, {"size": "4"}, {"stop": 0.0})},
     "noise: class 99": lambda w: make_noise(NET, w.train, [99], 1, NoiseConfig(2), generator()),
+    "noise: no class": lambda w: make_noise(NET, w.train, [], 1, NoiseConfig(2), generator()),
     "noise: sign": lambda w: make_noise(NET, w.train, [1], "positive", NoiseConfig(2), generator()),
     "noise: shapes": lambda w: combine_noise(torch.zeros(2, 3, 4, 4), torch.zeros(3, 3, 4, 4), 0.5),
     "maga: T a tensor": lambda w: maga(w, transition=w.T.T),

@@ -86,6 +86,20 @@ def test_second_load_comes_from_the_cache(parquet, monkeypatch):
     assert [s.digest for s in first] == [s.digest for s in again]
 
 
+def test_two_data_sets_of_one_store_of_files_keep_their_caches(parquet, tmp_path, monkeypatch):
+    "As in a cache of the hub, where the folders of a repository hold links into one folder."
+    store = tmp_path / "store"
+    parquet.rename(store)
+    write_parquet(store / "other.parquet", 3, 50)
+    for name, train in (("one", "train-00000-of-00002"), ("two", "other")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train-0.parquet").symlink_to(store / f"{train}.parquet")
+        (tmp_path / name / "test-0.parquet").symlink_to(store / "test-00000-of-00001.parquet")
+    first = [from_parquet(tmp_path / name)[0].digest for name in ("one", "two")]
+    monkeypatch.setattr("maga.sources.decoded", lambda *a: pytest.fail("decoded a second time"))
+    assert [load(tmp_path / name, mean=(0, 0, 0), std=(1, 1, 1))[0].digest for name in ("one", "two")] == first
+
+
 def test_a_damaged_cache_is_made_again(parquet, tmp_path):
     first = from_parquet(parquet)[0].digest
     (file,) = (tmp_path / "cache").glob("*.safetensors")

@@ -46,6 +46,11 @@ def test_a_class_stops_by_itself(digit_sets, original):
     assert set(make_noise(original, train, range(10), -1, config, generator()).steps.tolist()) == {25}
 
 
+def test_noise_of_a_class_by_its_name(digit_sets, original):
+    by = [make_noise(original, digit_sets[0], classes, 1, NoiseConfig(size=2, steps=1), generator()) for classes in (["three"], [3])]
+    assert torch.equal(by[0].images, by[1].images) and by[0].classes.tolist() == [3]
+
+
 @pytest.mark.cuda
 @on_cuda
 def test_early_stopping_on_a_gpu(digit_sets, original):

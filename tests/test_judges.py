@@ -25,7 +25,8 @@ from maga.judges.contract import Answers, Block, FeatureJudge, LabelJudge, ask_a
 from maga.judges.families import FAMILIES, SHOWN_EXACT, tiny_vlm
 from maga.judges.mmicl import MMICL, PLACEHOLDER_ID, load_mmicl_judge, mmicl_text, tiny_mmicl
 from maga.judges.named import KINDS, JudgeOptions, judge_forms, judging_cost, local_weights, make_judge, weights_of
-from maga.judges.prompt import PROMPT, AnswerWords, read_answers, upsized
+from maga.judges.prompt import PROMPT, AnswerWords, ExampleChoice, read_answers, upsized
+from maga.judges.quality import nearest, superclasses
 from maga.judges.scorers import SharedPrefixScorer
 from maga.judges.tiny import SIDE, redrawn, text_sizes, tiny_tokenizer, tower_sizes
 from maga.judges.transition import TransitionMatrix, estimate_transition
@@ -307,6 +308,73 @@ def test_a_judge_that_says_the_wrong_thing_is_named(exemplars):
             LabelJudge(table, exemplars, "mine", "1")
     S = torch.eye(k, dtype=torch.float64)
     assert TransitionMatrix(S, S, exemplars.classes).T.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 1.5, None])
+def test_unusable_answers_are_not_kept(bad, exemplars, tmp_path):
+    "Not a number, outside [0, 1], of another shape: said, and asked again."
+    told = Told()
+    plain = told.ask
+    told.ask = lambda queries, block: Answers(*(torch.full((len(block.rows), 1), bad) if bad else torch.zeros(1, 3),) * 2)
+    with pytest.raises(MagaError, match=r"[Tt]he judge told"):
+        Stored(told, exemplars, tmp_path).scores(exemplars, [0])
+    told.ask = plain
+    assert torch.equal(Stored(told, exemplars, tmp_path).scores(exemplars, [0]), Told().scores(exemplars, [0]))
+
+
+def test_one_tensor_is_both_s_and_t(tmp_path):
+    "Whatever device torch makes tensors on by default."
+    with torch.device("meta"):
+        made = TransitionMatrix(one := torch.eye(3, device="cpu"), one, ("a", "b", "c"))
+    assert torch.equal(TransitionMatrix.load(made.save(tmp_path / "T.safetensors")).S, made.T)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_similarities_on_a_gpu_are_kept_on_the_cpu():
+    S = torch.eye(3) + 0.5
+    made = TransitionMatrix.from_similarity(S.cuda(), "abc")
+    assert made.T.device.type == "cpu" and made.digest == TransitionMatrix.from_similarity(S, "abc").digest
+
+
+def test_nearest_classes_are_others():
+    assert nearest(torch.rand(3, 3), "abc", 1, 5) in (["a", "c"], ["c", "a"]) and nearest(torch.rand(2, 2), "ab", 0) == ["b"]
+
+
+def test_a_class_without_an_image_has_no_superclass(digit_sets):
+    train = digit_sets[0]
+    with pytest.raises(MagaError, match="no image of three, so nothing says the superclass"):
+        superclasses(train.subset((train.labels != 3).nonzero().flatten()))
+
+
+def test_a_picture_of_two_classes_is_no_example_beside_itself(exemplars):
+    images = exemplars.images.clone()
+    images[15:17] = images[0]  # class five has this picture of class zero, and another one
+    choice = ExampleChoice(replace(exemplars, images=images))
+    with pytest.raises(MagaError, match="'five' has no exemplar that is neither the query nor the other example"):
+        choice.pair(0, choice.hashes[17])
+
+
+@pytest.mark.parametrize("shape", [(8, 20), (20, 8)])
+def test_queries_may_have_another_shape_than_the_exemplars(judge, exemplars, shape):
+    "Also one that takes another number of tokens, and one whose tokens lie otherwise."
+    few = exemplars.subset(torch.arange(2))
+    queries = replace(few, images=nn.functional.interpolate(few.images.float(), shape).to(torch.uint8))
+    slow, fast = (judge("qwen2_5_vl", scorer=s) for s in ("naive", "shared"))
+    fast.scores(few, [4])  # a beginning for the exemplars' shape is there
+    torch.testing.assert_close(fast.scores(queries, [4]), slow.scores(queries, [4]), atol=1e-5, rtol=0)
+
+
+def test_judges_of_a_folder_speak_of_no_normalisation(tmp_path, monkeypatch):
+    "They look at pixels."
+    monkeypatch.setenv("MAGA_CACHE", str(tmp_path / "cache"))
+    for n, name in enumerate(f"{part}/{c}/{i}.png" for part in ("train", "test") for c in "ab" for i in range(2)):
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (n, n, n)).save(tmp_path / "own" / name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        line = ["--data", str(tmp_path / "own"), "--judge", "identity", "--exemplars", "2", "--out", str(tmp_path / "T.safetensors")]
+        assert main([*line, "--device", "cpu"]) == 0
 
 
 def test_a_file_with_t_has_its_ending(tmp_path, capsys):
@@ -654,6 +722,9 @@ def test_options_without_effect_are_refused(capsys):
     for judge, option, word in (("mmicl", "--quantisation 4bit", "vlm"), ("clip:x", "--dtype float32", "vlm, vllm"), ("names", "--size 64", "vlm, vllm.")):
         assert main([*line, "--judge", judge, *option.split()]) == 1
         assert f"takes no {option.split()[0][2:]}: leave it out, or take one of {word}" in capsys.readouterr().err
+    for judge, option in (("random", "checkpoint x"), ("vlm:x", "arch x"), ("identity", "batch-size 3"), ("clip:x", "batch-size 3"), ("vllm:x", "device cpu")):
+        assert main([*line, "--judge", judge, *f"--{option}".split()]) == 1
+        assert f"The judge {judge.split(':')[0]} takes no {option.split()[0]}: leave it out, or take one of " in capsys.readouterr().err
     assert main([*line, "--judge", "vlm:x", "--prompt", "no slots"]) == 1 and "needs {label}" in capsys.readouterr().err
 
 
@@ -763,6 +834,9 @@ class Told:
 
     def blocks(self, queries, concepts):
         return [Block(rows, (k,)) for k in concepts for rows in torch.arange(len(queries)).split(8)]
+
+    def scores(self, queries, concepts):
+        return ask_all(self, queries, concepts).confidence
 
     def ask(self, queries, block):
         self.asked += [(h, k) for h in image_hashes(queries.images[block.rows]) for k in block.concepts]

@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from maga.data import MagaError
@@ -196,6 +197,45 @@ def test_every_judge_in_words_reads_such_logits(module, load, exemplars, tmp_pat
         assert "bfloat16" in one.revision
         one.scores(exemplars.subset(torch.arange(2)), [1])
     assert set(seen) == {torch.float32}
+
+
+def untrained(config, **sizes):
+    "An untrained language model of two layers with its tokenizer."
+    tokenizer = tiny_tokenizer([])
+    with seeded(drawn(), "cpu"):
+        model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(vocab_size=len(tokenizer), **sizes)).eval()
+        for weight in (p for p in model.parameters() if p.ndim > 1):
+            weight.data.normal_(0, 0.3)
+    return model, tokenizer
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+UNSHARED = {  # attention that reaches back less far than a prompt, distances that count padding, a state without positions
+    "MistralConfig": SIZES | {"sliding_window": 64},
+    "MptConfig": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512},
+    "Lfm2Config": SIZES | {"layer_types": ["conv", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("config", UNSHARED)
+def test_a_language_model_that_cannot_share_a_beginning_reads_each_prompt_whole(config, exemplars):
+    with pytest.warns(UserWarning, match="each prompt is asked alone"):
+        judge = llm.LanguageJudge(*untrained(config, **UNSHARED[config]), exemplars, "llm:x", "1")
+    prompts = [judge.tokens(pair) for pair in ((1, 1), (7, 7))]
+    assert len({*map(len, prompts)}) == 2
+    together = judge.answer(prompts)[0]
+    torch.testing.assert_close(together, torch.cat([judge.answer([p])[0] for p in prompts]), atol=1e-5, rtol=0)
+
+
+def test_a_language_model_that_answers_no_prompt_is_refused(exemplars, monkeypatch):
+    model, tokenizer = untrained("LlamaConfig", **SIZES)
+
+    def fails(*args, **given):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(model.model, "forward", fails)
+    with pytest.raises(MagaError, match=r"llm:x cannot be asked .*no such kernel"):
+        llm.LanguageJudge(model, tokenizer, exemplars, "llm:x", "1")
 
 
 @pytest.mark.cuda

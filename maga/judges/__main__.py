@@ -9,6 +9,7 @@ import argparse
 import importlib
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NoReturn
@@ -17,11 +18,11 @@ import torch
 from torch import nn
 
 from ..checks import Seed, check_value
-from ..data import ImageSet, MagaError
+from ..data import CIFAR_MEAN, CIFAR_STD, ImageSet, MagaError
 from ..device import pick_device
 from .answers import stored
 from .contract import draw_exemplars
-from .named import KINDS, JudgeOptions, check_options, is_matrix, judge_forms, judge_kind, judging_cost, make_judge
+from .named import KINDS, OPTIONS, JudgeOptions, check_options, is_matrix, judge_forms, judge_kind, judging_cost, make_judge
 from .transition import TransitionMatrix, estimate_transition
 from ..models import ModelSpec, described, load_checkpoint
 from ..progress import ProgressBar, lasting_output
@@ -65,6 +66,9 @@ def arguments() -> argparse.ArgumentParser:
 def _classifier(checkpoint: str, arch: str | None, exemplars: ImageSet, device: torch.device) -> tuple[nn.Module, ImageSet]:
     "The feature judge's classifier, and the exemplars as it sees them."
     held = described(checkpoint)
+    if held is None and exemplars.name not in NAMES:
+        what = f"{checkpoint} does not say the normalisation that its network was trained with, and CIFAR's is taken"
+        warnings.warn(f"{what}: write it by save_checkpoint with its ModelSpec.", stacklevel=4)
     model, spec = load_checkpoint(checkpoint, replace(held or ModelSpec.of(arch, exemplars), arch=arch) if arch else None, device)
     return model, spec.seen(exemplars)  # features are compared; the order of the model's classes plays no part
 
@@ -77,20 +81,21 @@ def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:
     if given.exemplars < 1 or given.batch_size < 1 or not 0 < given.rate < math.inf:
         raise MagaError("--exemplars and --batch-size must be at least 1, and --rate a number above 0.")
     check_value("--seed", given.seed, Seed)
+    check_options(given.judge, [option for option in OPTIONS if getattr(given, option) != arguments().get_default(option)])
     if given.prompt and not KINDS[kind].prompted:
         raise MagaError(f"The judge {kind} takes no prompt: leave out --prompt, or take one of {', '.join(k for k in KINDS if KINDS[k].prompted)}.")
     if not (given.out or given.dry_run):
         raise MagaError("The transition matrix needs a file. Pass --out FILE (or --dry-run).")
     if given.out and not is_matrix(given.out):
         raise MagaError(f"A file with T is known by its ending, and {given.out} has another one: pass --out {given.out}.safetensors.")
-    device = pick_device(given.device)
-    if given.resize is not None and without_tuning(given.data) in NAMES:
+    device, known = pick_device(given.device), without_tuning(given.data) in NAMES
+    if given.resize is not None and known:
         raise MagaError(f"The images of {given.data} have one size: leave out --resize, which is for a folder or hub:.")
-    train, _ = load(given.data, given.data_root, size=given.resize)
+    usual = {} if known else {"mean": CIFAR_MEAN, "std": CIFAR_STD}  # judges see pixels; features goes by its checkpoint's
+    train, _ = load(given.data, given.data_root, size=given.resize, **usual)
     exemplars = draw_exemplars(train, given.exemplars, torch.Generator().manual_seed(given.seed))
     names = ("batch_size", "dtype", "device_map", "quantisation", "size", "prompt")
     options = JudgeOptions(device=str(device), **{name: getattr(given, name) for name in names})
-    check_options(given.judge, options)
     if given.dry_run:
         cost = judging_cost(given.judge, exemplars, options)
         print(f"{given.judge} on {train.name}: {cost}; at {given.rate:,.0f} a second {cost.duration(given.rate)}.")

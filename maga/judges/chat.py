@@ -104,11 +104,13 @@ def placeholder_of(parts: ChatModel) -> int:
 
 
 def checked_runs(parts: ChatModel, ids: Tensor) -> list[tuple[int, int]]:
-    "The runs of the three images of a prompt; `MagaError` where there are not three of one length."
+    "The runs of the three images of a prompt; `MagaError` where there are not three, or the two examples differ in length."
     runs = image_runs(ids, placeholder_of(parts))
     lengths = [end - begin for begin, end in runs]
-    if len(set(lengths)) != 1 or len(runs) % 3:
-        raise MagaError(f"The processor of this {parts.family.name} model drops images: three were given, the prompt has {lengths} image tokens.")
+    alike = lengths[:2] if len(runs) == 3 else lengths  # the query may have another shape
+    if len(set(alike)) != 1 or len(runs) % 3:
+        what = f"The processor of this {parts.family.name} model drops images or pieces of them"
+        raise MagaError(f"{what}: three were given, the prompt has {lengths} image tokens.")
     return runs
 
 # %% ../../nbs/207_chat.ipynb #a86a3012

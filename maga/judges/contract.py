@@ -116,11 +116,17 @@ def blocks_of(judge: Judge, queries: ImageSet, concepts: Sequence[int]) -> list[
 
 
 def ask_block(judge: Judge, queries: ImageSet, block: Block) -> Answers:
-    "The judge's answers to a block, for judges with and without blocks."
+    "The judge's answers to a block, for judges with and without blocks; `MagaError` for another shape, or a confidence outside [0, 1]."
     if isinstance(judge, BlockJudge):
-        return judge.ask(queries, block)
-    confidence = judge.scores(queries.subset(block.rows), block.concepts)
-    return Answers(confidence, torch.full_like(confidence, torch.nan))
+        answers = judge.ask(queries, block)
+        q, mass = answers.confidence, answers.mass
+    else:
+        q, mass = judge.scores(queries.subset(block.rows), block.concepts), torch.full((len(block.rows), len(block.concepts)), torch.nan)
+    check_tensor(f"What the judge {judge.name} says", q, len(block.rows), len(block.concepts))
+    check_tensor(f"The answer mass of the judge {judge.name}", mass.nan_to_num(), *q.shape)
+    if bool(((q < 0) | (q > 1)).any()):
+        raise MagaError(f"The judge {judge.name} says {float(q.min()):g} to {float(q.max()):g}; expected confidences from 0 to 1.")
+    return Answers(q, mass)
 
 
 def ask_all(judge: Judge, queries: ImageSet, concepts: Sequence[int]) -> Answers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
+import warnings
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import one_sentence
 from ..data import ImageSet, MagaError
 from .contract import Answers, Block, asked_scores, checked_concepts, labels_alone
 from .prompt import AnswerWords, answer_words, cache_name, exact_words, read_answers, readable, text_begin
@@ -24,8 +26,8 @@ from .words import in_halves
 
 # %% auto #0
 __all__ = ['Pair', 'PLACES', 'LLM_PROMPT', 'checked_words', 'question', 'common_beginning', 'text_answers', 'tokens_read',
-           'PairQuestions', 'LanguageJudge', 'quiet_loading', 'checked_language_model', 'load_language_judge',
-           'WordTokenizer', 'CountedQuestions', 'language_tokens']
+           'answers_alone', 'PairQuestions', 'LanguageJudge', 'quiet_loading', 'checked_language_model',
+           'load_language_judge', 'WordTokenizer', 'CountedQuestions', 'language_tokens']
 
 # %% ../../nbs/217_llm.ipynb #bcbc9d4c
 Pair = tuple[int, int]  # the class of the photo, and the class whose features are looked for
@@ -63,10 +65,9 @@ def text_answers(
     model: Any,  # a causal language model
     words: AnswerWords,
     prompts: Sequence[Sequence[int]],  # tokens of B prompts
-    shared: bool = True,  # compute the common beginning once
 ) -> tuple[Tensor, Tensor]:
-    "(confidence [B], answer mass [B]), float32 on the CPU."
-    b, p = len(prompts), common_beginning(prompts) if shared else 0
+    "(confidence [B], answer mass [B]), float32 on the CPU; the common beginning is computed once."
+    b, p = len(prompts), common_beginning(prompts)
     kept = cache_name(model)
     width = max(len(ids) for ids in prompts) - p
     rests = torch.zeros(b, width, dtype=torch.int64)
@@ -104,6 +105,21 @@ def tokens_read(
     p = common_beginning(prompts)
     width = max(len(ids) for ids in prompts) - p
     return p + len(prompts) * sum(width + len(stem) for stem in words.stems)
+
+# %% ../../nbs/217_llm.ipynb #c9e6c862
+def answers_alone(model: Any, words: AnswerWords, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    "(confidence [B], answer mass [B]) of prompts that the model reads one by one and whole: slower, and right for every causal language model."
+
+    def alone(prompt: Sequence[int]) -> tuple[Tensor, Tensor]:
+        def logits_after(stem: tuple[int, ...]) -> Tensor:
+            ids = torch.tensor([[*prompt, *stem]], device=model.device)
+            with torch.no_grad(), exact_words(model, words):
+                return model(input_ids=ids, use_cache=False).logits[:, -len(stem) - 1 :]
+
+        return read_answers(words, logits_after)
+
+    confidence, mass = zip(*map(alone, prompts), strict=True)
+    return torch.cat(confidence), torch.cat(mass)
 
 # %% ../../nbs/217_llm.ipynb #4b3e9a04
 class PairQuestions(ABC):
@@ -186,19 +202,36 @@ class LanguageJudge(PairQuestions):
     ) -> None:
         super().__init__(tokenizer, exemplars, name, prompt, batch_size)
         self.model, self.revision = model, f"{revision} {str(model.dtype).removeprefix('torch.')}"
-        self._check_sharing()
+        self.shared = self._check_sharing()
 
     def answer(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         "(confidence [B], answer mass [B]), by the model."
-        return text_answers(self.model, self.words, prompts)
+        return (text_answers if self.shared else answers_alone)(self.model, self.words, prompts)
 
-    def _check_sharing(self) -> None:
-        "Two prompts by a common beginning and alone: `MagaError` where the model answers differently."
-        prompts = [self.tokens((0, 0)), self.tokens((len(self.exemplars.classes) - 1, 0))]
-        together, _ = self.answer(prompts)
-        alone = torch.cat([text_answers(self.model, self.words, [p], shared=False)[0] for p in prompts])
-        if float((together - alone).abs().max()) > 0.05:
-            raise MagaError(f"{self.name} answers differently when the beginning of its prompts is computed once; use another language model.")
+    def _check_sharing(self) -> bool:
+        """Whether the longest and the shortest prompt have the same answers in one batch and alone; else a warning.
+
+        `MagaError` where a prompt alone cannot be asked either.
+        """
+        by_length = sorted(range(len(self.exemplars.classes)), key=lambda k: len(self.tokens((k, k))))
+        short, long = by_length[0], by_length[-1]
+        prompts = [self.tokens(pair) for pair in ((short, short), (long, long), (short, long))]
+        try:
+            alone, _, _ = in_halves(lambda rows: answers_alone(self.model, self.words, [prompts[i] for i in rows.tolist()]), torch.arange(3), 1)
+        except MagaError:
+            raise
+        except Exception as e:  # models raise many kinds
+            raise MagaError(f"{self.name} cannot be asked ({one_sentence(e)}); use another language model.") from e
+        try:
+            batches = ([0, 1], [0, 2])  # two lengths, and two that have nearly all in common
+            off = max(float((text_answers(self.model, self.words, [prompts[i] for i in b])[0] - alone[b]).abs().max()) for b in batches)
+            why = f"a confidence changes by {off:.2g}" if off > (1e-4 if self.model.dtype == torch.float32 else 0.02) else ""
+        except Exception as e:  # what a model keeps of a text has many forms
+            why = one_sentence(e)
+        if why:
+            what = f"{self.name} does not answer alike when the beginning of its prompts is computed once ({why})"
+            warnings.warn(f"{what}: each prompt is asked alone, which takes several times as long.", stacklevel=3)
+        return not why
 
     def scores(self, queries: ImageSet, concepts: Sequence[int]) -> Tensor:
         "float32 [n, len(concepts)] in [0, 1]."

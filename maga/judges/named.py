@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +25,8 @@ from .weights import Source, folder_revision
 from ..packaged import PACKAGED, file_revision, file_state
 
 # %% auto #0
-__all__ = ['LOADING', 'KINDS', 'OURS', 'JudgeOptions', 'JudgeKind', 'JudgingCost', 'cost_of_images', 'judge_forms', 'judge_kind',
-           'is_matrix', 'local_weights', 'weights_of', 'check_options', 'make_judge', 'judging_cost']
+__all__ = ['LOADING', 'OPTIONS', 'KINDS', 'OURS', 'JudgeOptions', 'JudgeKind', 'JudgingCost', 'cost_of_images', 'judge_forms',
+           'judge_kind', 'is_matrix', 'local_weights', 'weights_of', 'check_options', 'make_judge', 'judging_cost']
 
 # %% ../../nbs/220_named.ipynb #d40f3457
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class JudgeOptions(Checked):
     prompt: str = ""  # "": the judge's own
 
 
-LOADING = ("dtype", "device_map", "quantisation", "size")  # options of how a model is loaded, which most kinds of judge do not take
+LOADING = ("device", "dtype", "device_map", "quantisation", "size")  # options of how a model is loaded
+OPTIONS = (*LOADING, "batch_size", "checkpoint", "arch")  # of the command, that not every kind of judge takes
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class JudgeKind:
     make: Callable[[str, ImageSet, JudgeOptions, nn.Module | None], Judge]  # model, exemplars, options, classifier
     cost: Callable[[str, ImageSet, JudgeOptions], JudgingCost] | None = None  # of a whole transition matrix: model, exemplars; None: no prompt
     prompted: bool = False  # takes a prompt of the user's
-    loads: tuple[str, ...] = ()  # those of `LOADING` that it takes
+    takes: tuple[str, ...] = ("device",)  # those of `OPTIONS` that it takes
     example: str = "Qwen/Qwen3-VL-2B-Instruct"  # of a model
     of: str = "model"  # what stands behind the colon
 
@@ -93,7 +94,7 @@ def _vlm(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module
 def _vllm(model: str, exemplars: ImageSet, o: JudgeOptions, classifier: nn.Module | None) -> Judge:
     number = o.device.partition("cuda:")[2]
     if number not in ("", "0"):
-        advice = f"CUDA_VISIBLE_DEVICES={number} before the command and --device cuda"
+        advice = f"CUDA_VISIBLE_DEVICES={number} before the command, which makes it the first"
         raise MagaError(f"The judge vllm takes the first GPU that its process sees, not {o.device}: set {advice}, or take the judge vlm:{model}.")
     from maga.judges.vllm import load_vllm_judge
 
@@ -221,18 +222,18 @@ def _language_cost(model: str, exemplars: ImageSet, o: JudgeOptions) -> JudgingC
 KINDS: dict[str, JudgeKind] = {
     kind.name: kind
     for kind in (
-        JudgeKind("features", "none", _features),
+        JudgeKind("features", "none", _features, takes=("device", "checkpoint", "arch")),
         JudgeKind("names", "optional", _names, example="minilm"),
         JudgeKind("clip", "required", _clip, example="openai/clip-vit-base-patch32"),
-        JudgeKind("vlm", "required", _vlm, _chat_cost, True, LOADING),
-        JudgeKind("vllm", "required", _vllm, _vllm_cost, True, ("dtype", "size")),
-        JudgeKind("mmicl", "optional", _mmicl, _mmicl_cost, True, ("dtype",), "BleachNick/MMICL-Instructblip-T5-xxl"),
+        JudgeKind("vlm", "required", _vlm, _chat_cost, True, (*LOADING, "batch_size")),
+        JudgeKind("vllm", "required", _vllm, _vllm_cost, True, ("dtype", "size", "batch_size")),
+        JudgeKind("mmicl", "optional", _mmicl, _mmicl_cost, True, ("device", "dtype", "batch_size"), "BleachNick/MMICL-Instructblip-T5-xxl"),
         JudgeKind("vision", "required", _vision, example="efficientnet_lite0", of="weights"),
-        JudgeKind("llm", "required", _llm, _language_cost, True, ("dtype",), "smollm2"),
+        JudgeKind("llm", "required", _llm, _language_cost, True, ("device", "dtype", "batch_size"), "smollm2"),
         JudgeKind("random", "optional", _random, example="0", of="seed"),
         JudgeKind("superclasses", "none", _superclasses),
         JudgeKind("identity", "none", _identity),
-        JudgeKind("toy-vlm", "none", _toy, _toy_cost),
+        JudgeKind("toy-vlm", "none", _toy, _toy_cost, takes=("device", "batch_size")),
     )
 }
 
@@ -288,14 +289,14 @@ def _revision(path: Path, state: tuple[tuple[str | int, ...], ...]) -> str:  # s
 
 def check_options(
     name: str,  # of a judge
-    options: JudgeOptions,
+    given: Iterable[str],  # those of `OPTIONS` that the user has set
 ) -> None:
-    "`MagaError` where an option of loading is set that this kind of judge does not take: for a command, where none may be silently without effect."
-    kind, usual = KINDS[judge_kind(name)[0]], JudgeOptions()
-    for option in LOADING:
-        if getattr(options, option) != getattr(usual, option) and option not in kind.loads:
-            others = ", ".join(k.name for k in KINDS.values() if option in k.loads)
-            raise MagaError(f"The judge {kind.name} takes no {option}: leave it out, or take one of {others}.")
+    "`MagaError` where an option is set that this kind of judge does not take: for a command, where none may be silently without effect."
+    kind = KINDS[judge_kind(name)[0]]
+    for option in given:
+        if option not in kind.takes:
+            others = ", ".join(k.name for k in KINDS.values() if option in k.takes)
+            raise MagaError(f"The judge {kind.name} takes no {option.replace('_', '-')}: leave it out, or take one of {others}.")
 
 
 def make_judge(

@@ -88,7 +88,8 @@ class ExampleChoice:
         for i in self.of_class[k]:
             if self.hashes[i] not in avoid:
                 return i
-        raise MagaError(f"Class {self.classes[k]!r} needs at least 2 different exemplars: an image is never shown as an example for itself.")
+        what = f"Class {self.classes[k]!r} has no exemplar that is neither the query nor the other example"
+        raise MagaError(f"{what}: a class needs at least 2 different exemplars, and more where it has pictures in common with another class.")
 
     def pair(
         self,

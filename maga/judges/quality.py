@@ -30,9 +30,12 @@ def auc(
 
 
 def superclasses(images: ImageSet) -> Tensor:
-    "The superclass of each class: int64 [K]; `MagaError` where the data set has none."
+    "The superclass of each class: int64 [K]; `MagaError` where the data set has none, or a class no image that says its own."
     if images.coarse_labels is None or images.superclasses_in_use:
         raise MagaError(f"{images.name} has no superclasses to compare a judge with; CIFAR-100 (with its fine labels) has.")
+    if missing := [c for k, c in enumerate(images.classes) if not bool((images.labels == k).any())]:
+        what = f"{images.name} has no image of {', '.join(missing)}, so nothing says the superclass"
+        raise MagaError(f"{what}: give a set with an image of every class, such as the whole training set.")
     first = [int((images.labels == k).nonzero()[0]) for k in range(len(images.classes))]
     return images.coarse_labels[first].cpu()
 
@@ -111,7 +114,7 @@ def nearest(
     k: int,  # of this class
     n: int = 3,
 ) -> list[str]:
-    "The n other classes that class k resembles most."
+    "The n other classes that class k resembles most; all of them where there are fewer."
     row = S[k].clone()
     row[k] = -torch.inf
-    return [classes[i] for i in row.topk(n).indices.tolist()]
+    return [classes[i] for i in row.topk(min(n, len(row) - 1)).indices.tolist()]

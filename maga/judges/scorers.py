@@ -155,9 +155,10 @@ class SharedPrefixScorer:
         label: str,
         examples: tuple[Image.Image, Image.Image],  # IMG_l and IMG_p
         hashes: tuple[str, str],  # of the two, in the bank
+        query: Image.Image | None = None,  # one of the queries: all have its shape; None: that of the examples
     ) -> Prefix:
         "Run the model up to the query image."
-        inputs = self.parts.inputs(self.parts.text(self.prompt, label), [[*examples, examples[0]]])
+        inputs = self.parts.inputs(self.parts.text(self.prompt, label), [[*examples, query or examples[0]]])
         runs = checked_runs(self.parts, inputs["input_ids"][0])
         begin, end = runs[-1]
         positions = self.positions(inputs)

@@ -53,8 +53,8 @@ def transition(S: Tensor) -> Tensor:  # [K, K]
 class TransitionMatrix:
     "S and T with their provenance."
 
-    S: Tensor  # float32 [K, K]: similarities (eq. 3)
-    T: Tensor  # float32 [K, K]: columns are transition probabilities (eq. 4)
+    S: Tensor  # float32 [K, K]: similarities (eq. 3); kept on the CPU
+    T: Tensor  # float32 [K, K]: columns are transition probabilities (eq. 4); kept on the CPU
     classes: tuple[str, ...]  # K names
     about: dict[str, str] = field(default_factory=dict)  # judge, revision, prompt, exemplars, exemplars_hash, date
 
@@ -62,8 +62,8 @@ class TransitionMatrix:
         k = len(self.classes)
         for name in ("S", "T"):
             check_tensor(f"{name} of {k} classes", getattr(self, name), k, k)
-            object.__setattr__(self, name, getattr(self, name).float())
-        if not torch.allclose(self.T.sum(0), torch.ones(k), atol=1e-4) or self.T.min() < 0:
+            object.__setattr__(self, name, getattr(self, name).float().cpu())
+        if not torch.allclose(self.T.sum(0), torch.ones(k, device="cpu"), atol=1e-4) or self.T.min() < 0:
             raise MagaError("The columns of T must be probabilities: not negative, with sum 1.")
 
     @classmethod
@@ -83,7 +83,7 @@ class TransitionMatrix:
 
     def save(self, path: str | Path) -> Path:
         header = {"classes": json.dumps(self.classes), "about": json.dumps(self.about)}
-        return write_whole(path, lambda p: save_file({"S": self.S.contiguous(), "T": self.T.contiguous()}, p, header))
+        return write_whole(path, lambda p: save_file({"S": self.S.clone(), "T": self.T.clone()}, p, header))
 
     @classmethod
     def load(cls, path: str | Path) -> TransitionMatrix:

@@ -61,10 +61,11 @@ class VLMJudge(WordJudge):
             return self.naive.answers(label, examples, upsized(images, self.parts.size))
         names = [self.hashes(queries)[i] for i in rows.tolist()]
         self.bank.add(names, images)
-        if self._prefix is None or self._prefix[0] != (concept, pair):
+        asked = (concept, pair, images.shape[-2:])  # the tokens of an image depend on its shape
+        if self._prefix is None or self._prefix[0] != asked:
             both = (self.choice.hashes[pair.shown], self.choice.hashes[pair.other])
             self.bank.add(both, self.exemplars.images[[pair.shown, pair.other]])
-            self._prefix = ((concept, pair), self.shared.prefix(label, examples, both))
+            self._prefix = (asked, self.shared.prefix(label, examples, both, *upsized(images[:1], self.parts.size)))
         return self.shared.answers(self._prefix[1], names)
 
 # %% ../../nbs/210_vlm.ipynb #368a8394

@@ -148,7 +148,7 @@ def _optimise(
 def make_noise(
     model: nn.Module,  # frozen, in eval mode; not changed
     images: ImageSet,  # gives shape and device
-    classes: Sequence[int],  # whose banks
+    classes: Sequence[int | str],  # whose banks, by number or name; one at least
     sign: Literal[1, -1],  # 1: positive noise (eq. 7), -1: negative (eq. 8)
     config: NoiseConfig,
     generator: torch.Generator,  # on the CPU
@@ -157,13 +157,14 @@ def make_noise(
     "Banks of noise for the classes, all in one optimisation."
     check_value("sign", sign, Literal[1, -1])
     check_generator(generator)
-    for k in classes:
-        class_id(images.classes, k)
+    numbers = [class_id(images.classes, k) for k in classes]
+    if not numbers:
+        raise MagaError("The noise is of no class; name one at least.")
     device = images.device
     frozen = to_device(copy.deepcopy(model), device).eval().requires_grad_(False)
     with seeded(generator, device):
-        noise = torch.randn(len(classes), config.size, 3, *images.sides, device=device)
-    which = torch.tensor(list(classes), device=device)
+        noise = torch.randn(len(numbers), config.size, 3, *images.sides, device=device)
+    which = torch.tensor(numbers, device=device)
     chunk, most, done = config.chunk or pass_size(images), len(which) * config.size * config.steps, 0
 
     def tell(steps: int) -> None:
