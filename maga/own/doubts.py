@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import prepared
-from ..checks import MagaError
+from ..checks import MagaError, of_one_folder
 from ..data import ForgetSplit, ImageSet
 from ..device import seeded, seeded_generator
 from ..measures.metrics import accuracy, predict
@@ -38,8 +38,7 @@ def lost_classes(split: ForgetSplit) -> list[str]:
 
 def put_aside(split: ForgetSplit) -> bool:
     "Whether the test images were put aside from one folder with the training images, so that the original may have been trained on them."
-    train, test = ({f.partition("/")[0] for f in images.files} for images in (split.train, split.test))
-    return not train.isdisjoint(test)
+    return of_one_folder(split.train.files, split.test.files)
 
 
 def cautions(split: ForgetSplit) -> list[str]:
