@@ -27,7 +27,9 @@ from maga.cache import caches_of, purge_cache
 from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class, forget_random, forget_subclass
 from maga.experiments.report import paper_folder, paper_numbers
 from maga.measures.attacks import quantised
-from maga.own.ledger import Entry, in_force, read_from
+from maga.models import small_network
+from maga.own.ledger import Entry, artefacts, in_force, read_from
+from maga.own.networks import Network
 from maga.own.order import order_of
 from maga.requests import after, forget_files, twins_of
 from maga.sources import aside_files, from_folder, from_parquet, load, put_aside, unread_files
@@ -324,6 +326,9 @@ def test_twins_that_were_put_aside_are_named(loose):
     with pytest.warns(UserWarning, match=rf"the same pixels as listed ones: 1 \({dog}\) and 1 put aside for testing \({copy}\)"):
         split = forget_files(train, test, [cat])
     assert copy in split.test.files
+    network = Network("mine", small_network(torch.Generator()), loose / "mine", lambda m, f: f, small_network)
+    said = [(a.path, a.what) for a in artefacts(network, split, str(loose), loose / "out") if "pixels of forgotten ones" in a.what]
+    assert said == [(str(loose / f.split("/")[0]), f"1 other images with the pixels of forgotten ones ({f.split('/')[1]})") for f in (copy, dog)]
     both = forget_files(train, test, [cat], twins=True)
     assert {both.train.files[k] for k in both.forget_train} == {cat, dog, copy} and copy not in both.test.files
     with pytest.warns(UserWarning, match=rf"those of 1 of the retained training images \({dog}\) and 1 of those put aside .*\({copy}\)"):
