@@ -290,10 +290,10 @@ def _check_alike(original: Facts, unlearned: Facts, retrains: Sequence[Facts]) -
         if known := {name: share for name, share in r.others.items() if share > max(original.others.get(name, 0.0) / 2, knows / 2, 1.0)}:
             said = " and ".join(f"{share:.0f} % of the training images of {name}" for name, share in known.items())
             raise MagaError(
-                f"Retrain {i + 1} recognises {said}, which another request forgot: pass models that were trained without {' and '.join(r.others)}, too."
+                f"Retrain {i + 1} recognises {said}, which another request forgot: pass models trained without {' and '.join(r.others)}, too."
             )
 
-
+# %% ../../nbs/705_audit.ipynb #8faae3fa
 def audit(
     original: Model,
     unlearned: Model,  # whoever made it

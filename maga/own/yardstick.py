@@ -115,7 +115,7 @@ def _others(out: Outputs, split: ForgetSplit) -> dict[str, float]:
     members = {k: gone[labels[gone] == k] for k in split.forgotten}
     return {split.train.classes[k]: accuracy(out.train[rows], labels[rows]) for k, rows in members.items() if len(rows)}
 
-
+# %% ../../nbs/704_yardstick.ipynb #e2c1301b
 def _subject(model: nn.Module | Outputs | Subject, split: ForgetSplit, role: str) -> tuple[Subject, bool]:
     "The model on the split, its outputs checked, and whether there is a network."
     if isinstance(model, Subject) and model.split.digest != split.digest:
