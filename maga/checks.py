@@ -51,11 +51,6 @@ def first_names(rows: Sequence[int], files: Sequence[str] = ()) -> str:
 
 
 def of_one_folder(files: Iterable[str], others: Iterable[str]) -> bool:
-    "Whether two lists of paths share a first folder: test images were put aside from that of the training images; train and test have two."
-    return not {f.partition("/")[0] for f in files}.isdisjoint(f.partition("/")[0] for f in others)
-
-
-def of_one_folder(files: Iterable[str], others: Iterable[str]) -> bool:
     "Whether the paths of train and test share a first folder, as where test images were put aside from that of the training images."
     return not {f.partition("/")[0] for f in files}.isdisjoint(f.partition("/")[0] for f in others)
 
