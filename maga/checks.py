@@ -25,8 +25,9 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'one_sentence', 'number_of',
-           'first_names', 'with_article', 'one_form', 'did_you_mean', 'no_such', 'Range', 'expected', 'fits', 'shown',
-           'Checked', 'check_value', 'check_generator', 'check_tensor', 'write_whole', 'writable_folder']
+           'first_names', 'of_one_folder', 'with_article', 'one_form', 'did_you_mean', 'no_such', 'Range', 'expected',
+           'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor', 'write_whole',
+           'writable_folder']
 
 # %% ../nbs/010_checks.ipynb #ef7e3e03
 class MagaError(ValueError):
@@ -47,6 +48,11 @@ def number_of(n: int, one: str, many: str | None = None) -> str:
 def first_names(rows: Sequence[int], files: Sequence[str] = ()) -> str:
     "Rows by the names of their files, or by their numbers where there are none: five at most."
     return ", ".join(files[k] if files else str(k) for k in rows[:5]) + " …" * (len(rows) > 5)
+
+
+def of_one_folder(files: Iterable[str], others: Iterable[str]) -> bool:
+    "Whether the paths of train and test share a first folder, as where test images were put aside from that of the training images."
+    return not {f.partition("/")[0] for f in files}.isdisjoint(f.partition("/")[0] for f in others)
 
 
 def with_article(noun: str) -> str:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import Amount, Checked, Count, MagaError, Part, Seed, Share, check_value, first_names, fits, number_of, one_form, shown
+from .checks import Amount, Checked, Count, MagaError, Part, Seed, Share, check_value, first_names, fits, number_of, of_one_folder, one_form, shown
 from .checks import did_you_mean as did_you_mean
 from .checks import no_such as no_such
 from .checks import write_whole as write_whole
@@ -342,12 +342,12 @@ def emptied_told(split: ForgetSplit, known: Collection[int] = ()) -> ForgetSplit
 
 
 def _twins_told(split: ForgetSplit) -> ForgetSplit:
-    "The split; a warning names retained training images that have the pixels of forgotten ones."
-    train, pixels = split.train, split.train.images
-    expanded = pixels.stride(0) == 0  # one picture in the place of all: the pixels are not there
-    if not expanded and (twins := twin_rows(pixels, split.forget_train.to(pixels.device)).tolist()):
-        names = first_names(twins, train.files)
-        what = f"{len(twins):,} retained training images ({names}) have the same pixels as forgotten ones: what a model learns from them stays"
+    "The split; a warning names retained training images, and images put aside for testing, that have the pixels of forgotten ones."
+    train, test = split.train, split.test
+    parts = [(train.images, split.forget_train), (test.images, split.forget_test)][: 1 + of_one_folder(train.files, test.files)]
+    named = zip(("of the retained training images", "of those put aside for testing"), twin_rows(*parts), (train, test), strict=False)
+    if said := [f"{len(rows):,} {what} ({first_names(rows.tolist(), s.files)})" for what, rows, s in named if len(rows)]:
+        what = f"The pixels of forgotten images are also those of {' and '.join(said)}: what a model learns from them stays"
         warnings.warn(f"{what}. Forget them too, by a further request that lists them (forget_files, --files).", stacklevel=3)
     return split
 

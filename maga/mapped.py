@@ -234,7 +234,7 @@ def alike(
     "bool [N]: which images are the same as one of these others. The images are read once, however many others there are."
     answer = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     named = tuple((others, rows.to(others.device)) for others, rows in named if len(rows) and images.shape[1:] == others.shape[1:])
-    if not named:
+    if not named or not len(images):
         return answer
     marks, step = _marks(images), max(1, PIECE // max(1, images[:1].nbytes))
     for others, rows in named:
@@ -249,9 +249,11 @@ def alike(
 
 
 def twin_rows(
-    images: Tensor,  # uint8 [N, …]
-    rows: Tensor,  # int64 [n] on the same device
-) -> Tensor:
-    "int64, sorted: the other rows that are the same as one of these."
-    return alike(images, (images, rows)).index_fill_(0, rows, False).nonzero().flatten()
+    *parts: tuple[Tensor, Tensor],  # images, uint8 [N, …], and some of their rows: int64 [n]
+) -> list[Tensor]:
+    "For each part int64, sorted: its other rows that are the same as one of these, of whichever part."
+    named = [(images, rows.to(images.device)) for images, rows in parts]
+    if any(images.stride(0) == 0 for images, _ in named):  # one picture in the place of all: the pixels are not there
+        return [rows[:0] for _, rows in named]
+    return [alike(images, *named).index_fill_(0, rows, False).nonzero().flatten() for images, rows in named]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import Amount, MagaError, check_value, did_you_mean, first_names, number_of, one_form, shown
+from .checks import Amount, MagaError, check_value, did_you_mean, first_names, number_of, of_one_folder, one_form, shown
 from .data import ForgetSplit, ImageSet, class_id, emptied_told
 from .mapped import alike, joined, placed, twin_rows
 
@@ -49,14 +49,9 @@ def _row_of_name(name: str, data: str, rows: dict[str, int], tails: dict[str, li
     return rows[found[0]]
 
 
-def _part(file: str) -> str:
-    "The first folder of its path: train and test have different ones, unless `from_folder` put test images aside."
-    return file.partition("/")[0]
-
-
 def _rows(train: ImageSet, test: ImageSet, wanted: Sequence[Any]) -> list[int]:
     "The rows that a list names, in its order: of train, behind them of a test set put aside; `MagaError` for the first entry that names none."
-    aside = not {_part(f) for f in train.files}.isdisjoint(map(_part, test.files))
+    aside = of_one_folder(train.files, test.files)
     form = one_form((*train.files, *test.files))
     rows = {form(f): k for k, f in enumerate((*train.files, *test.files) if train.files else ())}
     texts = [form(os.fspath(w)).strip().replace(os.sep, "/").removeprefix("./") if isinstance(w, str | os.PathLike) else None for w in wanted]
@@ -88,7 +83,7 @@ def twins_of(
     rows: Tensor,  # int64 [n]
 ) -> Tensor:
     "int64, sorted: the other rows that have the pixels of one of these."
-    return twin_rows(images.images, rows.to(images.images.device)).to(images.device)
+    return twin_rows((images.images, rows))[0].to(images.device)
 
 
 # %% ../nbs/013_requests.ipynb #7faa56ea
@@ -108,7 +103,7 @@ def forget_files(
     train: ImageSet,
     test: ImageSet,
     wanted: Sequence[str | int],  # training images: names of files as in `train.files` (also longer paths, or endings), or numbers of rows
-    twins: bool = False,  # also forget training images that have the same pixels; False: they are named in a warning
+    twins: bool = False,  # also forget images of the training folder that have the same pixels; False: they are named in a warning
 ) -> ForgetSplit:
     "Forget the listed training images, by the rules of the random task; `MagaError` for an entry that names none or several."
     for name, images in (("train", train), ("test", test)):
@@ -133,16 +128,22 @@ def forget_files(
     if twice := [k for k, n in Counter(found).items() if n > 1]:
         warnings.warn(f"The list names images more than once ({first_names(twice, train.files)}); they count once.", stacklevel=2)
     rows = torch.tensor(sorted(set(found)), device=train.device)
-    others = twins_of(train, rows)
-    if len(others) and twins:
-        rows = torch.cat([rows, others]).sort().values
-    elif len(others):
+    parts = [(train.images, rows), (test.images, rows[:0])][: 1 + of_one_folder(train.files, test.files)]
+    others, aside, *_ = [*(k.tolist() for k in twin_rows(*parts)), []]
+    if aside and twins:
+        others += range(len(train), len(train) + len(aside))
+        train, test = _with_test_rows(train, test, torch.tensor(aside, device=test.device))
+    if others and twins:
+        rows = torch.cat([rows, torch.tensor(others, device=train.device)]).sort().values
+    elif others or aside:
+        both = ("", others, train), ("put aside for testing ", aside, test)
+        said = " and ".join(f"{len(k):,} {where}({first_names(k, images.files)})" for where, k, images in both if k)
         warnings.warn(
-            f"Training images that are not listed have the same pixels as listed ones: {len(others):,} "
-            f"({first_names(others.tolist(), train.files)}). What a model learns from them is not forgotten: list them too, or pass twins=True.",
+            f"Training images that are not listed have the same pixels as listed ones: {said}. "
+            "What a model learns from them is not forgotten: list them too, or pass twins=True.",
             stacklevel=2,
         )
-    named = number_of(len(rows), "listed image") + f", {len(others):,} of them twins" * bool(len(others) and twins)
+    named = number_of(len(rows), "listed image") + f", {len(others):,} of them twins" * bool(others and twins)
     split = ForgetSplit(train, test, rows, torch.empty(0, dtype=torch.int64, device=test.device), "random", named)
     return emptied_told(split)
 

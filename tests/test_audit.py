@@ -19,6 +19,7 @@ from maga.methods.contract import get_method
 from maga.models import small_network
 from maga.own.audit import CONSISTENT, DISTINGUISHABLE, UNDECIDED, audit, false_alarms, judged, retrains_wanted, share_interval, show_audits
 from maga.own.yardstick import AUDIT_MEASURES, Facts, Spread, facts_of, holm_level, widening
+from maga.requests import after
 from maga.sources import digits
 from maga.training import FitConfig
 
@@ -283,6 +284,17 @@ def test_steps_that_were_counted_up_to_unlike_targets_are_not_compared():
             call()
     unasked = replace(lower, values={k: v for k, v in lower.values.items() if k != "relearn"}, missing={"relearn": "it was not asked for"})
     assert judged(original, unasked, gold)["relearn"].verdict == UNDECIDED
+
+
+def test_retrains_know_no_class_of_another_request(real, tmp_path):
+    "Eight was forgotten before nine: networks that were trained on eight are no retrains of both, whichever network is the original."
+    split, original, retrains, fresh = real
+    later = after(split, forget_class(split.train, split.test, "eight"))
+    for first in (original, fresh):
+        with pytest.raises(MagaError, match=r"Retrain 1 recognises .* of the training images of eight, .* pass models trained without eight, too"):
+            audit(first.model, fresh.model, later, [r.model for r in retrains[:3]])
+    kept = Facts.load(facts_of(fresh.model, later).save(tmp_path / "facts.safetensors"))
+    assert kept.others["eight"] > 90 and not facts_of(fresh, split).others
 
 
 def test_each_wrong_input_ends_in_one_sentence(real, tmp_path):

@@ -475,9 +475,11 @@ MISTAKES = {
     "maga forget --model timm:resnet10t.mistyped --weights net.pth --data photos --forget three --out x": "timm cannot make resnet10t.mistyped",
     "maga forget --model timm:vit_tiny --weights net.pth --data photos --forget three --out x": "no architecture 'vit_tiny' in timm",
     "maga forget --model hf:nobody/nothing --data photos --forget three --out x": "cannot be opened",
+    "maga forget --model net.pth --data photos --forget three --out x": "name their network as --model",
     "maga purge nowhere": "cannot be read",
     "maga audit --original model.safetensors --unlearned model.safetensors --data photos": "Say what must go",
     "maga audit --original model.safetensors --unlearned nowhere --data photos --forget three": "does not exist",
+    "maga audit --original net.pth --unlearned model.safetensors --data photos --forget three": "name their network as --model",
     "maga audit --original model.safetensors --unlearned model.safetensors --data photos --forget three --train-retrains 2": "--trained-epochs",
     "maga audit --original model.safetensors --unlearned model.safetensors --data photos --forget three --level 2.0": "between 0 and 1",
     "maga audit --original model.safetensors --unlearned model.safetensors --data photos --forget three --set lr=0.1": "--set is for retrains",
@@ -494,6 +496,36 @@ def test_a_mistake_ends_in_one_sentence(line, at, desk, capsys):
     said = [s for s in err.strip().splitlines() if not s.startswith(("photos, ", "learning rates", "restart: "))]
     assert code == 1 and MISTAKES[line] in said[-1] and "Traceback" not in err, err
     assert not (desk / "x").exists() and not list(desk.glob(".x.*"))
+
+
+def test_what_the_line_alone_decides_is_said_before_the_images_are_read(at, capsys, monkeypatch):
+    "Decoding may take hours."
+    monkeypatch.setattr("maga.own.order.images_named", raising(AssertionError("images were read")))
+    own = "maga forget --model net.py:Net --data photos --out x"
+    for line, says in {
+        f"{GOOD} --forget three --budget 5% --out x": "how many epochs",
+        f"{GOOD} --forget three --budget 5% --trained-epochs 6 --method ssd --out x": "ssd has no budget",
+        f"{GOOD} --forget three --method magga --out x": "did you mean maga",
+        f"{GOOD} --files gone.txt --method unsir --out x": "unsir is not defined for the random task",
+        f"{GOOD} --forget three --preset papr --out x": "restart has no preset 'papr'",
+        f"{GOOD} --forget three --method ssd --set fit.lr=1 --out x": "no field 'fit'",
+        f"{GOOD} --forget three --set fit.epochs=some --out x": "expected a whole number",
+        f"{GOOD} --forget three --mean 0.5,0.5 --std 0.5 --out x": "expected three numbers",
+        f"{GOOD} --forget three --method ssd --pretrained net.pth --out x": "of no use to it",
+        f"{GOOD} --forget three --pretrained nowhere.pth --out x": "nowhere.pth",
+        f"{own} --forget three --weights net.pth --mean 0.5": "normalised",
+        f"{own} --forget three --weights nowhere.pth --mean 0.5 --std 0.5": "nowhere.pth",
+        "maga audit --original net.pth --unlearned net.pth --data photos --forget three": "name their network as --model",
+        "maga audit --model net.py:Net --original net.pth --unlearned net.pth --retrain again.pth --data photos --forget three": "again.pth",
+    }.items():
+        code, _, err = at(line, capsys)
+        assert code == 1 and says in err and len(err.strip().splitlines()) == 1, (line, err)
+
+
+def test_settings_that_another_preset_has_are_left_to_the_plan(split, original):
+    "A restart of an unknown network has a teacher, which most of its presets lack."
+    forgetting.check_asked("class", changes={"distil.weight": 0.3})
+    assert forgetting.planned(original, split, changes={"distil.weight": 0.3, "fit.lr": 0.05}).config.distil.weight == 0.3
 
 
 UNWRITABLE = (f"{GOOD} --forget three --out net.py/x", "maga audit --original x --unlearned x --data photos --forget three --out net.py")
@@ -606,6 +638,22 @@ def test_retrains_and_a_restart_begin_with_pretrained_weights(at, desk, capsys):
     assert code == 1 and "inputs that changed since" in err, err
     code, _, err = at(f"{line} --set lr=0.04", capsys)
     assert code == 1 and "other networks, data or settings" in err, err
+
+
+def test_a_recipe_that_does_not_train_the_network_is_named(at, desk, capsys):
+    "The first retrain shows it; the message names what changes the recipe, and no normalisation."
+    line = "maga audit --model net.py:Net --original net.pth --unlearned net.pth --mean 0.5 --std 0.5 --data photos --forget three"
+    code, out, err = at(f"{line} --train-retrains 3 --trained-epochs 1 --set lr=0.0001 --out badly", capsys)
+    assert code == 1 and not out and "Retrain 1, trained here, is right on" in err and "rate 0.0001 and 1 epochs, does not train" in err, err
+    assert all(option in err for option in ("--set lr=", "--trained-epochs", "--retrain")) and "check the normalisation" not in err
+    assert len([*(desk / "badly").glob("retrain_*")]) == 1
+
+
+def test_advice_is_of_settings_that_the_method_has(at, desk, capsys):
+    "A dampening has no epochs."
+    assert at(f"{GOOD} --forget three --method ssd --preset digits --set alpha=0.1 --set lam=0.01 --out damped", capsys)[0] == 0
+    said = [w for w in json.loads((desk / "damped/report.json").read_text())["warnings"] if w.startswith("Accuracy on what stays fell")]
+    assert len(said) == 1 and "give ssd other settings (--set): alpha, lam" in said[0] and "epochs" not in said[0]
 
 
 def test_what_must_go_may_be_said_in_several_options(at, desk, capsys):
@@ -1115,6 +1163,13 @@ def test_test_images_that_were_put_aside_are_said_to_be_perhaps_training_images(
     assert any("were put aside from flat itself" in w for w in record["warnings"]) and "were put aside from flat itself" in card
     assert [n["meaning"].endswith("possibly on images that it was trained on") for n in record["numbers"]] == [True, True, True]
     assert "were put aside from flat itself" in (desk / "of_flat/report.html").read_text()
+    shutil.rmtree(desk / "flat/three")
+    with pytest.warns(UserWarning, match="put aside as the test set"):
+        assert at("maga forget --model of_flat --data flat --forget five --set fit.lr=0.05 --set fit.epochs=1 --out of_less", capsys)[0] == 0
+    later = json.loads((desk / "of_less/report.json").read_text())
+    assert all("; before and after: possibly on images" in n["meaning"] for n in later["numbers"][:3])
+    assert any("An earlier request may have trained on some of them" in w for w in later["warnings"])
+    assert not any("An earlier request" in w for w in record["warnings"])
 
 
 @pytest.fixture(scope="module")
@@ -1270,8 +1325,17 @@ def test_a_budget_that_is_too_small_is_named_as_it_was_asked_for(split, original
     "With what one batch costs and what was looked at before: together they are more."
     with pytest.raises(MagaError, match="A budget of 8 % is too small") as said:
         forgetting.planned(original, split, budget=0.08, trained=1)
-    batch, looks = map(float, re.search(r"costs ([0-9.]+) % of a retrain .*, and looking at images before that ([0-9.]+) %", str(said.value)).groups())
-    assert batch < 8 < batch + looks
+    pattern = r"costs ([0-9.]+) % of a retrain .*, and looking at images before that ([0-9.]+) %: ([0-9.]+) % together"
+    batch, looks, both = map(float, re.search(pattern, str(said.value)).groups())
+    assert batch < 8 < both <= batch + looks and "noise" not in str(said.value)
+
+
+def test_a_setting_that_saves_counts_in_the_budget(split, original):
+    "Noise of the preset costs more than the budget; less noise, as the message advises, leaves enough."
+    with pytest.raises(MagaError, match=r"this method costs [0-9.]+ % of a retrain .*lower its settings beside fit.*or take restart"):
+        forgetting.planned(original, split, "maga", "digits", budget=0.05, trained=12)
+    plan = forgetting.planned(original, split, "maga", "digits", budget=0.05, trained=12, changes={"noise.size": 1, "noise.steps": 1})
+    assert plan.config.noise.steps == 1 and plan.method.cost(plan.config, split, original) <= 0.05 * 12 * len(split.retain_train)
 
 
 def test_settings_that_exceed_the_budget_are_said(at, desk, capsys):
@@ -1402,6 +1466,22 @@ def test_the_card_is_markdown_that_is_read_as_it_is_meant(at, desk, capsys):
         marks = {kinds[i - 1], kinds[i]} & {"|", ">"}
         assert not marks or kinds[i - 1] == kinds[i] or "" in kinds[i - 1 : i + 1], lines[i - 1 : i + 1]
     assert ">" in kinds and "|" in kinds
+
+
+def test_an_audit_of_what_was_never_forgotten_is_told():
+    "The ledger says what was: another class, other random images."
+    train, test = (s.subset(torch.arange(200)) for s in digits())
+    asked = Wanted(random=5), Wanted(("three",))
+    held = [Entry.of(wanted.split(train, test), "restart", "2026-01-01") for wanted in asked]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for wanted in asked:
+            carried_out(wanted, train, test, (), held)
+        carried_out(Wanted(("eight",)), train, test, held, ())  # no ledger, and nothing is known
+    said = r"its ledger holds 5 random images \(seed 0\); three"
+    for wanted, what in ((Wanted(("three", "eight")), "eight"), (Wanted(random=6), "6 of 6 images"), (Wanted(random=5, seed=1), "5 of 5 images")):
+        with pytest.warns(UserWarning, match=f"never asked to forget {what}.*: {said}"):
+            carried_out(wanted, train, test, (), held)
 
 
 @pytest.mark.parametrize("wanted", [Wanted(random=12, seed=1), Wanted(files=("7", "8", "9"))])

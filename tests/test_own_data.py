@@ -27,7 +27,9 @@ from maga.cache import caches_of, purge_cache
 from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class, forget_random, forget_subclass
 from maga.experiments.report import paper_folder, paper_numbers
 from maga.measures.attacks import quantised
-from maga.own.ledger import Entry, in_force, read_from
+from maga.models import small_network
+from maga.own.ledger import Entry, artefacts, in_force, read_from
+from maga.own.networks import Network
 from maga.own.order import order_of
 from maga.requests import after, forget_files, twins_of
 from maga.sources import aside_files, from_folder, from_parquet, load, put_aside, unread_files
@@ -295,7 +297,7 @@ def test_every_kind_of_request_names_twins(folder, digit_sets):
     for k in (1, 2):
         Image.open(folder / f"train/cat/000{k}.png").save(folder / f"train/dog/twin{k}.png", compress_level=0)
     train, test = from_folder(folder)
-    said = r"2 retained training images \(train/dog/twin1.png, train/dog/twin2.png\) have the same pixels as forgotten ones.* lists them"
+    said = r"those of 2 of the retained training images \(train/dog/twin1.png, train/dog/twin2.png\): .* lists them"
     with pytest.warns(UserWarning, match=said) as told:
         forget_class(train, test, "cat")
     assert told[0].filename == __file__
@@ -310,6 +312,27 @@ def test_every_kind_of_request_names_twins(folder, digit_sets):
         forget_class(train, test, ["cat", "dog"])
         forget_class(*digit_sets, 3)
         forget_random(*digit_sets, 700)
+
+
+def test_twins_that_were_put_aside_are_named(loose):
+    "A fifth of one folder is put aside for testing, and whoever trained on all of the folder learned from a copy there."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train, test = from_folder(loose)
+        cat, dog, copy = train.files[0], next(f for f in train.files if f.startswith("dog/")), test.files[0]
+        for place in (dog, copy):
+            Image.open(loose / cat).save(loose / place, compress_level=0)
+        train, test = from_folder(loose)
+    with pytest.warns(UserWarning, match=rf"the same pixels as listed ones: 1 \({dog}\) and 1 put aside for testing \({copy}\)"):
+        split = forget_files(train, test, [cat])
+    assert copy in split.test.files
+    network = Network("mine", small_network(torch.Generator()), loose / "mine", lambda m, f: f, small_network)
+    said = [(a.path, a.what) for a in artefacts(network, split, str(loose), loose / "out") if "pixels of forgotten ones" in a.what]
+    assert said == [(str(loose / f.split("/")[0]), f"1 other images with the pixels of forgotten ones ({f.split('/')[1]})") for f in (copy, dog)]
+    both = forget_files(train, test, [cat], twins=True)
+    assert {both.train.files[k] for k in both.forget_train} == {cat, dog, copy} and copy not in both.test.files
+    with pytest.warns(UserWarning, match=rf"those of 1 of the retained training images \({dog}\) and 1 of those put aside .*\({copy}\)"):
+        forget_random(train, test, 1, among=torch.tensor([0]))
 
 
 def test_train_and_test_at_different_scales_are_refused(folder, digit_sets):

@@ -82,8 +82,7 @@ class Method(Generic[Config]):
     ) -> nn.Module:
         "A new model that has unlearned; `MagaError` for a task without the method, another type of configuration, or a model that cannot be used."
         check_value("split", split, ForgetSplit)
-        if split.task not in self.tasks:
-            raise MagaError(f"{self.name} is not defined for the {split.task} task, only for: {', '.join(self.tasks)}.")
+        self.check_task(split.task)
         if not isinstance(config, self.config_type):
             raise MagaError(f"{self.name} needs a {self.config_type.__name__}, not {shown(config)}; its presets are {', '.join(self.presets)}.")
         check_generator(generator)
@@ -104,6 +103,11 @@ class Method(Generic[Config]):
     def config_type(self) -> type:
         "The class of its configurations."
         return type(next(iter(self.presets.values())))
+
+    def check_task(self, task: str) -> None:
+        "`MagaError` for a task without the method."
+        if task not in self.tasks:
+            raise MagaError(f"{self.name} is not defined for the {task} task, only for: {', '.join(self.tasks)}.")
 
     def needed(self, config: Config) -> tuple[str, ...]:
         "Those of `needs` that a run with this configuration uses: one that says `guided` is False uses no transition matrix."

@@ -342,10 +342,12 @@ def within_budget(
         low, high = (middle, high) if affordable else (low, middle)
     least = replace(given, fit=fit, retain_images=fit.batch_size)
     if low < first:
-        passes, before = (math.ceil(1000 * p / retrain) / 10 for p in (cost(least, split, model), spent))  # percent, rounded up
-        least_cost = f"one batch of retained images costs {passes:g} % of a retrain ({retrain:,})"
-        looks = f", and looking at images before that {before:g} %" * bool(spent)
-        raise MagaError(f"A budget of {100 * share:g} % is too small: {least_cost}{looks}.")
+        all_of_it, trained = cost(least, split, model), fit_passes(fit, first, model)
+        passes, before, both = (math.ceil(1000 * p / retrain) / 10 for p in (all_of_it, spent, all_of_it + spent))  # percent, rounded up
+        least_cost = f"with one batch of retained images this method costs {passes:g} % of a retrain ({retrain:,} image passes)"
+        looks = f", and looking at images before that {before:g} %: {both:g} % together" * bool(spent)
+        less = ", lower its settings beside fit, which cost most of it (noise or experts: --set), or take restart" * (all_of_it > 2 * trained)
+        raise MagaError(f"A budget of {100 * share:g} % is too small: {least_cost}{looks}. Give more{less}.")
     return replace(given, fit=fit, retain_images=low)
 
 # %% ../../nbs/311_restart.ipynb #c94d6880

@@ -287,8 +287,13 @@ def _check_alike(original: Facts, unlearned: Facts, retrains: Sequence[Facts]) -
                 f"Retrain {i + 1} recognises {seen:.0f} % of the forgotten training images (the original {knows:.0f} %), which a network that was "
                 "trained without their class cannot: pass models that were trained on the retain set alone."
             )
+        if known := {name: share for name, share in r.others.items() if share > max(original.others.get(name, 0.0) / 2, knows / 2, 1.0)}:
+            said = " and ".join(f"{share:.0f} % of the training images of {name}" for name, share in known.items())
+            raise MagaError(
+                f"Retrain {i + 1} recognises {said}, which another request forgot: pass models trained without {' and '.join(r.others)}, too."
+            )
 
-
+# %% ../../nbs/705_audit.ipynb #8faae3fa
 def audit(
     original: Model,
     unlearned: Model,  # whoever made it

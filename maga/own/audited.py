@@ -21,10 +21,9 @@ from .. import __version__
 from ..checks import MagaError, write_whole
 from ..data import ForgetSplit
 from ..methods.contract import with_change
-from .doubts import check_useful
+from .doubts import check_useful, right_on_retained
 from .networks import Network, revision_of
 from .retrains import begun_with, retrain_files, trained_retrains, usual_training
-from .yardstick import facts_of
 from ..packaged import weights_at
 from ..progress import Progress
 
@@ -92,14 +91,21 @@ def retrains_here(
     changes: Mapping[str, Any] | None = None,  # single settings of the recipe, "lr" -> 0.01
     progress: Progress | None = None,
 ) -> tuple[list[nn.Module], dict[str, dict[str, str]], dict[str, Any]]:
-    "(retrains, source and file and hash of each, the recipe); `MagaError` before a training where the original is of no use, or the recipe is none."
+    """(retrains, source and file and hash of each, the recipe).
+
+    `MagaError` before a training where the original is of no use or the recipe is none, and after the first where it does not train this network.
+    """
     if not n or folder is None:
         return [], {}, {}
-    check_useful(facts_of(original.model, split, role="original").values["A_r"], [], split.num_classes, len(split.retain_test))
+    right, counted = right_on_retained(original.model, split), (split.num_classes, len(split.retain_test))
+    check_useful(right, [], *counted)
     usual = usual_training(original.model, split, epochs, begun=bool(pretrained))
     recipe = reduce(lambda c, change: with_change(c, *change), (changes or {}).items(), usual)
     make = begun_with(pretrained, original.model, original.make, split)
-    made = trained_retrains(original.model, make, split, n, recipe, folder, progress, original.source)
+    words, made = f"maga's recipe, rate {recipe.lr:g} and {recipe.epochs} epochs,", list[nn.Module]()
+    for k in sorted({1, n}):  # the first is looked at before the others are trained
+        made = trained_retrains(original.model, make, split, k, recipe, folder, progress, original.source)
+        check_useful(right, [right_on_retained(m, split) for m in made], *counted, words)
     files = retrain_files(original.model, make, split, n, recipe, folder, original.source)
     known = {f"retrain trained here, {i + 1}": {"source": original.source, "file": f.name, "sha256": revision_of(f)} for i, f in enumerate(files)}
     return made, known, asdict(recipe)

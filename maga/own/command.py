@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,11 +42,13 @@ def share_of(text: str) -> float | None:
 
 
 def numbers_of(name: str, text: str) -> tuple[float, ...] | None:
-    "`0.5,0.5,0.5` as three numbers, `0.5` as the same thrice; None for an empty text."
+    "`0.5,0.5,0.5` as three numbers, `0.5` as the same thrice; None for an empty text; `MagaError` for anything else."
     try:
         found = tuple(float(t) for t in text.split(",")) if text else None
-    except ValueError as e:
-        raise MagaError(f"{name} is three numbers, such as 0.485,0.456,0.406, not {text!r}.") from e
+    except ValueError:
+        found = ()
+    if found is not None and len(found) not in (1, 3):
+        raise MagaError(f"{name} is {text!r}; expected three numbers, such as 0.485,0.456,0.406, or one for all three.")
     return found * 3 if found is not None and len(found) == 1 else found
 
 
@@ -77,8 +80,6 @@ def opened(
     held: tuple[Any, Any] | None = None,  # train and test where they are loaded already
 ) -> tuple[Any, Any, Any, Any]:
     "(network, train, test, ledger): what the network is, the images as it sees them, and the ledger where the model is an earlier result, else None."
-    from dataclasses import replace
-
     from maga.device import pick_device, to_device
     from maga.models import Classifier
     from maga.own.ledger import open_result
@@ -170,7 +171,7 @@ def forget_command(
     from maga.own import forgetting
     from maga.own.doubts import cautions, found_useless
     from maga.own.ledger import asked_before, gone_before, in_force
-    from maga.own.order import classes_given
+    from maga.own.order import check_named, classes_given
     from maga.own.report import check_free, percent, request_of, write_result
     from maga.own.retrains import beginning_of
     from maga.progress import ProgressBar
@@ -181,10 +182,10 @@ def forget_command(
     if check_free(out, request):
         _done_before(out, unseen, as_json)
         return
-    part, changes = share_of(budget), settings_given(set_ or [])
-    network, train, test, ledger = opened(
-        model, weights, data, data_root, device, named, size, numbers_of("mean", mean), numbers_of("std", std), head, crop
-    )
+    part, changes, look = share_of(budget), settings_given(set_ or []), {"mean": numbers_of("mean", mean), "std": numbers_of("std", std)}
+    forgetting.check_asked(wanted.task, method, preset, part, trained_epochs, changes, seed, bool(pretrained))
+    check_named(model, weights, pretrained, **look)
+    network, train, test, ledger = opened(model, weights, data, data_root, device, named, size, **look, head=head, crop=crop)
     entries = ledger.entries if ledger else ()
     split = in_force(wanted.split(train, test, gone_before(train, entries) if random else None), entries)
     known = [*asked_before(wanted.split(train, test), entries), *cautions(split), *filter(None, [found_useless(network.model, split)])]
@@ -229,8 +230,7 @@ def purge_command(folder: Annotated[str, typer.Argument(help="Of a result.")]) -
     "Delete maga's own files that hold pixels of forgotten images: decoded images in the cache."
     from maga.own.ledger import purge
 
-    gone = purge(folder)
-    print("\n".join(f"deleted: {p}" for p in gone) or "There was nothing of ours to delete.")
+    print("\n".join(f"deleted: {p}" for p in purge(folder)) or "There was nothing of ours to delete.")
 
 # %% ../../nbs/707_command.ipynb #5bebaae6
 _AUDIT = """Examples:
@@ -283,7 +283,6 @@ def audit_command(
     folder: Any = writable_folder(out) if out else None
     see = partial(opened, data=data, data_root=data_root, device=device, classes=classes_given(classes), size=size, head=head, crop=crop)
     see = partial(see, mean=numbers_of("mean", mean), std=numbers_of("std", std))
-
     first, result, others, train, test, books = _compared(original, unlearned, retrain or [], model, see)
     split = carried_out(wanted, train, test, *(book.entries if book else () for book in books))
     _tell(f"{split}", *([said_of_retrains(bool(pretrained))] if train_retrains else []))
@@ -311,6 +310,10 @@ def _check_asked(level: float, train_retrains: int, trained_epochs: int | None, 
 def _compared(original: str, unlearned: str, retrains: Sequence[str], model: str, see: Callable[..., Any]) -> tuple[Any, ...]:
     "(original, unlearned, retrains, train, test, ledgers) of an audit: all see the images in one way. `see` is `opened` with what holds for all."
     from maga.own.doubts import check_same_view
+    from maga.own.order import check_named
+
+    for source in (original, unlearned, *retrains):
+        check_named(*filter(None, (model, source)))
 
     def network(source: str, *beside: Any) -> Any:  # beside: the original, train and test
         alone = not model or (Path(source).expanduser() / "ledger.json").is_file()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import prepared
-from ..checks import MagaError
+from ..checks import MagaError, of_one_folder
 from ..data import ForgetSplit, ImageSet
 from ..device import seeded, seeded_generator
 from ..measures.metrics import accuracy, predict
@@ -26,8 +26,8 @@ from .order import order_of
 from ..pretrained import tensors_of
 
 # %% auto #0
-__all__ = ['FAR', 'CHECK', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'useless', 'found_useless', 'check_useful',
-           'check_same_view', 'class_of', 'names_among', 'behaviour_of']
+__all__ = ['FAR', 'OTHERWISE', 'CHECK', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'useless', 'right_on_retained',
+           'found_useless', 'check_useful', 'check_same_view', 'class_of', 'names_among', 'behaviour_of']
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7004
 def lost_classes(split: ForgetSplit) -> list[str]:
@@ -38,8 +38,7 @@ def lost_classes(split: ForgetSplit) -> list[str]:
 
 def put_aside(split: ForgetSplit) -> bool:
     "Whether the test images were put aside from one folder with the training images, so that the original may have been trained on them."
-    train, test = ({f.partition("/")[0] for f in images.files} for images in (split.train, split.test))
-    return not train.isdisjoint(test)
+    return of_one_folder(split.train.files, split.test.files)
 
 
 def cautions(split: ForgetSplit) -> list[str]:
@@ -53,9 +52,11 @@ def cautions(split: ForgetSplit) -> list[str]:
             "Give the images of every class that must stay."
         )
     if put_aside(split):
+        later = split.earlier_train is not None
         found.append(
             f"The {len(split.test):,} test images were put aside from {split.train.name} itself. If the original was trained on them, its accuracy "
             "(before) is that on training images, a fall may be no loss, and MIA has no unseen images: to be sure, give a folder with train and test."
+            + " An earlier request may have trained on some of them where files were deleted since, which counts after, too." * later
         )
     return found
 
@@ -72,6 +73,10 @@ def near_chance(
     return right < chance + 0.1 * (100 - chance)
 
 
+OTHERWISE = (
+    "Give another rate (--set lr=…) or more epochs (--trained-epochs), name the weights that the original's training began with (--pretrained), "
+    "or train retrains by its own script (--retrain)."
+)
 CHECK = "check the normalisation (--mean, --std), the size of the images, the order of the classes, and the weights"
 
 
@@ -84,11 +89,15 @@ def useless(
     return said if near_chance(original, classes) else ""
 
 
+def right_on_retained(model: nn.Module, split: ForgetSplit) -> float:
+    "Accuracy on the retained test images of a split, in percent; 100 where there are none."
+    images = split.test.subset(split.retain_test)
+    return accuracy(predict(prepared(model, split.train, split.num_classes), images), images.labels) if len(images) else 100.0
+
+
 def found_useless(model: nn.Module, split: ForgetSplit) -> str:
     "`useless` of an original, on the retained test images of a split."
-    images = split.test.subset(split.retain_test)
-    right = accuracy(predict(prepared(model, split.train, split.num_classes), images), images.labels) if len(images) else 100.0
-    return useless(right, split.num_classes)
+    return useless(right_on_retained(model, split), split.num_classes)
 
 
 def check_useful(
@@ -96,6 +105,7 @@ def check_useful(
     retrains: Sequence[float],  # the same of each
     classes: int,
     images: int,  # so many were counted
+    recipe: str = "",  # how the retrains were trained here, in words; "": they were given
 ) -> None:
     "`MagaError` where the original is near chance, or a retrain is far from what retrains are."
     chance = 100 / classes
@@ -107,10 +117,10 @@ def check_useful(
         room = max(FAR, 4 * (usual * (100 - usual) / max(images, 1)) ** 0.5)
         if near_chance(right, classes) or right - chance < (original - chance) / 2 or (len(others) > 1 and right < usual - room):
             beside = f", the other retrains on {min(others):.1f} to {max(others):.1f} %" if others else ""
-            raise MagaError(
-                f"Retrain {i + 1} is right on {right:.1f} % of the retained test images (the original on {original:.1f} %{beside}), "
-                f"so it is no retrain, or is read wrongly: {CHECK}; one trained here lacks pretrained weights unless they are named (--pretrained)."
-            )
+            what = f"{right:.1f} % of the retained test images (the original on {original:.1f} %{beside})"
+            if recipe:
+                raise MagaError(f"Retrain {i + 1}, trained here, is right on {what}: {recipe} does not train this network well enough. {OTHERWISE}")
+            raise MagaError(f"Retrain {i + 1} is right on {what}, so it is no retrain, or read wrongly: {CHECK}. For one trained here: {OTHERWISE}")
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7016
 def check_same_view(

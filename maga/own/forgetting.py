@@ -38,8 +38,8 @@ from ..training import FitConfig
 
 # %% auto #0
 __all__ = ['WHY_RESTART', 'HALF_WAY', 'TRIALS_SHARE', 'LOOKS_SHARE', 'TRIAL_STEPS', 'Wanted', 'trial_split', 'linear_head',
-           'usual_restart', 'Plan', 'affordable_trial', 'tried_rates', 'transition_of', 'planned', 'Forgotten',
-           'forget']
+           'usual_restart', 'Plan', 'check_asked', 'affordable_trial', 'tried_rates', 'transition_of', 'planned',
+           'Forgotten', 'forget']
 
 # %% ../../nbs/701_forgetting.ipynb #3249c2c4
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Wanted(Checked):
         super().__post_init__()
         if sum(map(bool, (self.classes, self.subclass, self.files, self.random))) != 1:
             raise MagaError("Say what must go, in one way: classes, a sub-class, files, or a number of random images.")
+
+    @property
+    def task(self) -> str:
+        "The kind of request: class, subclass or random."
+        return "class" if self.classes else "subclass" if self.subclass else "random"
 
     def split(
         self,
@@ -144,18 +149,41 @@ def _said_cost(share: float, budget: float | None) -> str:
     return f" It costs about {100 * share:.1f} % of a retrain{asked}" + (", which is nearer to its aim: train again instead." if share > 1 else ".")
 
 
-def _check_asked(budget: float | None, trained: int | None, changes: Mapping[str, Any] | None, seed: int) -> None:
+def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    return reduce(lambda c, change: with_change(c, *change), changes.items(), config)
+
+
+def check_asked(
+    task: str,
+    method: str = "auto",
+    preset: str = "",
+    budget: float | None = None,
+    trained: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    begun: bool = False,  # whether pretrained weights are named
+) -> Method[Any]:
+    "The method; of what `planned` takes, `MagaError` for all that is wrong whatever the model and the images are."
     check_value("budget", budget, Annotated[float, Range(0, above=True)] | None)
     check_value("trained", trained, Count | None)
     check_value("changes", changes, Mapping[str, Any] | None)
     check_value("seed", seed, Seed)
+    chosen = method_for(method)
+    chosen.check_task(task)
     if budget is not None and trained is None:
         raise MagaError("A budget is a share of a retrain: say for how many epochs the model was trained (trained=…, --trained-epochs).")
-
-
-def _check_begun(method: Method[Any], begun: Begun | None) -> None:
-    if begun and "make_model" not in method.needs:
-        raise MagaError(f"{method.name} makes no weights anew, so pretrained ones are of no use to it: leave them out, or take restart.")
+    if budget is not None and chosen.cost is None:
+        raise MagaError(f"{chosen.name} has no budget: its settings do not say what it costs; leave the budget out.")
+    if begun and "make_model" not in chosen.needs:
+        raise MagaError(f"{chosen.name} makes no weights anew, so pretrained ones are of no use to it: leave them out, or take restart.")
+    wrong = []
+    for config in [chosen.preset(preset, task)] if preset else chosen.presets.values():  # which one it is, the network says
+        try:
+            _changed(config, changes or {})
+            return chosen
+        except MagaError as e:
+            wrong.append(e)
+    raise wrong[0]
 
 # %% ../../nbs/701_forgetting.ipynb #4907cadc
 TRIALS_SHARE, LOOKS_SHARE, TRIAL_STEPS = 0.25, 0.1, 20  # of a budget: for trials, and for looks at views; fewer steps say nothing about a rate
@@ -236,13 +264,11 @@ def planned(
     progress: Progress | None = None,
 ) -> Plan:
     "The method and its settings for this request; `MagaError` where they do not fit together, with the true cost of a budget that is too small."
-    _check_asked(budget, trained, changes, seed)
     begun = make_model if isinstance(make_model, Begun) else None
+    chosen, kept = check_asked(split.task, method, preset, budget, trained, changes, seed, bool(begun)), len(split.retain_train)
     g, changes = seeded_generator("plan", seed), dict(changes or {})
-    chosen, kept = method_for(method), len(split.retain_train)
     retrain = (trained or 0) * kept  # image passes
     allowed = math.inf if budget is None else budget * retrain
-    _check_begun(chosen, begun)
     prepared(model, split.train, split.num_classes)  # says what is wrong with it
     own, passes = chosen.name == "restart" and not preset, 0.0
     if own:
@@ -254,15 +280,12 @@ def planned(
         usual = "paper_resnet18" if batch_norms(model) or "paper_vit" not in chosen.presets else "paper_vit"
         config = chosen.preset(preset or usual, split.task)
         why = f"{chosen.name} was asked for, with the preset {preset or usual}: its numbers were chosen for the network and data that it names."
-    if budget is not None and chosen.cost is None:
-        raise MagaError(f"{chosen.name} has no budget: its settings do not say what it costs; leave the budget out.")
 
     def paid(share: float | None, spent: float = 0.0) -> Any:
         "The configuration for a share of a retrain, of which some passes are spent, with the single settings."
-        found = config
+        found = _changed(config, changes)  # what is set counts in the budget, and is kept
         if share is not None and chosen.cost is not None:
-            found = within_budget(config, share, split, FitConfig(epochs=trained or 1), model, spent, chosen.cost)
-        found = reduce(lambda c, change: with_change(c, *change), changes.items(), found)
+            found = _changed(within_budget(found, share, split, FitConfig(epochs=trained or 1), model, spent, chosen.cost), changes)
         if own and "fit.average" not in changes:  # the usual one is for more steps than a budget pays for
             found = with_change(found, "fit.average", average_of(found.fit, count_retained(split, found.retain_images)))
         return replace(found, make_model=make_model) if "make_model" in chosen.needs and make_model is not None else found

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from ..cache import cache_folder, caches_of, sources_of, unfinished
-from ..checks import Checked, MagaError, write_whole
+from ..checks import Checked, MagaError, first_names, write_whole
 from ..data import ForgetSplit, ImageSet, class_id
 from ..judges.contract import image_hashes
+from ..mapped import twin_rows
 from .doubts import put_aside
 from .networks import Network, open_network, revision_of
 from ..requests import remembering
@@ -178,7 +179,6 @@ def in_force(
     if not entries:
         return split
     known, sides = {h for e in entries for h in e.images}, tuple(split.train.images.shape[-2:])
-    gone = {class_id(split.train.classes, c) for e in entries for c in e.classes}
     alone = [e for e in entries if e.images and e.task != "class"]  # no label stands for their images
     if odd := next((e for e in alone if e.sides and e.sides != sides), None):
         h, w = odd.sides
@@ -194,7 +194,7 @@ def in_force(
     def before(part: str) -> Tensor:
         return torch.tensor([h in known for h in hashes[part]], dtype=torch.bool, device=getattr(split, part).device)
 
-    return remembering(split, gone, before)
+    return remembering(split, {class_id(split.train.classes, c) for e in entries for c in e.classes}, before)
 
 # %% ../../nbs/702_ledger.ipynb #5e3d579d
 def earlier_ones(
@@ -216,16 +216,20 @@ def carried_out(
     before: Sequence[Entry],  # of the original
     after: Sequence[Entry],  # of the result
 ) -> ForgetSplit:
-    "The request as it was carried out between two networks, with the others in force; `MagaError` where it is of other images than the result's."
+    "The request as it was carried out between two networks, others in force; a warning where it never was, `MagaError` where it was of other images."
     known = [*before, *(e for e in after if e not in before)]
     earlier = [*before, *takewhile(lambda e: e.what != str(wanted), known[len(before) :])]
     split = wanted.split(train, test, gone_before(train, earlier) if wanted.random else None)
+    now = Entry.of(split, "", "")
     if own := [e for e in after if e not in before and e.what == split.target and split.task == "random"]:
-        now = Entry.of(split, "", "")
         odd = [set(now.images) - set(e.images) for e in own if e.sides == now.sides]
         if odd and all(odd):
             what = f"{len(min(odd, key=len))} of {len(split.forget_train)} images are not those that the network forgot ({split.target})"
             raise MagaError(f"{what}: the data have changed since; give them as they were, the forgotten images included, or name the images' files.")
+    lacks = {*now.classes}.difference(*(e.classes for e in after)) if now.classes else {*now.images}.difference(*(e.images for e in after))
+    if after and lacks and split.target not in (held := [e.what for e in after]):
+        what = ", ".join(sorted(lacks)) if now.classes else f"{len(lacks)} of {len(now.images)} images ({split.target})"
+        warnings.warn(f"The audited network was never asked to forget {what}: its ledger holds {'; '.join(held)}.", stacklevel=2)
     return in_force(split, earlier_ones(split, known))
 
 
@@ -299,6 +303,16 @@ def _unread(root: Path, split: ForgetSplit) -> list[Artefact]:
     return [Artefact(p, f"files that were not read: {kinds}", "pixels, perhaps", "yours", what) for p, kinds in said.items()]
 
 # %% ../../nbs/702_ledger.ipynb #9145013b
+def _twins(root: Path, split: ForgetSplit) -> list[Artefact]:
+    "Files that have the pixels of forgotten images and are not forgotten, by their folders."
+    parts, found = ((split.train, split.forget_train), (split.test, split.forget_test)), dict[str, list[str]]()
+    for (images, _), same in zip(parts, twin_rows(*((s.images, gone) for s, gone in parts)), strict=True):
+        for file in (root / images.files[i] for i in same.tolist() if images.files):
+            found.setdefault(str(file.parent), []).append(file.name)
+    said = {p: f"{len(names)} other images with the pixels of forgotten ones ({first_names(range(len(names)), names)})" for p, names in found.items()}
+    return [Artefact(p, what, "pixels", "yours", "delete those files, and list them in a further request") for p, what in sorted(said.items())]
+
+
 def read_artefacts(folder: str | Path) -> list[Artefact]:
     "The list of a result, as `write_artefacts` wrote it; `MagaError` where it cannot be read."
     path = Path(folder).expanduser() / "artefacts.csv"
@@ -335,7 +349,7 @@ def artefacts(
     places, behind = Counter(str(f.parent) for f in files), Counter(str(f.resolve().parent) for f in files if f.is_symlink())
     found += [Artefact(p, f"{n} forgotten images", "pixels", "yours", "delete those files") for p, n in sorted(places.items())]
     found += [Artefact(p, f"{n} of them behind links", "pixels", "yours", "delete what the links lead to") for p, n in sorted(behind.items())]
-    found += [] if split.task != "class" else _unread(root, split)
+    found += [*_twins(root, split), *(_unread(root, split) if split.task == "class" else [])]
     if not places:
         n = sum(len(gone) for _, gone in rows)
         found.append(Artefact(data, f"the data set, with {n:,} forgotten images", "pixels", "yours", "delete those rows"))

@@ -19,10 +19,11 @@ from ..data import ImageSet
 from ..decoding import Crop
 from ..experiments.settings import names_of
 from .networks import Network
+from ..packaged import weights_at
 from ..sources import NAMES, load
 
 # %% auto #0
-__all__ = ['order_of', 'in_model_order', 'seen_by', 'lines_of', 'classes_given', 'images_named', 'crop_of']
+__all__ = ['order_of', 'in_model_order', 'check_named', 'seen_by', 'lines_of', 'classes_given', 'images_named', 'crop_of']
 
 # %% ../../nbs/710_order.ipynb #a5f3ac65
 def _plain(name: str) -> str:
@@ -63,6 +64,25 @@ def in_model_order(
         return replace(ordered, coarse_labels=ordered.labels, coarse_classes=tuple(classes))
     return ordered
 
+# %% ../../nbs/710_order.ipynb #a5f3ac66
+_NORMALISED = "{} does not say how its images are normalised: give mean and std of your training (0,0,0 and 1,1,1 for pixels / 255)."
+
+
+def check_named(
+    model: str,  # as `open_network` takes it, or the folder of an earlier result
+    *files: str,  # of weights; "": none
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> None:
+    "`MagaError` for what is wrong whatever the images are: weights that are not there or name no network, half of a normalisation."
+    path, kind = Path(model).expanduser(), model.partition(":")[0]
+    if path.is_file() and path.suffix not in (".safetensors", ".py"):
+        raise MagaError(f"{model} holds weights alone: name their network as --model, such as file.py:NAME (maga forget takes them as --weights).")
+    for file in filter(None, files):
+        weights_at(file)
+    if ":" in model and kind not in ("timm", "hf") and not path.exists() and (mean is None) != (std is None):
+        raise MagaError(_NORMALISED.format(model))
+
 
 def seen_by(
     network: Network,
@@ -75,8 +95,7 @@ def seen_by(
     "The images as the network sees them: its order of classes, side and normalisation; what is given goes before what it says."
     mean, std = mean or network.mean, std or network.std
     if mean is None or std is None:
-        what = f"{network.source} does not say how its images are normalised"
-        raise MagaError(f"{what}: give mean and std of your training (0,0,0 and 1,1,1 for pixels / 255).")
+        raise MagaError(_NORMALISED.format(network.source))
     named = classes or network.classes
     ordered = in_model_order(images, named) if named else images
     side = size or network.size or images.size

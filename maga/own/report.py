@@ -56,10 +56,11 @@ MEANINGS = {
 def numbers(
     before: Measurement,
     after: Measurement,
-    aside: bool = False,  # whether the original may have been trained on the test images
+    seen: str = "",  # which of the two numbers may be of test images that the network was trained on: "before", "before and after" or none
 ) -> list[dict[str, Any]]:
     "Rows of name, before, after and meaning, in percent; None where no image is left to measure on."
-    rows = [(k, m + "; before: possibly on images that it was trained on" * (aside and k in ("A_r", "A_f", "MIA"))) for k, m in MEANINGS.items()]
+    told = f"; {seen}: possibly on images that it was trained on" * bool(seen)
+    rows = [(k, m + told * (k in ("A_r", "A_f", "MIA"))) for k, m in MEANINGS.items()]
 
     def known(m: Measurement, name: str) -> float | None:
         return None if math.isnan(x := getattr(m, name)) else x
@@ -80,11 +81,12 @@ def share_of_retrain(result: Forgotten, split: ForgetSplit) -> float | None:
 
 def warnings_of(result: Forgotten, split: ForgetSplit) -> list[str]:
     "What a reader should know before accepting the result, a sentence each."
-    before, after, found = result.before, result.after, cautions(split)
-    if said := useless(before.A_r, split.num_classes):
-        found.append(said)
+    before, after, config = result.before, result.after, result.plan.config
+    found = [*cautions(split), *filter(None, [useless(before.A_r, split.num_classes)])]
     if after.A_r < before.A_r - 2:
-        found.append(f"Accuracy on what stays fell by {before.A_r - after.A_r:.1f} points: give more epochs (--set fit.epochs=…), or another rate.")
+        own = f"{result.plan.method.name} other settings (--set): {', '.join(f.name for f in fields(config))}"
+        other = "more epochs (--set fit.epochs=…), or another rate" if hasattr(config, "fit") else own
+        found.append(f"Accuracy on what stays fell by {before.A_r - after.A_r:.1f} points: give {other}.")
     if split.task == "class" and after.A_f > 5:
         part = "test" if len(split.forget_test) else "training"
         found.append(f"{after.A_f:.1f} % of the forgotten {part} images still get their old label; a retrain would have 0: take another method.")
@@ -119,17 +121,17 @@ def record(
 ) -> dict[str, Any]:
     "All that the report says, as plain values."
     plan, share = result.plan, share_of_retrain(result, split)
+    seen = "" if not put_aside(split) else "before" if split.earlier_train is None else "before and after"
     where = torch.cuda.get_device_name(split.device) if split.device.type == "cuda" else platform.processor() or platform.machine()
-    classes = split.train.classes
-    shares = {n: torch.bincount(k, minlength=len(classes)).tolist() for n, k in result.answers.items()}
+    shares = {n: torch.bincount(k, minlength=split.num_classes).tolist() for n, k in result.answers.items()}
     return {
         "forgotten": split.target, "task": split.task, "request": request,
         "images": {"forgotten": len(split.forget_train), "retained": len(split.retain_train), "forgotten test": len(split.forget_test)},
         "method": plan.method.name, "source": plan.method.source, "why": plan.why, "settings": settings_of(plan.config), "seed": result.seed,
         "pretrained": {"file": plan.pretrained, "sha256": revision_of(Path(plan.pretrained).expanduser())} if plan.pretrained else None,
         "rates tried": {f"{k:g}": round(v, 2) for k, v in plan.trials.items()},
-        "numbers": numbers(result.before, result.after, put_aside(split)), "warnings": warnings_of(result, split), "answers": shares,
-        "classes": list(classes),
+        "numbers": numbers(result.before, result.after, seen), "warnings": warnings_of(result, split), "answers": shares,
+        "classes": list(split.train.classes),
         "cost": {"image passes": round(result.passes), "passes before": round(plan.passes),
                  "epochs over what stays": round((result.passes + plan.passes) / len(split.retain_train), 2), "seconds": round(result.seconds, 1),
                  "percent of a retrain": None if share is None else round(100 * share, 2),
@@ -230,11 +232,10 @@ def _picture(split: ForgetSplit, result: Forgotten) -> str:
     "Shares of the answers before and after, as SVG."
     import matplotlib.pyplot as plt
 
-    k = split.num_classes
     letters = plt.rc_context({"svg.fonttype": "none"})  # no outlines: the reader has fonts of any script
     with io.StringIO() as text, letters, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure = show_flow({n: torch.nn.functional.one_hot(a, k).float() for n, a in result.answers.items()}, split.train.classes)
+        figure = show_flow({n: torch.nn.functional.one_hot(a, split.num_classes).float() for n, a in result.answers.items()}, split.train.classes)
         figure.savefig(text, format="svg", bbox_inches="tight")
         plt.close(figure)
         return text.getvalue()[text.getvalue().index("<svg") :]
@@ -377,10 +378,9 @@ def write_result(
 # %% ../../nbs/703_report.ipynb #bb35b369
 def _from(folder: Path, code: str) -> str:
     "The path of the network's code, seen from the result's folder; empty where there is no way, as between two drives."
-    try:
+    with contextlib.suppress(ValueError):
         return os.path.relpath(code, folder.absolute()) if code else ""
-    except ValueError:
-        return ""
+    return ""
 
 
 def _plain_weights(network: nn.Module, part: Path) -> Path | None:

@@ -48,11 +48,12 @@ class Facts:
     digest: str  # of all logits
     missing: dict[str, str] = field(default_factory=dict)  # measure -> why it has no number
     target: float = math.nan  # accuracy up to which relearning was counted, percent; NaN: it was not
+    others: dict[str, float] = field(default_factory=dict)  # class that another request forgot -> share recognised of its training images, percent
 
     def save(self, path: str | Path) -> Path:
         "Write the facts to one safetensors file, complete or not at all."
         tensors = {name: getattr(self, name).contiguous() for name in ("train", "tested", "margins")}
-        about = {k: getattr(self, k) for k in ("split", "task", "values", "images", "digest", "missing", "target")}
+        about = {k: getattr(self, k) for k in ("split", "task", "values", "images", "digest", "missing", "target", "others")}
         return write_whole(path, lambda p: save_file(tensors, p, {"facts": json.dumps(about)}))
 
     @classmethod
@@ -105,9 +106,16 @@ def facts_of(
     if len(split.forget_test) == 0:
         missing["tv"] = "there are no test images of what was forgotten, and tv_train is the distance on training images"
     missing = {k: v for k, v in missing.items() if v}
-    return Facts(split.digest, split.task, train, tested, margins.cpu(), values, images, digest, missing, target)
+    return Facts(split.digest, split.task, train, tested, margins.cpu(), values, images, digest, missing, target, _others(out, split))
 
 
+def _others(out: Outputs, split: ForgetSplit) -> dict[str, float]:
+    "Classes that other requests forgot as a whole -> how many of their training images are recognised, in percent."
+    labels, gone = split.train.labels, split.forget_train[:0] if split.earlier_train is None else split.earlier_train
+    members = {k: gone[labels[gone] == k] for k in split.forgotten}
+    return {split.train.classes[k]: accuracy(out.train[rows], labels[rows]) for k, rows in members.items() if len(rows)}
+
+# %% ../../nbs/704_yardstick.ipynb #e2c1301b
 def _subject(model: nn.Module | Outputs | Subject, split: ForgetSplit, role: str) -> tuple[Subject, bool]:
     "The model on the split, its outputs checked, and whether there is a network."
     if isinstance(model, Subject) and model.split.digest != split.digest:
