@@ -182,7 +182,7 @@ def forget_command(
     if check_free(out, request):
         _done_before(out, unseen, as_json)
         return
-    part, changes, look = share_of(budget), settings_given(set_ or []), {"mean": numbers_of("mean", mean), "std": numbers_of("std", std)}
+    part, changes, look = share_of(budget), settings_given(set_ or []), dict[str, Any](mean=numbers_of("mean", mean), std=numbers_of("std", std))
     forgetting.check_asked(wanted.task, method, preset, part, trained_epochs, changes, seed, bool(pretrained))
     check_named(model, weights, pretrained, **look)
     network, train, test, ledger = opened(model, weights, data, data_root, device, named, size, **look, head=head, crop=crop)
