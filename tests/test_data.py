@@ -428,7 +428,7 @@ def test_labels_without_their_pixels_have_no_twins(recwarn):
     bare = ImageSet(images, labels, ("a", "b"))
     forget_class(bare, bare, "a")
     assert not recwarn.list
-    with pytest.warns(UserWarning, match="20 retained training images"):
+    with pytest.warns(UserWarning, match="20 of the retained training images"):
         forget_class(replace(bare, images=images.clone()), bare, "a")
 
 

@@ -910,7 +910,7 @@ def test_twins_and_another_scale_are_said_by_the_command(at, desk, capsys):
     shutil.copytree(desk / "photos", desk / "twins")
     for file in sorted((desk / "twins/train/three").iterdir())[:4]:
         shutil.copy(file, desk / "twins/train/eight" / f"copy{file.name}")
-    with pytest.warns(UserWarning, match=r"4 retained training images \(train/eight/copy.* lists them \(forget_files, --files\)"):
+    with pytest.warns(UserWarning, match=r"4 of the retained training images \(train/eight/copy.* lists them \(forget_files, --files\)"):
         code, _, err = at("maga forget --model model.safetensors --data twins --forget three --out told --set fit.lr=0.05 --set fit.epochs=1", capsys)
     assert code == 0, err
     for file in (desk / "twins/test").rglob("*.png"):

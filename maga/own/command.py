@@ -88,8 +88,6 @@ def opened(
 
     place, ledger, network, wanted = pick_device(device), None, None, size  # the side to decode at
     if (Path(model).expanduser() / "ledger.json").is_file():
-        if weights:
-            raise MagaError(f"{model} is an earlier result and holds its own weights; leave --weights out, or name the network's factory as --model.")
         network, ledger = open_result(model)
         head, wanted = head or ledger.head, ledger.decoded_at(size)
     elif not (model.startswith("timm:") or weights):

@@ -70,7 +70,9 @@ _NORMALISED = "{} does not say how its images are normalised: give mean and std 
 
 def check_named(
     model: str,  # as `open_network` takes it, or the folder of an earlier result
-    *files: str,  # of weights; "": none
+    weights: str = "",  # a file; "": none
+    pretrained: str = "",
+    *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> None:
@@ -78,7 +80,9 @@ def check_named(
     path, kind = Path(model).expanduser(), model.partition(":")[0]
     if path.is_file() and path.suffix not in (".safetensors", ".py"):
         raise MagaError(f"{model} holds weights alone: name their network as --model, such as file.py:NAME (maga forget takes them as --weights).")
-    for file in filter(None, files):
+    if weights and (path / "ledger.json").is_file():
+        raise MagaError(f"{model} is an earlier result and holds its own weights; leave --weights out, or name the network's factory as --model.")
+    for file in filter(None, (weights, pretrained)):
         weights_at(file)
     if ":" in model and kind not in ("timm", "hf") and not path.exists() and (mean is None) != (std is None):
         raise MagaError(_NORMALISED.format(model))
