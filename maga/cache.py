@@ -12,7 +12,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def cached(
     folders = sorted(known.union(folders))
     header = {"about": json.dumps(names), "folders": json.dumps(folders), "asked": asked}
     try:
-        _drop_stale(path, folders, asked)
+        _drop_stale(path, _named_by(files), asked)
         write_whole(path, lambda p: _write(p, {"train": train, "test": test}, header))
         return _from_cache(path, name)
     except _Stopped as e:
@@ -212,12 +212,15 @@ class _Said:
         return {place for folder in map(Path, self.folders) for place in (folder, *folder.parents)}
 
 
+def _named_by(files: Sequence[Path]) -> set[str]:
+    "The folders that files are named by: as given, and with the folders' links at any height followed."
+    given = {f.absolute().parent for f in files}
+    return {str(above.resolve() / folder.relative_to(above)) for folder in given for above in (folder, *folder.parents)}
+
+
 def _folders(files: Sequence[Path]) -> list[str]:
-    "The folders that files lie in, by every name: as given, and with the links at any height followed."
-    found = {f.resolve().parent for f in files}
-    for folder in {f.absolute().parent for f in files}:
-        found |= {above.resolve() / folder.relative_to(above) for above in (folder, *folder.parents)}
-    return sorted(map(str, found))
+    "The folders that files lie in, by every name: those of their links, too."
+    return sorted(_named_by(files) | {str(f.resolve().parent) for f in files})
 
 
 def _said(path: Path) -> _Said | None:
@@ -241,8 +244,8 @@ def unfinished() -> list[Path]:
     return [p for p in found if re.fullmatch(r"\.[0-9a-f]{24}\.safetensors\..+", p.name) and idle(p)]
 
 
-def _drop_stale(own: Path, folders: Sequence[str], asked: str) -> None:
-    """Delete caches that share a folder with these and were made in the same way: the images have changed since. Unfinished ones go, too.
+def _drop_stale(own: Path, folders: Collection[str], asked: str) -> None:
+    """Delete caches of one of these folders that were made in the same way: its images have changed since. Unfinished ones go, too.
 
     The cache's own file stays: another process may have finished it just now.
     """

@@ -146,7 +146,7 @@ def from_parquet(
         schema = schemas[parts[part][0]]
         return _undecoded(_features(schema), schema.names, lambda c: list(values(part, c)), lambda c: values(part, c), name, size)
 
-    return cached(files, lambda: (read("train"), read("test")), (size, str(folder.resolve())), name)
+    return cached(files, lambda: (read("train"), read("test")), size, name)
 
 # %% ../nbs/002_sources.ipynb #63337d00
 # fmt: off

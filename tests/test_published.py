@@ -198,7 +198,7 @@ def test_a_mean_without_the_seeds_that_never_came_back_has_no_rank(session):
     nearest = said_beyond(result, [("relearn_ratio", 1.0)])[0].split(": ")[1].split(" is ")[0]
     back = replace(result, table=result.table.assign(relearn_more_than=[3.0 if m == nearest else math.nan for m in result.table.method]))
     (sentence,) = said_beyond(back, [("relearn_ratio", 1.0)])
-    assert "nearest of 22 with" in sentence and f": {nearest} " not in sentence
+    assert "nearest of 23 with" in sentence and f": {nearest} " not in sentence
     ratio = result.table.set_index("method").relearn_ratio[nearest]
     assert sentence.endswith(f"only a bound is known for {nearest}: > {ratio:.2f}.")
     shown = tables.headline_table(back)

@@ -153,7 +153,6 @@ SPACES = {
     "restart": SearchSpace({**ANEW, "shrink": Between(0.3, 0.9, even=True), "perturb": Between(0.0, 0.3, even=True)}),
     "eu_k": SearchSpace({**ANEW, "k": Layers((1, 3, 5, 7, 9, 11))}),
     "not_": SearchSpace({**ANEW, "layer": Layers((0, 1, 2, 4, 8))}),
-    "short_retrain": SearchSpace(ANEW),
     "random_mask": SearchSpace({**ANEW, "share": Between(0.05, 0.9, even=True)}),
     "undo": SearchSpace({**ANEW, "alpha": Between(0.1, 0.7, even=True), "beta": Between(0.01, 0.5)}),
     "directional_damage": SearchSpace({**ANEW, "shrink": Between(0.3, 0.9, even=True), "strength": Between(0.1, 1.0, even=True)}),
