@@ -490,7 +490,7 @@ def test_vllm_honours_the_batch_size(monkeypatch, tmp_path):
     engine.LLM, engine.SamplingParams = Replacement, SimpleNamespace
     monkeypatch.setitem(sys.modules, "vllm", engine)
     folder = tiny_vlm("qwen3_vl", tmp_path / "model", torch.Generator().manual_seed(0), ["True", "False"])
-    given = ["--data", "digits", "--judge", f"vllm:{folder}", "--exemplars", "2", "--size", str(SIDE), "--device", "cpu"]
+    given = ["--data", "digits", "--judge", f"vllm:{folder}", "--exemplars", "2", "--size", str(SIDE)]
     assert main([*given, "--batch-size", "7", "--out", str(tmp_path / "T.safetensors")]) == 0
     assert max(Replacement.calls) == 7 and sum(Replacement.calls) == 200
 

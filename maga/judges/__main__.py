@@ -91,8 +91,8 @@ def judge_data(given: argparse.Namespace) -> TransitionMatrix | None:
     device, known = pick_device(given.device), without_tuning(given.data) in NAMES
     if given.resize is not None and known:
         raise MagaError(f"The images of {given.data} have one size: leave out --resize, which is for a folder or hub:.")
-    usual = {} if known else {"mean": CIFAR_MEAN, "std": CIFAR_STD}  # judges see pixels; features goes by its checkpoint's
-    train, _ = load(given.data, given.data_root, size=given.resize, **usual)
+    mean, std = (None, None) if known else (CIFAR_MEAN, CIFAR_STD)  # judges see pixels; features goes by its checkpoint's
+    train, _ = load(given.data, given.data_root, size=given.resize, mean=mean, std=std)
     exemplars = draw_exemplars(train, given.exemplars, torch.Generator().manual_seed(given.seed))
     names = ("batch_size", "dtype", "device_map", "quantisation", "size", "prompt")
     options = JudgeOptions(device=str(device), **{name: getattr(given, name) for name in names})
