@@ -25,7 +25,7 @@ from .weights import Source
 from .words import in_halves
 
 # %% auto #0
-__all__ = ['Pair', 'PLACES', 'LLM_PROMPT', 'checked_words', 'question', 'common_beginning', 'text_answers', 'tokens_read',
+__all__ = ['Pair', 'PLACES', 'LLM_PROMPT', 'SAME', 'checked_words', 'question', 'common_beginning', 'text_answers', 'tokens_read',
            'answers_alone', 'PairQuestions', 'LanguageJudge', 'quiet_loading', 'checked_language_model',
            'load_language_judge', 'WordTokenizer', 'CountedQuestions', 'language_tokens']
 
@@ -187,6 +187,9 @@ class PairQuestions(ABC):
         return Answers(both[..., 0], both[..., 1])
 
 # %% ../../nbs/217_llm.ipynb #9a47c2d5
+SAME = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}  # differences of a confidence that rounding explains
+
+
 class LanguageJudge(PairQuestions):
     "Asks a causal language model about pairs of class names."
 
@@ -225,7 +228,7 @@ class LanguageJudge(PairQuestions):
         try:
             batches = ([0, 1], [0, 2])  # two lengths, and two that have nearly all in common
             off = max(float((text_answers(self.model, self.words, [prompts[i] for i in b])[0] - alone[b]).abs().max()) for b in batches)
-            why = f"a confidence changes by {off:.2g}" if off > (1e-4 if self.model.dtype == torch.float32 else 0.02) else ""
+            why = f"a confidence changes by {off:.2g}" if off > SAME.get(self.model.dtype, 0.05) else ""
         except Exception as e:  # what a model keeps of a text has many forms
             why = one_sentence(e)
         if why:
