@@ -237,6 +237,12 @@ def only_own(measured, monkeypatch):
     return Typed(monkeypatch)
 
 
+def test_a_notebook_that_defines_a_metric_of_ours_makes_it_no_users(monkeypatch):
+    "Its cells register the metric anew, and rows from before still have its values."
+    monkeypatch.setitem(contract.METRICS, "MIA", replace(contract.METRICS["MIA"]))
+    assert runs.own_metrics() == {}
+
+
 def test_a_row_says_which_metrics_of_ones_own_it_lacks(measured, only_own):
     "And those that it was measured with by other code, in the table's note, too; nothing is run again."
     session, spec, (row, _) = measured

@@ -155,7 +155,7 @@ def evidence_of(session: Session, spec: Spec, split: ForgetSplit, unlearned: Sub
 
 def own_metrics(of_populations: bool = False) -> dict[str, str]:
     "The registered metrics that are not built in, of one model or of several, with the hash of their code."
-    return {m.name: code_of(m.run) for m in METRICS.values() if m is not OURS.get(m.name) and m.of_populations == of_populations}
+    return {m.name: code_of(m.run) for m in METRICS.values() if m.name not in OURS and m.of_populations == of_populations}
 
 
 def all_measures(evidence: Evidence) -> tuple[dict[str, float], dict[str, str]]:
