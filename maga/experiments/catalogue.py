@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -26,11 +26,11 @@ from ..methods.contract import METHODS, get_method
 from ..methods.labels import label_choices, label_entropy
 
 # %% auto #0
-__all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'TUNED', 'PLACES', 'NO_ULIRA', 'ULIRA',
-           'FINE_CLASSES', 'FINE_PARTS', 'TABLES', 'FIGURES', 'crossed', 'sweep', 'slow_sweep', 'sensitivity_cells',
-           'beyond_cells', 'budgets_of', 'published_preset', 'tuned_of', 'frontier_cells', 'settings_table', 'birds',
-           'birds_transition', 'transition_table', 'chosen_labels', 'labels_table', 'shown_method', 'frontier_table',
-           'fine']
+__all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'TUNED', 'ELSEWHERE', 'LINES', 'PLACES',
+           'NO_ULIRA', 'ULIRA', 'FINE_CLASSES', 'FINE_PARTS', 'TABLES', 'FIGURES', 'crossed', 'sweep', 'slow_sweep',
+           'sensitivity_cells', 'beyond_cells', 'budgets_of', 'published_preset', 'tuned_of', 'Line', 'lines_beside',
+           'frontier_cells', 'settings_table', 'birds', 'birds_transition', 'transition_table', 'chosen_labels',
+           'labels_table', 'shown_method', 'frontier_table', 'fine']
 
 # %% ../../nbs/502_catalogue.ipynb #3022286f
 COMPARED = (*TRAINED, "finetune", "unsir", "amnesiac", "ssd", "maga")
@@ -102,6 +102,37 @@ def tuned_of(method: str, network: Backbone) -> list[str]:
     return [started if presets.get(started) == presets[network.tuned] else network.tuned]
 
 
+@dataclass(frozen=True)
+class Line:
+    "A line of the frontier that answers a question of its own, for classes."
+
+    method: str
+    shown: str  # what the frontier calls it
+    preset: str  # without the network's prefix, where it has one
+    budget: str  # what stands in the budget's place
+    changes: Changes = ()
+
+
+ELSEWHERE: Changes = (("directions", "random"),)
+LINES = (
+    Line("scrub", "scrub, large scale", "paper_large_scale", PUBLISHED),
+    Line("directional_damage", "directional_damage, random directions", "12.5%", "12.5%", ELSEWHERE),
+    Line("directional_damage", "directional_damage, random directions", TUNED, "as tuned", ELSEWHERE),
+)
+
+
+def lines_beside(cell: Cell, network: Backbone) -> list[Cell]:
+    "The further lines of the cell's method on that network: none where it has no budgets, no such preset, or nothing but classes is forgotten."
+    if cell.task != "class" or network.budgets is None:
+        return []
+    found = []
+    for line in (x for x in LINES if x.method == cell.method and x.method in METHODS):
+        own = [n for n in (line.preset, f"{network.budgets}{line.preset}") if n in METHODS[line.method].presets]
+        changes = (*(c for c in cell.spec.changes if c[0] not in dict(line.changes)), *line.changes)
+        found += [replace(cell, shown=line.shown, budget=line.budget, spec=replace(cell.spec, preset=n, changes=changes)) for n in own[-1:]]
+    return found
+
+
 def frontier_cells(settings: Settings) -> list[Cell]:
     "Every method at every budget, for the preset's cases and those further ones whose target is named; a method without the task is left out."
     cells = []
@@ -117,6 +148,7 @@ def frontier_cells(settings: Settings) -> list[Cell]:
             cells += [replace(cell, budget=b.removeprefix(prefix or ""), spec=replace(spec, preset=b)) for b in budgets]
             cells += [] if budgets else [replace(cell, budget=PUBLISHED, spec=spec)]
             cells += [replace(cell, budget=TUNED, spec=replace(spec, preset=p)) for p in tuned_of(name, network)]
+            cells += lines_beside(replace(cell, spec=spec), network)
     return cells
 
 # %% ../../nbs/502_catalogue.ipynb #f9e22d42
@@ -196,7 +228,9 @@ ULIRA = ("ulira_auc", "ulira_auc_centred", "ulira_auc_retained_margin", "ulira_a
 
 
 def shown_method(cell: Cell) -> str:
-    "The method's name, and `fresh head` where its last layer starts anew and that of another budget does not."
+    "The method's name, and `fresh head` where its last layer starts anew and that of another budget does not; of a line of its own: that one's."
+    if cell.shown:
+        return cell.shown
     presets = METHODS[cell.method].presets if cell.method in METHODS else {}
     heads = {name: getattr(config, "head", None) for name, config in presets.items()}
     apart = len({head for name, head in heads.items() if name.endswith("%")}) > 1

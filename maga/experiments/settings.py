@@ -244,6 +244,7 @@ class Cell:
     changes: Changes = ()  # what differs from the method's preset: ("tau", 0.1), ("exemplars", 2)
     varied: str = ""  # the change that a sweep varies
     budget: str = ""  # in the frontier: of a retrain's image passes, as "5%"
+    shown: str = ""  # what the frontier calls the method, where it is not its name
     seeds: tuple[int, ...] = ()  # training seeds of its own; empty: the experiment's
 
     @property
