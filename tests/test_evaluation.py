@@ -164,6 +164,23 @@ def test_u_lira_asks_three_questions():
     assert min(sharper[2:]) > 0.95 > max(untouched[2:])
 
 
+def test_population_attacks_compare_as_many_models_of_one_kind_as_of_the_other():
+    "An attack that learns from more retrains finds more; which of them are too many is the order's."
+    split = split_of()
+    ours, retrains = ([subject(split, seed) for seed in seeds] for seeds in (range(4), range(4, 12)))
+    for name in ("ulira_auc", "ulira_tpr", "ulira_auc_centred", "cmia_auc"):
+        many, few = (get_metric(name)(Evidence(tuple(ours), tuple(some))) for some in (retrains, retrains[:4]))
+        assert (many.mean, many.ci95) == (few.mean, few.ci95)
+
+
+def test_a_class_behind_an_infinite_output_is_told_and_a_table_stays_complete():
+    split = split_of()
+    masked = tuple(Subject(split, Tampered(subject(split, seed).model, -math.inf, 1)) for seed in range(3))
+    scores = {s.metric: s for s in evaluate(Evidence(masked, tuple(subject(split, seed) for seed in range(3, 6))))}
+    for name in ("ulira_auc", "ulira_tpr", "cmia_auc", "retain_gap"):
+        assert not scores[name].values and "infinite output" in scores[name].missing, (name, scores[name])
+
+
 def test_one_output_without_the_forgotten_ones_says_nothing():
     z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     for said in (retained_margin, retained_entropy):

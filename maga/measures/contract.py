@@ -126,6 +126,12 @@ class Evidence:
             return (others,)
         return tuple(tuple(r for r in others if r is not left_out) for left_out in others)
 
+    @property
+    def paired(self) -> tuple[tuple[Subject, ...], tuple[Subject, ...]]:
+        "Unlearned models and retrains, as many of one kind as of the other, the first ones: an attack that learns from more models finds more."
+        n = min(len(self.unlearned), len(self.retrains))
+        return self.unlearned[:n], self.retrains[:n]
+
     @cached_property
     def fewest_references(self) -> int:
         "The smallest number of retrains that any unlearned model is compared with."

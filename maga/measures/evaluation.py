@@ -125,7 +125,7 @@ def neighbour_tv_ratio_train(evidence: Evidence, subject: Subject) -> float:
 @population_metric("cmia_auc", TWO_SEEDS, FOUR_IMAGES, ideal="0.5", unit="AUC", bounds=(0, 1))
 def cmia_auc(evidence: Evidence) -> tuple[float, float]:
     "AUC of CMIA on forgotten test images (where there are none: train), mean over the seed left out, with `fold_interval`: 0 to 1; ideal 0.5."
-    unlearned, retrained = (torch.stack([s.forgotten[0] for s in group]) for group in (evidence.unlearned, evidence.retrains))
+    unlearned, retrained = (torch.stack([s.forgotten[0] for s in group]) for group in evidence.paired)
     return fold_interval(cmia(unlearned, retrained, torch.Generator().manual_seed(0)))
 
 
@@ -137,14 +137,13 @@ def _lira(
 ) -> tuple[float, float]:
     "A number of U-LiRA on forgotten training images, with its jackknife over the seeds."
     f = evidence.split.forget_train
-    groups = [[s.outputs.train[f] for s in group] for group in (evidence.unlearned, evidence.retrains)]
+    groups = [[s.outputs.train[f] for s in group] for group in evidence.paired]
 
     def of_seeds(kept: list[int]) -> float:
-        unlearned, retrained = ([group[i] for i in kept if i < len(group)] for group in groups)
+        unlearned, retrained = ([group[i] for i in kept] for group in groups)
         return read(u_lira_of_logits(unlearned, retrained, statistic or (lambda z: logit_margin(z, evidence.split.train.labels[f])), centred))
 
-    fewer, more = sorted(map(len, groups))
-    return jackknife(of_seeds, more, fewest=3 + more - fewer)  # three of the smaller group must be left
+    return jackknife(of_seeds, len(groups[0]), fewest=3)
 
 
 @population_metric("ulira_auc", THREE_SEEDS, ideal="0.5", unit="AUC", bounds=(0, 1), source="Hayes et al. 2024")

@@ -17,8 +17,8 @@ from ..data import MagaError
 from .metrics import entropy
 
 # %% auto #0
-__all__ = ['logit_margin', 'modified_entropy', 'attack_auc', 'tpr_at', 'Lira', 'u_lira', 'u_lira_class', 'u_lira_of_logits',
-           'without_classes', 'retained_margin', 'retained_entropy', 'cmia', 'rmia_scores']
+__all__ = ['MASKED', 'logit_margin', 'modified_entropy', 'attack_auc', 'tpr_at', 'Lira', 'u_lira', 'u_lira_class',
+           'u_lira_of_logits', 'without_classes', 'retained_margin', 'retained_entropy', 'cmia', 'rmia_scores']
 
 # %% ../../nbs/102_membership.ipynb #798c3791
 def logit_margin(
@@ -72,6 +72,9 @@ def _truth_and_scores(seen: Tensor, unseen: Tensor) -> tuple[np.ndarray, np.ndar
     return truth, torch.cat([seen.flatten(), unseen.flatten()]).double().cpu().numpy()
 
 # %% ../../nbs/102_membership.ipynb #69cb820a
+MASKED = "An infinite output hides a class, and whoever sees it needs no attack; with a large negative number in its place the attack can be asked."
+
+
 @dataclass(frozen=True, eq=False)
 class Lira:
     "Scores of U-LiRA for every model and example, and how well they separate the two kinds."
@@ -89,6 +92,8 @@ def u_lira(
 ) -> Lira:
     "U-LiRA, leave one fold out, variances pooled over the examples, rates as means over folds. Hayes et al. 2024; `MagaError` with too few models."
     phi, log_ratio = phi.double(), torch.full(phi.shape, math.nan, dtype=torch.float64, device=phi.device)
+    if not bool(phi[status >= 0].isfinite().all()):
+        raise MagaError(f"U-LiRA needs finite margins. {MASKED}")
     rates = []
     for fold in folds.unique().tolist():
         kept = (folds != fold)[:, None]
@@ -187,12 +192,15 @@ def cmia(
 ) -> tuple[float, ...]:
     """AUC of a linear classifier on log-probabilities, one for each seed left out: 0 to 1; ideal 0.5.
 
-    Raises `MagaError` with fewer than two models of a kind or fewer than four images.
+    Of more models of one kind the first are taken. Raises `MagaError` with fewer than two models of a kind, fewer than four images or outputs
+    that are not finite.
     """
     seeds, n = min(len(unlearned), len(retrained)), unlearned.shape[1]
     if seeds < 2 or n < 4:
         raise MagaError(f"CMIA tests on an unseen seed and unseen images: it needs two models of each kind and four images, not {seeds} and {n}.")
     x = torch.stack([z[:seeds].double().log_softmax(-1).cpu() for z in (retrained, unlearned)])  # [2, N, n, K]
+    if not bool(x.isfinite().all()):
+        raise MagaError(f"CMIA needs finite log-probabilities. {MASKED}")
     order = torch.randperm(n, generator=generator)
     halves = order[: n // 2], order[n // 2 :]
     return tuple(float(np.mean([_told_apart(x, left_out, a, b) for a, b in (halves, halves[::-1])])) for left_out in range(seeds))

@@ -233,7 +233,8 @@ def fitting_outputs(name: str, model: nn.Module | Outputs, split: ForgetSplit) -
         held = f"{len(split.train)} and {len(split.test)} images of {split.num_classes} classes"
         raise MagaError(f"The {name} gives logits {shapes[0]} and {shapes[1]}; the split has {held}: use the model that was made for them.")
     if not all(bool(z.isfinite().all()) for z in (out.train, out.test)):
-        raise MagaError(f"The {name} gives logits that are not finite: its training broke down, or its images are not normalised as it expects.")
+        raise MagaError(f"The {name} gives logits that are not finite: its training broke down, its images are not normalised as it expects, or it "
+            "hides a class behind an infinite output; put a large negative number in its place.")
     return out
 
 
