@@ -1,12 +1,13 @@
 # All tables and figures, on one machine or many: first the shared models, one job each, then one notebook per table or figure.
 #
 #   snakemake --profile profiles/local                              digits, on this machine
-#   snakemake --profile profiles/local --config preset=paper        the paper's settings, as many jobs as there are GPUs
+#   snakemake --profile profiles/local --config preset=paper        the paper's settings, one job at a time on a GPU
 #   snakemake --profile profiles/slurm --config preset=paper        the same through Slurm
 #
 # All jobs write to one store (RESULTS/rows, RESULTS/checkpoints; RESULTS/jobs marks models that were tried). So jobs, the command
-# `python -m maga.experiments` and notebooks use each other's results, and a job that is started again continues.
-# A run that fails is a line of the table with its error; the other runs go on. The options are the fields of maga.experiments.settings.Settings.
+# `python -m maga.experiments` and notebooks use each other's results, and a job that is started again continues, as after a time limit.
+# A run that fails is a line of the table with its error; the other runs go on. Where every run of a notebook fails, its job does, too, and
+# says how they are tried again. A machine with several GPUs and no Slurm: `python -m maga.experiments all --processes N`. The options are the fields of maga.experiments.settings.Settings.
 
 import shlex
 from pathlib import Path
@@ -21,7 +22,7 @@ unknown = sorted(set(config) - set(OPTIONS) - {"only"})
 if unknown:
     raise WorkflowError(f"There is no option {unknown[0]!r}; there are {', '.join(OPTIONS)}, only.")
 SETTINGS = settings_of(**OPTIONS | {k: "" if v is None else str(v) for k, v in config.items() if k in OPTIONS})  # None: written as `original=`
-RESULTS = str(Path(SETTINGS.results).expanduser())
+RESULTS = str(SETTINGS.results_folder)
 CELLS = {n: experiment(n).cells(SETTINGS) for n in (str(config["only"]).split(",") if "only" in config else together())}
 checked_selection(SETTINGS, [cell for some in CELLS.values() for cell in some])  # a wrong name is said before any job
 NAMES = [n for n, cells in CELLS.items() if has_selected(cells, SETTINGS)]
@@ -33,7 +34,12 @@ FLAGS = SETTINGS.options().replace("{", "{{").replace("}", "}}")
 
 def models_of(name):
     "Markers of the shared models that a table or figure needs. A model whose training failed has one too; the table gives the reason."
-    return [f"{RESULTS}/jobs/{t.key}" for t in shared_trainings([name], SETTINGS)]
+    return [] if SETTINGS.published else [f"{RESULTS}/jobs/{t.key}" for t in shared_trainings([name], SETTINGS)]
+
+
+def gpus_of(name):
+    "GPUs of a table's or figure's job: none where it has neither runs nor an original of its own, or is drawn from published rows."
+    return GPUS if not SETTINGS.published and (CELLS[name] or experiment(name).originals(SETTINGS)) else 0
 
 
 def parameters_of(name):
@@ -70,8 +76,9 @@ rule notebook:
         f"{RESULTS}/{{name,[a-z0-9_]+}}/table.csv",
     log:
         notebook=f"{RESULTS}/{{name}}/{{name}}.ipynb",
+    retries: 2
     resources:
-        gpu=GPUS,
+        gpu=lambda w: gpus_of(w.name),
         runtime=480,
         mem_mb=32000 if LARGE else 8000,
     threads: 1

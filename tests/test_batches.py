@@ -78,6 +78,7 @@ def test_a_model_is_found_among_experiments_that_the_preset_cannot_run(monkeypat
     settings, made = Settings("small", device="cpu"), []
     wanted = shared_trainings(["frontier"], settings)[0]
     monkeypatch.setattr(command, "open_session", lambda settings: None)
+    monkeypatch.setattr(command, "missing_of", lambda specs, session: (1, 1))
     monkeypatch.setattr(command, "precision", lambda *given: nullcontext())
     monkeypatch.setattr(command, "model_key", lambda *given: "")
     monkeypatch.setattr(command, "trained", lambda session, training: made.append(training))

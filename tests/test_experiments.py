@@ -171,7 +171,7 @@ def test_helpers_try_failed_runs_again(tmp_path, monkeypatch):
     begun = []
 
     @contextmanager
-    def helpers(arguments, n):
+    def helpers(arguments, n, settings):
         run_missing(cells, settings, session, parser().parse_args([*arguments, "--beside", "0.5"]), arguments)
         begun.append("helped")
         yield
@@ -342,6 +342,33 @@ def test_failed_runs_are_counted_among_those_that_are_asked_for(tmp_path, capsys
         assert main([*line, methods]) == code
         err = capsys.readouterr().err
         assert ("runs failed" in err) == bool(said) and said in err
+    asked = Settings(device="cpu", results=str(tmp_path), backbone=("small_cnn",), target=("rocket",), methods=("ssd",))
+    with pytest.raises(MagaError, match=r"All 1 runs of table6 failed, such as: .*no luck.*table6 .*--methods ssd --retry"):
+        compute("table6", asked)  # a notebook ends with it, and its job with an error
+    assert (tmp_path / "table6" / "table.csv").is_file() and len(compute("table6", replace(asked, methods=("ssd", "random_label"))).good) == 1
+
+
+def test_a_shared_model_is_trained_for_runs_that_are_missing(tmp_path, monkeypatch, capsys):
+    "Rows that were restored come without models, and need none."
+    settings, made = Settings(device="cpu", results=str(tmp_path), backbone=("small_cnn",), target=("rocket",), methods=("ssd",)), []
+    monkeypatch.setattr(runs_module, "row_of", lambda session, resolved: Row(resolved.key, resolved.spec, {"A_r": 1.0}))
+    monkeypatch.setattr(command_module, "trained", lambda session, training: made.append(training))
+    first, second = shared_trainings(["table6"], settings)
+    command_module.train_one(first.key, ["table6"], settings)
+    compute("table6", settings)
+    command_module.train_one(second.key, ["table6", "figure5"], settings)
+    assert made == [first] and "every run that needs it is finished" in capsys.readouterr().out
+    of_figure = shared_trainings(["figure5"], settings)[0]
+    command_module.train_one(of_figure.key, ["table6", "figure5"], replace(settings, target=(), methods=()))
+    assert made[1:] == [of_figure]
+
+
+def test_processes_take_the_cards_in_turn(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert [command_module.device_of(i, Settings()) for i in range(1, 4)] == ["cuda:1", "cuda:2", "cuda:0"]
+    assert [command_module.device_of(1, Settings(device=name)) for name in ("cpu", "cuda:0")] == ["cpu", "cuda:0"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert command_module.device_of(1, Settings(device="cuda")) == "cuda"
 
 
 def test_a_process_trains_the_retrain_that_no_other_does(tmp_path, monkeypatch):
@@ -367,6 +394,7 @@ def test_a_process_trains_the_retrain_that_no_other_does(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("asked", "there"), [
     ("table7 --backbone vit_tiny", "a run with backbone vit_tiny; there are small_cnn."),
     ("table1 --preset laptop --backbone efficientnet_lite0", "a run with backbone efficientnet_lite0; there are resnet6_haar."),
+    ("figure5 --methods maga", "No selected experiment has the method 'maga'; it has no runs of its own."),
     ("all --target bird --methods bad_teacher", "target bird, methods bad_teacher; there are random bad_teacher, bird original, bird retrain, bird finetune, bird unsir"),
 ])  # fmt: skip
 def test_a_selection_of_nothing_is_said(tmp_path, capsys, asked, there):
@@ -550,6 +578,11 @@ def test_snakemake_plans_one_gpu_a_job(tmp_path):
     assert len(models) == 3  # an original and a retrain on CIFAR-100, an original on CIFAR-10
     assert needs["table1"] == needs["table6"] and len(needs["table1"]) == 2 and len(needs["figure5"]) == 1
     assert needs["table1"] | needs["figure5"] == models  # every notebook waits for its models, every model is for a notebook
+    alone = call([*line, "only=table5"])
+    assert re.search(r"\bgpu=0\b", next(text for rule, text in jobs(alone.stdout + alone.stderr) if rule == "notebook"))  # it computes nothing
+    drawn = call([*line, "results=published", "only=table1,figure3", "preset=laptop", "--forceall"])
+    planned = [(rule, text) for rule, text in jobs(drawn.stdout + drawn.stderr) if rule in ("model", "notebook")]
+    assert [rule for rule, _ in planned] == ["notebook"] * 2 and all(f"{ROOT}/results/published/" in text for _, text in planned)
     ended = call([*line, "presett=paper"])
     assert ended.returncode != 0 and "There is no option 'presett'; there are preset, data_root" in ended.stdout + ended.stderr
 

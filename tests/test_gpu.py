@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from maga.checks import MagaError
+from maga.experiments.settings import Settings
 
 from .conftest import raising
 from .forked import ROOT, script
@@ -19,7 +20,7 @@ gpu = script("gpu")
 @pytest.mark.parametrize("left, failed, said", [(2, 0, ["2 of 9 rows left"]), (0, 3, ["3 of 9 rows failed; --retry"]), (0, 0, [])])
 def test_failed_rows_are_named(left, failed, said, monkeypatch, tmp_path):
     "A row that failed with the present code is not run again without being asked for, but it is not finished either."
-    for name in ("specs_of", "cells_of", "experiment"):
+    for name in ("specs_of", "cells_of", "experiment", "for_stage"):
         monkeypatch.setattr(gpu, name, lambda *given: None)
     monkeypatch.setattr(gpu, "open_session", lambda settings: SimpleNamespace(store=SimpleNamespace(tidy=lambda: None)))
     monkeypatch.setattr(gpu, "missing_of", lambda specs, session, retry=False: (left + failed * retry, 9))
@@ -29,8 +30,8 @@ def test_failed_rows_are_named(left, failed, said, monkeypatch, tmp_path):
 
 def test_without_pytest_the_rest_goes_on_and_the_log_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setitem(gpu.ONCE, "benchmark", lambda folder, root: True)
-    assert all(gpu.passed(name, [], tmp_path) for name in ("tests", "benchmark"))
+    monkeypatch.setitem(gpu.ONCE, "benchmark", lambda folder, settings: True)
+    assert all(gpu.passed(name, Settings(), tmp_path) for name in ("tests", "benchmark"))
     assert [p.name for p in tmp_path.iterdir()] == ["benchmark.done"]
     monkeypatch.setattr(gpu, "open_session", lambda settings: SimpleNamespace(store=SimpleNamespace(tidy=lambda: None)))
     assert gpu.what_is_left(["tests", "benchmark"], None, tmp_path) == ["tests: not passed yet, pytest is not installed"]
@@ -57,20 +58,29 @@ def stages(monkeypatch, tmp_path):
             return does.get(name, lambda: 0)()
 
         monkeypatch.setattr(gpu.command, "main", stage)
-        monkeypatch.setitem(gpu.ONCE, "benchmark", lambda folder, root: stage(folder) == 0)
+        monkeypatch.setitem(gpu.ONCE, "benchmark", lambda folder, settings: stage(folder) == 0)
         status = gpu.main(["--stages", "benchmark,table1,table6", "--results", str(tmp_path)])
         return begun, status, (tmp_path / "gpu.log").read_text()
 
     for name, stand_in in {
         "is_available": lambda: True,
-        "get_device_name": lambda: "A GPU",
+        "get_device_name": lambda device: "A GPU",
         "synchronize": lambda d: None,
         "empty_cache": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(gpu.command, "given_settings", lambda given: SimpleNamespace(data_root="data"))
     monkeypatch.setattr(gpu, "what_is_left", lambda *given: [])
     return run
+
+
+def test_a_stage_has_only_what_it_knows(monkeypatch):
+    "A class that is not in a table leaves the table out; what has no runs takes no class."
+    rocket = Settings("paper", device="cuda", target=("rocket",), backbone=("resnet18",), methods=("maga",))
+    assert gpu.with_runs(["tests", "table1", "table2", "figure4", "figure5", "benchmark"], rocket) == ["tests", "table1", "figure5", "benchmark"]
+    asked = []
+    monkeypatch.setattr(gpu.command, "main", lambda line: asked.append(line) or 0)
+    assert all(gpu.passed(name, rocket, ROOT, ["--processes=2"]) for name in ("table1", "figure5"))
+    assert asked[0][-1] == "--processes=2" and "rocket" in asked[0] and not {"rocket", "maga"} & {*asked[1]}
 
 
 def test_a_stage_that_fails_does_not_stop_the_others(stages):

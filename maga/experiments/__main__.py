@@ -31,6 +31,7 @@ from maga.experiments.report import (
     precision,
     said_code,
     shared_trainings,
+    specs_with,
     specs_of,
     table_of,
     together,
@@ -38,14 +39,14 @@ from maga.experiments.report import (
 )
 from .runs import BatchBar, forget_failures, missing_of, run_batch
 from .session import Session, Training, model_key, trained
-from .settings import Cell, Settings, checked_selection, selected, settings_of
+from .settings import Cell, Settings, checked_selection, settings_of
 from .store import Row, Store
 from ..progress import lasting_output
 
 # %% auto #0
 __all__ = ['SHOWN', 'MOST_SHOWN', 'MOVES', 'Arguments', 'parser', 'given_settings', 'show_experiments', 'train_one',
-           'processes_of', 'end_with_parent', 'helpers', 'run_missing', 'asked_for', 'lines_asked_for', 'print_result',
-           'move_rows', 'main']
+           'processes_of', 'end_with_parent', 'device_of', 'helpers', 'run_missing', 'asked_for', 'lines_asked_for',
+           'print_result', 'move_rows', 'main']
 
 # %% ../../nbs/508_command.ipynb #cd62587c
 class Arguments(argparse.ArgumentParser):
@@ -91,7 +92,7 @@ def show_experiments() -> None:
 
 # %% ../../nbs/508_command.ipynb #f2fca312
 def train_one(key: str, names: Sequence[str], settings: Settings) -> None:
-    "Train one shared model; `MagaError` if no selected experiment needs it."
+    "Train one shared model, unless every run that needs it is finished; `MagaError` if no selected experiment needs it."
 
     def trainings(name: str) -> list[Training]:
         try:
@@ -101,13 +102,16 @@ def train_one(key: str, names: Sequence[str], settings: Settings) -> None:
                 raise
             return []
 
-    wanted = next((t for n in names for t in trainings(n) if t.key == key), None)
-    if wanted is None:
+    wanted = {n: t for n in names for t in trainings(n) if t.key == key}
+    if not wanted:
         raise MagaError(f"No selected experiment needs the checkpoint {key}; are preset, seeds and backbone those that it was listed with?")
-    session = open_session(settings)
+    session, training = open_session(settings), next(iter(wanted.values()))
     with precision(settings, session):
-        trained(session, wanted)
-        print(f"{wanted}: checkpoints/{model_key(session, wanted)}.safetensors")
+        if not settings.original and not missing_of(specs_with(key, [*wanted], settings), session)[0]:
+            print(f"{training}: every run that needs it is finished.")
+            return
+        trained(session, training)
+        print(f"{training}: checkpoints/{model_key(session, training)}.safetensors")
 
 # %% ../../nbs/508_command.ipynb #5ca83bfb
 def processes_of(wanted: int, settings: Settings, session: Session) -> int:
@@ -123,13 +127,19 @@ def end_with_parent() -> None:
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
 
 
+def device_of(helper: int, settings: Settings) -> str:
+    "The device of the i-th further process: the cards of the machine in turn, where the settings name none of them."
+    cards = torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0
+    return f"cuda:{helper % cards}" if cards > 1 else settings.device
+
+
 @contextmanager
-def helpers(arguments: Sequence[str], n: int) -> Iterator[None]:
+def helpers(arguments: Sequence[str], n: int, settings: Settings) -> Iterator[None]:
     "Inside, n more processes compute rows of the same command."
     line = [sys.executable, "-m", "maga.experiments", *arguments]
-    places = [str(i / (n + 1)) for i in range(1, n + 1)]
+    places = {i: ["--beside", str(i / (n + 1)), "--device", device_of(i, settings)] for i in range(1, n + 1)}
     quiet: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "start_new_session": True}
-    started = [subprocess.Popen([*line, "--beside", place], **quiet) for place in places]
+    started = [subprocess.Popen([*line, *place], **quiet) for place in places.values()]
     try:
         yield
     finally:
@@ -151,7 +161,7 @@ def run_missing(cells: Sequence[Cell], settings: Settings, session: Session, a: 
         first = int(a.beside * len(specs))
         run_batch([*specs[first:], *specs[:first]], session)
     else:
-        with helpers(arguments, processes - 1):
+        with helpers(arguments, processes - 1, settings):
             run_batch(specs, session, progress=BatchBar(a.name) if cells else None)
 
 # %% ../../nbs/508_command.ipynb #622168ce
@@ -164,7 +174,7 @@ SHOWN = [
 
 def asked_for(results: Sequence[Result]) -> dict[str, Row]:
     "The rows of the selected lines, by key."
-    return {row.key: row for r in results for cell, rows in zip(r.cells, r.rows, strict=True) if selected(cell, r.settings) for row in rows}
+    return {key: row for r in results for key, row in r.asked.items()}
 
 
 MOST_SHOWN = 60  # lines

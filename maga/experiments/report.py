@@ -33,8 +33,8 @@ from ..progress import BatchReport
 __all__ = ['COLUMNS', 'BOUND_OF', 'NOT_RUN', 'EXPERIMENTS', 'paper_folder', 'paper_numbers', 'value_of', 'minutes_of', 'distinct',
            'hardware', 'bounds_noted', 'line_of', 'case_of', 'Found', 'pending', 'without_run', 'lines_table',
            'no_runs', 'Experiment', 'Result', 'register', 'experiment', 'together', 'misfit', 'from_given', 'cells_of',
-           'asks_judge', 'specs_of', 'trainings_of', 'shared_trainings', 'table_of', 'said_code', 'open_session',
-           'precision', 'compute']
+           'asks_judge', 'specs_of', 'trainings_of', 'specs_with', 'shared_trainings', 'table_of', 'said_code',
+           'open_session', 'precision', 'compute']
 
 # %% ../../nbs/505_report.ipynb #38a47e21
 def paper_folder() -> Path:
@@ -195,6 +195,11 @@ class Result:
         return {r.key: r for some in self.rows for r in some}
 
     @property
+    def asked(self) -> dict[str, Row]:
+        "The rows of the selected lines, by key."
+        return {r.key: r for cell, some in zip(self.cells, self.rows, strict=True) if selected(cell, self.settings) for r in some}
+
+    @property
     def good(self) -> list[Row]:
         "The different rows that did not fail."
         return [r for r in self.runs.values() if not r.failed]
@@ -282,14 +287,25 @@ def trainings_of(
     return originals | {t.key: t for t in map(retrain_of, references)}
 
 
+def _asked_of(names: Sequence[str], settings: Settings) -> tuple[list[Spec], list[Spec]]:
+    "The selected runs of experiments, and those whose original alone they need."
+    chosen = [experiment(n) for n in names]
+    runs = [s for e in chosen for c in e.cells(settings) if selected(c, settings) for s in c.specs(settings.all_seeds)]
+    return runs, [s for e in chosen for s in e.originals(settings)]
+
+
+def specs_with(key: str, names: Sequence[str], settings: Settings) -> list[Spec]:
+    "The runs of experiments that need the shared model of a key; the settings give no original."
+    runs, more = _asked_of(names, settings)
+    return [*(s for s in runs if key in trainings_of([s])), *(s for s in more if key in trainings_of((), [s]))]
+
+
 def shared_trainings(names: Sequence[str], settings: Settings) -> list[Training]:
     """The originals and retrains that experiments need, originals first, each once. A workflow trains them before the tables.
 
     With a given original: the retrains that are run or that every metric needs. Whether it fits is known only once the data is loaded.
     """
-    chosen, bare = [experiment(n) for n in names], replace(settings, original="")
-    specs = [s for e in chosen for c in e.cells(bare) if selected(c, bare) for s in c.specs(bare.all_seeds)]
-    more = [s for e in chosen for s in e.originals(bare)]
+    specs, more = _asked_of(names, replace(settings, original=""))
     if not settings.original:
         return list(trainings_of(specs, more).values())
     compared = trainings_of([s for s in specs if s.method == RETRAIN or s.measures == "all"])
@@ -346,7 +362,10 @@ def compute(
     session: Session | None = None,
     progress: Callable[[BatchReport], None] | None = None,
 ) -> Result:
-    "Run what is missing of an experiment, and write its table. From published rows nothing is run: `MagaError` where there is none."
+    """Run what is missing of an experiment, and write its table. `MagaError` where every run failed.
+
+    From published rows nothing is run: `MagaError` where there is none.
+    """
     exp = experiment(name)
     session = open_session(settings) if session is None else session
     with precision(settings, session):
@@ -360,4 +379,8 @@ def compute(
         raise MagaError(f"No published run fits {asked}: leave settings out, or compute it in a results folder, --results R.")
     if not settings.published and (said := said_code(session, [result])):
         print(said)
+    failed = [row for row in result.asked.values() if row.failed]
+    if 0 < len(failed) == len(result.asked):
+        again = f"python -m maga.experiments {name} {settings.options('device')} --retry"
+        raise MagaError(f"All {len(failed)} runs of {name} failed, such as: {failed[0].error} {result.path} has them all; this tries them again: {again}")
     return result

@@ -318,14 +318,12 @@ def has_selected(cells: Sequence[Cell], settings: Settings) -> bool:
 
 def fitting(settings: Settings, cells: Sequence[Cell]) -> Settings:
     "The settings for one experiment of several, its cells given: without the targets, methods and changes that only others have."
-    if not cells:
-        return settings
     targets, methods = {c.target for c in cells}, {c.method for c in cells}
     return replace(
         settings,
         target=tuple(t for t in settings.target if t in targets),
         methods=tuple(m for m in settings.methods if m in methods),
-        changes=tuple(c for c in settings.changes if c[0] in methods),
+        changes=tuple(c for c in settings.changes if c[0] in methods or not cells),
     )
 
 
@@ -334,11 +332,12 @@ def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:
     for what, names, known in (
         ("target", settings.target, {c.target for c in cells}),
         ("method", settings.methods, {c.method for c in cells}),
-        ("method (of a change)", tuple(m for m, *_ in settings.changes), {c.method for c in cells}),
+        ("method (of a change)", tuple(m for m, *_ in settings.changes if cells), {c.method for c in cells}),
     ):
         for name in names:
-            if cells and name not in known:
-                raise MagaError(f"No selected experiment has the {what} {name!r}; there are {', '.join(sorted(known))}.")
+            if name not in known:
+                there = f"there are {', '.join(sorted(known))}" if known else "it has no runs of its own"
+                raise MagaError(f"No selected experiment has the {what} {name!r}; {there}.")
     asked = {name: value for name in ("backbone", "target", "methods") if (value := getattr(settings, name))}
     there = [{name: selection_of(c)[name] for name in asked} for c in cells]
     if not has_selected(cells, settings):
