@@ -101,7 +101,7 @@ def tuned_of(method: str, network: Backbone) -> list[str]:
     started = published_preset(method, network)
     return [started if presets.get(started) == presets[network.tuned] else network.tuned]
 
-
+# %% ../../nbs/502_catalogue.ipynb #67178a22
 @dataclass(frozen=True)
 class Line:
     "A line of the frontier that answers a question of its own, for classes."

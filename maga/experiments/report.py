@@ -382,5 +382,5 @@ def compute(
     failed = [row for row in result.asked.values() if row.failed]
     if 0 < len(failed) == len(result.asked):
         again = f"python -m maga.experiments {name} {settings.options('device')} --retry"
-        raise MagaError(f"All {len(failed)} runs of {name} failed, such as: {failed[0].error} {result.path} has them all; this tries them again: {again}")
+        raise MagaError(f"All {len(failed)} runs of {name} failed, such as: {failed[0].error} The table is {result.path}; to try again: {again}")
     return result

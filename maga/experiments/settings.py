@@ -336,8 +336,8 @@ def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:
     ):
         for name in names:
             if name not in known:
-                there = f"there are {', '.join(sorted(known))}" if known else "it has no runs of its own"
-                raise MagaError(f"No selected experiment has the {what} {name!r}; {there}.")
+                others = f"there are {', '.join(sorted(known))}" if known else "it has no runs of its own"
+                raise MagaError(f"No selected experiment has the {what} {name!r}; {others}.")
     asked = {name: value for name in ("backbone", "target", "methods") if (value := getattr(settings, name))}
     there = [{name: selection_of(c)[name] for name in asked} for c in cells]
     if not has_selected(cells, settings):
