@@ -116,7 +116,6 @@ class Line:
 ELSEWHERE: Changes = (("directions", "random"),)
 LINES = (
     Line("scrub", "scrub, large scale", "paper_large_scale", PUBLISHED),
-    Line("directional_damage", "directional_damage, random directions", "12.5%", "12.5%", ELSEWHERE),
     Line("directional_damage", "directional_damage, random directions", TUNED, "as tuned", ELSEWHERE),
 )
 
