@@ -104,28 +104,29 @@ def tuned_of(method: str, network: Backbone) -> list[str]:
 # %% ../../nbs/502_catalogue.ipynb #67178a22
 @dataclass(frozen=True)
 class Line:
-    "A line of the frontier that answers a question of its own, for classes."
+    "A line of the frontier that answers a question of its own."
 
     method: str
     shown: str  # what the frontier calls it
     preset: str  # without the network's prefix, where it has one
     budget: str  # what stands in the budget's place
     changes: Changes = ()
+    tasks: tuple[str, ...] = ("class",)
 
 
 ELSEWHERE: Changes = (("directions", "random"),)
 LINES = (
     Line("scrub", "scrub, large scale", "paper_large_scale", PUBLISHED),
-    Line("directional_damage", "directional_damage, random directions", TUNED, "as tuned", ELSEWHERE),
+    Line("directional_damage", "directional_damage, random directions", TUNED, "as tuned", ELSEWHERE, ("class", "subclass")),
 )
 
 
 def lines_beside(cell: Cell, network: Backbone) -> list[Cell]:
-    "The further lines of the cell's method on that network: none where it has no budgets, no such preset, or nothing but classes is forgotten."
-    if cell.task != "class" or network.budgets is None:
+    "The further lines of the cell's method and task on that network: none where it has no budgets, or no such preset."
+    if network.budgets is None:
         return []
     found = []
-    for line in (x for x in LINES if x.method == cell.method and x.method in METHODS):
+    for line in (x for x in LINES if x.method == cell.method and cell.task in x.tasks and x.method in METHODS):
         own = [n for n in (line.preset, f"{network.budgets}{line.preset}") if n in METHODS[line.method].presets]
         changes = (*(c for c in cell.spec.changes if c[0] not in dict(line.changes)), *line.changes)
         found += [replace(cell, shown=line.shown, budget=line.budget, spec=replace(cell.spec, preset=n, changes=changes)) for n in own[-1:]]
