@@ -7,7 +7,8 @@
 # All jobs write to one store (RESULTS/rows, RESULTS/checkpoints; RESULTS/jobs marks models that were tried). So jobs, the command
 # `python -m maga.experiments` and notebooks use each other's results, and a job that is started again continues, as after a time limit.
 # A run that fails is a line of the table with its error; the other runs go on. Where every run of a notebook fails, its job does, too, and
-# says how they are tried again. A machine with several GPUs and no Slurm: `python -m maga.experiments all --processes N`. The options are the fields of maga.experiments.settings.Settings.
+# says how they are tried again. A machine with several GPUs and no Slurm: `python -m maga.experiments all --processes N`.
+# The options are the fields of maga.experiments.settings.Settings.
 
 import shlex
 from pathlib import Path

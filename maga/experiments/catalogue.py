@@ -117,7 +117,7 @@ class Line:
 ELSEWHERE: Changes = (("directions", "random"),)
 LINES = (
     Line("scrub", "scrub, large scale", "paper_large_scale", PUBLISHED),
-    Line("directional_damage", "directional_damage, random directions", TUNED, "as tuned", ELSEWHERE, ("class", "subclass")),
+    Line("directional_damage", "directional_damage, random", TUNED, "as tuned", ELSEWHERE, ("class", "subclass")),
 )
 
 
