@@ -137,9 +137,9 @@ def device_of(helper: int, settings: Settings) -> str:
 def helpers(arguments: Sequence[str], n: int, settings: Settings) -> Iterator[None]:
     "Inside, n more processes compute rows of the same command."
     line = [sys.executable, "-m", "maga.experiments", *arguments]
-    places = {i: ["--beside", str(i / (n + 1)), "--device", device_of(i, settings)] for i in range(1, n + 1)}
+    places = [["--beside", str(i / (n + 1)), "--device", device_of(i, settings)] for i in range(1, n + 1)]
     quiet: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "start_new_session": True}
-    started = [subprocess.Popen([*line, *place], **quiet) for place in places.values()]
+    started = [subprocess.Popen([*line, *place], **quiet) for place in places]
     try:
         yield
     finally:

@@ -126,7 +126,7 @@ def lines_beside(cell: Cell, network: Backbone) -> list[Cell]:
     if network.budgets is None:
         return []
     found = []
-    for line in (x for x in LINES if x.method == cell.method and cell.task in x.tasks and x.method in METHODS):
+    for line in (x for x in LINES if x.method == cell.method and cell.task in x.tasks):
         own = [n for n in (line.preset, f"{network.budgets}{line.preset}") if n in METHODS[line.method].presets]
         changes = (*(c for c in cell.spec.changes if c[0] not in dict(line.changes)), *line.changes)
         found += [replace(cell, shown=line.shown, budget=line.budget, spec=replace(cell.spec, preset=n, changes=changes)) for n in own[-1:]]
