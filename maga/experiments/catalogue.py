@@ -19,18 +19,18 @@ from .scores import paired, scores_of_many
 from .outputs import as_float16, kept_outputs
 from .session import Session, config_of, original_of, outputs_of, resolve, transition_of
 from .settings import Cell, Changes, Settings, cifar10_spec, make_cell
-from .store import ORIGINAL, TRAINED, Spec
+from .store import ORIGINAL, RETRAIN, TRAINED, Row, Spec
 from ..judges.transition import TransitionMatrix
 from ..measures.contract import Score
 from ..methods.contract import METHODS, get_method
 from ..methods.labels import label_choices, label_entropy
 
 # %% auto #0
-__all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'TUNED', 'ELSEWHERE', 'LINES', 'PLACES',
-           'NO_ULIRA', 'ULIRA', 'FINE_CLASSES', 'FINE_PARTS', 'TABLES', 'FIGURES', 'crossed', 'sweep', 'slow_sweep',
-           'sensitivity_cells', 'beyond_cells', 'budgets_of', 'published_preset', 'tuned_of', 'Line', 'lines_beside',
-           'frontier_cells', 'settings_table', 'birds', 'birds_transition', 'transition_table', 'chosen_labels',
-           'labels_table', 'shown_method', 'frontier_table', 'fine']
+__all__ = ['COMPARED', 'WITH_TEACHER', 'ABLATION', 'REFERENCES', 'AVERAGED', 'PUBLISHED', 'TUNED', 'CONTROL', 'ELSEWHERE',
+           'LINES', 'PLACES', 'NO_ULIRA', 'ULIRA', 'FINE_CLASSES', 'FINE_PARTS', 'TABLES', 'FIGURES', 'crossed',
+           'sweep', 'slow_sweep', 'sensitivity_cells', 'beyond_cells', 'budgets_of', 'published_preset', 'tuned_of',
+           'Line', 'lines_beside', 'frontier_cells', 'settings_table', 'birds', 'birds_transition', 'transition_table',
+           'chosen_labels', 'labels_table', 'shown_method', 'yardstick', 'frontier_table', 'fine']
 
 # %% ../../nbs/502_catalogue.ipynb #3022286f
 COMPARED = (*TRAINED, "finetune", "unsir", "amnesiac", "ssd", "maga")
@@ -114,10 +114,11 @@ class Line:
     tasks: tuple[str, ...] = ("class",)
 
 
+CONTROL = "as tuned"  # in the place of a budget: a control of the tuned line, which is run beside it
 ELSEWHERE: Changes = (("directions", "random"),)
 LINES = (
     Line("scrub", "scrub, large scale", "paper_large_scale", PUBLISHED),
-    Line("directional_damage", "directional_damage, random", TUNED, "as tuned", ELSEWHERE, ("class", "subclass")),
+    Line("directional_damage", "directional_damage, random", TUNED, CONTROL, ELSEWHERE, ("class", "subclass")),
 )
 
 
@@ -237,6 +238,16 @@ def shown_method(cell: Cell) -> str:
     return f"{cell.method}, fresh head" if heads.get(cell.spec.preset) == "fresh" and apart else cell.method
 
 
+def yardstick(row: Row) -> float:
+    """Mean `A_r`, percent, of all retrains of a row's `references`: it tells apart sets that were trained on different machines.
+
+    Made from the row's `retain_gap`; one of these retrains is compared with the others alone. NaN where nothing was compared.
+    """
+    others, n = value_of(row, "A_r") - value_of(row, "retain_gap"), len(row.spec.references)
+    itself = row.spec.method == RETRAIN and row.spec.training_seed in row.spec.references
+    return round((value_of(row, "A_r") + (n - 1) * others) / n if itself else others, 6)
+
+
 def frontier_table(found: Found) -> pd.DataFrame:
     "One row per method, budget, class and seed, U-LiRA over the settings' seeds; a cell without a run has a row, whose note is the command."
     lines: list[dict[str, Any]] = []
@@ -251,7 +262,8 @@ def frontier_table(found: Found) -> pd.DataFrame:
         about: dict[str, Any] = {"method": shown_method(cell), "budget": budget} | case
         names = ("cost", "seconds", "A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "relearn_ratio", "relearn_more_than", "probe_gap")
         lost = NO_ULIRA if not scores and len(paired(asked, retrained[case_of(cell)])) > 2 else ""
-        lines += [about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | of_all | {"note": r.error or lost} for r in some]
+        more = of_all | {"note": lost}
+        lines += [about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | {"yardstick": yardstick(r)} | more for r in some]
         if not some:
             lines.append(about | {"note": pending(found, cell)})
     return pd.DataFrame(lines)

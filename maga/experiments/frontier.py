@@ -50,7 +50,7 @@ def frontier_points(table: pd.DataFrame) -> pd.DataFrame:
     rows = with_gaps(table).replace(math.inf, math.nan)
     if {"relearn_ratio", "relearn_more_than"} <= {*rows}:
         rows = rows.assign(relearn_ratio=rows.relearn_ratio.astype(float).fillna(rows.relearn_more_than.astype(float)))
-    names = [c for c in rows.columns if c not in (*CASE, "seed", "method", "budget", "note", "references") and not c.endswith("_ci95")]
+    names = [c for c in rows.columns if c not in (*CASE, "seed", "method", "budget", "note", "references", "yardstick") and not c.endswith("_ci95")]
     points = []
     for place, some in rows.groupby([*CASE, "method", "budget"], sort=False):
         point = dict(zip((*CASE, "method", "budget"), place, strict=True)) | {"rows": int(some.A_r.notna().sum())}
