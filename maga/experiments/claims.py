@@ -23,7 +23,7 @@ from ..measures.contract import interval
 from ..methods.contract import get_method
 
 # %% auto #0
-__all__ = ['CLAIM_OF_TIME', 'standing', 'paper_case', 'order_agreement', 'with_half', 'over_cases', 'cases_of', 'said',
+__all__ = ['CLAIM_OF_TIME', 'standing', 'paper_case', 'order_agreement', 'with_half', 'over_cases', 'reach', 'cases_of', 'said',
            'said_distance', 'said_ablation', 'said_times', 'said_sweep', 'said_labels', 'said_beyond']
 
 # %% ../../nbs/516_claims.ipynb #f5fd841d
@@ -65,6 +65,11 @@ def over_cases(values: Sequence[float], signed: bool = True) -> str:
     return with_half(*interval(values), signed)
 
 
+def reach(values: Sequence[float]) -> str:
+    "One or two cases: their values. More: the mean, the smallest and the largest one, where cases share their originals and are no sample."
+    return over_cases(values) if len(values) < 3 else f"{number(float(np.mean(values)), True)}, from {number(min(values), True)} to {number(max(values), True)}"
+
+
 def cases_of(result: Result) -> dict[tuple[str, str], pd.DataFrame]:
     "(backbone, target) -> the lines of each case, over the seeds that they share."
     return dict(list(like_for_like(result).table.groupby(["backbone", "target"], sort=False)))
@@ -93,7 +98,7 @@ def said(result: Result) -> list[str]:
     sentences = [f"{where}: MaGA changes A_r by {said_of('lost', -1)}, and keeps the most of {rivals} methods in {first} of {len(ours)}{also}."]
     orders = [v for p in ours if not math.isnan(v := order_agreement(cases[p]))] if theirs else []
     if orders:
-        sentences.append(f"The order of methods by A_r has a rank correlation with the paper's of {over_cases(orders)} ({len(orders)} cases).")
+        sentences.append(f"The order of methods by A_r has a rank correlation with the paper's of {reach(orders)} ({len(orders)} cases).")
     sentences.append(f"From the retrain's, MaGA's A_f differs by {said_of('forget_gap')} and its MIA by {said_of('mia_gap')}.")
     return sentences + said_distance([cases[p] for p in ours]) + left
 
