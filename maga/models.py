@@ -251,14 +251,15 @@ class Classifier(nn.Module):
         self,
         model: nn.Module,  # returns logits, a tuple that begins with them, or an object or dictionary that has `logits`
         head: str | None = None,  # the layer that makes the logits, such as "fc" or "blocks.3.out"; None: the last linear one; "": there is none
+        copies: bool = False,  # whether it changes its images in place, and is given copies of them
     ) -> None:
         super().__init__()
         if head and head not in dict(model.named_modules()):
             raise MagaError(f"{type(model).__name__} has no layer {head!r}{did_you_mean(head, dict(model.named_modules()))}.")
-        self.model, self.head, self.training = model, head, model.training
+        self.model, self.head, self.copies, self.training = model, head, copies, model.training
 
     def forward(self, x: Tensor) -> Tensor:
-        return logits_of(self.model(x))
+        return logits_of(self.model(x.clone() if self.copies else x))
 
 # %% ../nbs/003_models.ipynb #6978d6df
 def head_of(model: nn.Module) -> nn.Module:

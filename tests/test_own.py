@@ -218,6 +218,34 @@ def test_a_class_goes_and_the_weights_load_where_they_came_from(at, desk, capsys
     assert {p.name for p in (desk / "own").iterdir()} == {"net.pth", "report.html", "report.json", "model_card.md", "artefacts.csv", "ledger.json"}
 
 
+SECOND = """
+from net import Net, nn
+
+class Two(Net):
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Linear(16 * 16, 10)
+
+    def forward(self, x):
+        phi = self.body(x)
+        return self.out(phi), self.aux(phi)
+"""
+
+
+def test_a_second_head_is_said_to_know_the_class(at, desk, capsys):
+    "On the terminal, in the report and to a script: its training never reached that layer."
+    (desk / "two.py").write_text(SECOND)
+    weights = torch.load(desk / "net.pth")["model"]
+    net = {k.removeprefix("module."): v for k, v in weights.items()}
+    torch.save(net | {f"aux.{k}": net[f"out.{k}"].clone() for k in ("weight", "bias")}, desk / "two.pth")
+    line = "maga forget --model two.py:Two --weights two.pth --mean 0.5 --std 0.5 --data photos --forget three --method ssd --out second"
+    with pytest.warns(UserWarning, match="Training did not reach aux: the logits"):
+        code, _out, err = at(line, capsys)
+    assert code == 0 and "Note: Training" not in err, err  # it is said once
+    record = json.loads((desk / "second/report.json").read_text())
+    assert [w for w in record["warnings"] if w.startswith("Training did not reach aux")] and "did not reach aux" in (desk / "second/report.html").read_text()
+
+
 def test_weights_that_changed_are_another_request(at, desk, capsys):
     "The same line with new weights under the old name is refused, not answered with the old result."
     line = "maga forget --model again.safetensors --data photos --forget one --out again --set fit.epochs=1 --set fit.lr=0.1"
