@@ -149,7 +149,9 @@ def _checked_answer(
     logits = logits_of(output)
     if logits.ndim != 2 or len(logits) != n or (classes is not None and logits.shape[1] != classes):
         wanted = f"[{n}, {'K' if classes is None else classes}]"
-        raise MagaError(f"For {n} images the model gives {list(logits.shape)}; expected logits {wanted}: use the data that it was made for.")
+        more = logits.ndim == 2 and len(logits) == n and classes is not None and logits.shape[1] > classes
+        named = ", or name all of its classes in the order of its logits, also those without images (--classes; in Python `in_model_order`)" * more
+        raise MagaError(f"For {n} images the model gives {list(logits.shape)}; expected logits {wanted}: use the data that it was made for{named}.")
     shares = (logits >= 0).all() & ((logits.double().sum(1) - 1).abs() < 1e-3).all()
     sums_to_one, finite = torch.stack([shares, logits.isfinite().all()]).tolist()  # one wait for both
     if logits.shape[1] > 1 and sums_to_one:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -142,10 +142,11 @@ def from_timm(
         here = f"those made here are {', '.join(ARCHITECTURES)}"
         raise MagaError(f"There is no architecture {name!r} in timm; the nearest names are {', '.join(near)}, {here}.")
     asked: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    if size is not None and name.startswith(("vit_", "deit", "swin")):
-        asked["img_size"] = size
+    sized = {} if size is None else {"img_size": size}  # which some take, and others refuse before they draw a weight
     try:
         with no_waiting() if pretrained else nullcontext():
+            with suppress(TypeError):
+                return timm.create_model(name, pretrained=pretrained, **asked, **sized)
             return timm.create_model(name, pretrained=pretrained, **asked)
     except Exception as e:  # the hub's client raises many kinds
         if not pretrained:

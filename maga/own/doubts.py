@@ -166,13 +166,14 @@ def names_among(
     text: str,  # of class names, separated by commas
     classes: Sequence[str],  # the names that there are
 ) -> list[str]:
-    "The names in a text. One that holds commas itself is found where it is among the classes."
+    "The names in a text. One that holds commas itself is found where it is among the classes, as is one with blanks at its ends."
     parts, found = text.split(","), list[str]()
+    spelt = {c.strip(): c for c in classes} | {c: c for c in classes}
     while parts:
-        n = next((n for n in range(len(parts), 1, -1) if ",".join(parts[:n]).strip() in classes), 1)
+        n = next((n for n in range(len(parts), 1, -1) if ",".join(parts[:n]).strip() in spelt), 1)
         found.append(",".join(parts[:n]).strip())
         parts = parts[n:]
-    return [name for name in found if name]
+    return [spelt.get(name, name) for name in found if name]
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7014
 def _gist(values: Tensor) -> list[str]:
