@@ -75,7 +75,7 @@ def check_shapes(model: nn.Module) -> None:
         if is_lazy(v):
             raise MagaError(f"The shape of the model's {name} is not known yet: call the model once on a batch of images where it is made.")
 
-
+# %% ../nbs/011_adapter.ipynb #26475ce9
 def check_weights(model: Any) -> None:
     "`MagaError` where it is no network with finite weights."
     check_network(model)
@@ -341,7 +341,7 @@ def handed_back(
             values.data = values.data.to(before[name].dtype)
     return result
 
-
+# %% ../nbs/011_adapter.ipynb #8440ba9e
 def unreached(
     model: nn.Module,  # not changed
     images: ImageSet,

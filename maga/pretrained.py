@@ -200,7 +200,7 @@ def check_parameters(
         many = number_of(len(odd), "parameter differs", "parameters differ")
         raise MagaError(f"{path} does not hold {what}: {many}, first {k} ({shapes[0]} in the file, {shapes[1]} expected).")
 
-
+# %% ../nbs/009_pretrained.ipynb #c1255b52
 def _resampled(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
     "The tensors at the model's size of images, where timm knows how: position embeddings of another size are interpolated, as it does itself."
     expected, home = model.state_dict(), type(model).__module__

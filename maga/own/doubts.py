@@ -100,7 +100,7 @@ def found_useless(model: nn.Module, split: ForgetSplit) -> str:
     "`useless` of an original, on the retained test images of a split."
     return useless(right_on_retained(model, split), split.num_classes)
 
-
+# %% ../../nbs/708_doubts.ipynb #d0ab7017
 def out_of_reach(model: nn.Module, split: ForgetSplit) -> str:
     "What there is to say of layers that no training by the logits reaches; empty where there are none."
     if not (left := unreached(model, split.train)):
