@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from .checks import MagaError, check_value, number_of, shown
+from .checks import MagaError, check_value, number_of, shown, with_article
 from .data import ImageSet
 from .device import out_of_memory, to_device
-from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, last_linear, logits_of
+from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, keeping_modes, last_linear, logits_of
 from .pretrained import tensors_of
 
 # %% auto #0
-__all__ = ['floats', 'lying_on', 'in_single', 'check_network', 'check_shapes', 'check_weights', 'check_pad', 'check_model',
-           'moving_head', 'check_plain_head', 'unwrapped', 'prepared', 'handed_back']
+__all__ = ['floats', 'lying_on', 'in_single', 'check_network', 'check_copies', 'check_shapes', 'check_weights', 'check_pad',
+           'check_model', 'moving_head', 'check_plain_head', 'unwrapped', 'prepared', 'handed_back', 'unreached']
 
 # %% ../nbs/011_adapter.ipynb #26475ce8
 def floats(model: nn.Module) -> dict[str, Tensor]:
@@ -48,16 +48,39 @@ def check_network(model: Any) -> None:
         raise MagaError(f"The model is {what}; expected a network, an nn.Module (of a file: load_checkpoint).")
 
 
+def check_copies(model: nn.Module) -> None:
+    "`MagaError` names what of a network cannot be copied, such as a lock: methods change copies. Tensors are not copied for that."
+    tensors = {id(v): v for m in model.modules() for v in (*vars(m).values(), *tensors_of(m).values()) if isinstance(v, Tensor)}
+    try:
+        copy.deepcopy(model, dict(tensors))
+    except Exception as e:  # what it holds raises what it likes
+        parts = [(f"{name}.{k}".lstrip("."), v) for name, m in model.named_modules() for k, v in vars(m).items() if k != "_modules"]
+        name, value = next((part for part in parts if not _copied(part[1], dict(tensors))), ("", model))
+        what = f"The model cannot be copied ({type(e).__name__}: {e}), and methods work on copies"
+        raise MagaError(f"{what}: take {name} ({with_article(type(value).__name__)}) out of it, or give its class a __deepcopy__.") from e
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> bool:
+    "Whether a value can be copied, but for what the memo holds."
+    try:
+        copy.deepcopy(value, memo)
+        return True
+    except Exception:
+        return False
+
+
 def check_shapes(model: nn.Module) -> None:
     "`MagaError` where layers take their shape from a first batch that they have not seen."
     for name, v in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(v):
             raise MagaError(f"The shape of the model's {name} is not known yet: call the model once on a batch of images where it is made.")
 
-
+# %% ../nbs/011_adapter.ipynb #26475ce9
 def check_weights(model: Any) -> None:
     "`MagaError` where it is no network with finite weights."
     check_network(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise MagaError("The model is a TorchScript program, whose parts cannot be trained here: give the network's Python class with its weights.")
     check_shapes(model)
     found = floats(model)
     where = next(iter(found.values())).device if found else "cpu"
@@ -97,14 +120,14 @@ def _heard(layers: Mapping[str, nn.Module], hear: Callable[[str, Any], Any]) -> 
         yield
 
 
-def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor]]:
-    "What the model returns for two images, on their device, and what each of its linear layers gave, by name."
+def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor], bool]:
+    "What the model returns for two images, on their device; what each of its linear layers gave, by name; whether it changed the images."
     x, given = images.batch(torch.arange(min(2, len(images)), device=images.device)), dict[str, Tensor]()
-    model = lying_on(model, x.device)
+    model, before = lying_on(model, x.device), x.clone()
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     try:
         with evaluating(model), _heard(layers, given.__setitem__):
-            return _Uncounted(model)(lambda: x), given
+            return _Uncounted(model)(lambda: x), given, not torch.equal(x, before)
     except MagaError:
         raise
     except Exception as e:  # a network of somebody else's raises what it likes
@@ -126,7 +149,9 @@ def _checked_answer(
     logits = logits_of(output)
     if logits.ndim != 2 or len(logits) != n or (classes is not None and logits.shape[1] != classes):
         wanted = f"[{n}, {'K' if classes is None else classes}]"
-        raise MagaError(f"For {n} images the model gives {list(logits.shape)}; expected logits {wanted}: use the data that it was made for.")
+        more = logits.ndim == 2 and len(logits) == n and classes is not None and logits.shape[1] > classes
+        named = ", or name all of its classes in the order of its logits, also those without images (--classes; in Python `in_model_order`)" * more
+        raise MagaError(f"For {n} images the model gives {list(logits.shape)}; expected logits {wanted}: use the data that it was made for{named}.")
     shares = (logits >= 0).all() & ((logits.double().sum(1) - 1).abs() < 1e-3).all()
     sums_to_one, finite = torch.stack([shares, logits.isfinite().all()]).tolist()  # one wait for both
     if logits.shape[1] > 1 and sums_to_one:
@@ -252,7 +277,7 @@ def moving_head(model: nn.Module) -> nn.Linear:
 
 def check_plain_head(model: nn.Module, images: ImageSet) -> None:
     "`MagaError` where the logits are not what the last linear layer gives, for example scaled or capped."
-    (output, given), head, layers = _asked(model, images), last_linear(model), dict(model.named_modules())
+    (output, given, _), head, layers = _asked(model, images), last_linear(model), dict(model.named_modules())
     if not any(layers[name] is head for name in _makers(logits_of(output), given)):
         raise MagaError(
             "The network changes what its last linear layer gives, and here that layer is fitted alone: take a method that trains the network."
@@ -287,18 +312,19 @@ def prepared(
     check_value("images", images, ImageSet)
     check_weights(model)
     model = lying_on(in_single(unwrapped(model)), images.device)
-    output, given = _asked(model, images)
+    output, given, changed = _asked(model, images)
     logits = _checked_answer(output, min(2, len(images)), classes)
+    copies = changed or (isinstance(model, Classifier) and model.copies)  # who is asked after it must see the same images
     if isinstance(model, Classifier) and model.head is not None:
         _check_head(model, images, logits.shape[1])
-        return model
+        return Classifier(model.model, model.head, copies) if changed else model
     makers = _makers(logits, given)
     if isinstance(model, Classifier):
-        return Classifier(model.model, makers[-1].removeprefix("model.") if makers else "")
+        return Classifier(model.model, makers[-1].removeprefix("model.") if makers else "", copies)
     registered = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    if isinstance(output, Tensor) and makers and makers[-1] == registered[-1]:
+    if isinstance(output, Tensor) and makers and makers[-1] == registered[-1] and not changed:
         return model
-    return Classifier(model, makers[-1] if makers else "")
+    return Classifier(model, makers[-1] if makers else "", copies)
 
 
 def handed_back(
@@ -314,3 +340,27 @@ def handed_back(
         if name in before and values.dtype != before[name].dtype:
             values.data = values.data.to(before[name].dtype)
     return result
+
+# %% ../nbs/011_adapter.ipynb #8440ba9e
+def unreached(
+    model: nn.Module,  # not changed
+    images: ImageSet,
+) -> list[str]:
+    "Names of layers with weights that may move and get no gradient from the logits, such as a second head; none where that cannot be found out."
+    ready = prepared(model, images)
+    network = ready.model if isinstance(ready, Classifier) else ready
+    moving = {name: [p for p in m.parameters(recurse=False) if p.requires_grad] for name, m in network.named_modules()}
+    left = [name for name, own in moving.items() if any(p.ndim > 1 for p in own)]
+    try:
+        with keeping_modes(ready), torch.enable_grad():
+            for n in (2, 64):  # a part that two images do not need may be one for others
+                x = images.batch(torch.arange(min(n, len(images)), device=images.device))
+                logits, asked = logits_of(_Uncounted(ready.eval())(lambda x=x: x)), {id(p): p for name in left for p in moving[name]}
+                given = torch.autograd.grad(logits.sum(), [*asked.values()], allow_unused=True) if asked else ()
+                reached = {k for k, g in zip(asked, given, strict=True) if g is not None}
+                left = [name for name in left if reached.isdisjoint(map(id, moving[name]))]
+                if not left:
+                    break
+    except Exception:  # a network of somebody else's that gives no gradients in eval mode: nothing is known
+        return []
+    return left

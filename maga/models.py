@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -142,10 +142,11 @@ def from_timm(
         here = f"those made here are {', '.join(ARCHITECTURES)}"
         raise MagaError(f"There is no architecture {name!r} in timm; the nearest names are {', '.join(near)}, {here}.")
     asked: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    if size is not None and name.startswith(("vit_", "deit", "swin")):
-        asked["img_size"] = size
+    sized = {} if size is None else {"img_size": size}  # which some take, and others refuse before they draw a weight
     try:
         with no_waiting() if pretrained else nullcontext():
+            with suppress(TypeError):
+                return timm.create_model(name, pretrained=pretrained, **asked, **sized)
             return timm.create_model(name, pretrained=pretrained, **asked)
     except Exception as e:  # the hub's client raises many kinds
         if not pretrained:
@@ -251,14 +252,15 @@ class Classifier(nn.Module):
         self,
         model: nn.Module,  # returns logits, a tuple that begins with them, or an object or dictionary that has `logits`
         head: str | None = None,  # the layer that makes the logits, such as "fc" or "blocks.3.out"; None: the last linear one; "": there is none
+        copies: bool = False,  # whether it changes its images in place, and is given copies of them
     ) -> None:
         super().__init__()
         if head and head not in dict(model.named_modules()):
             raise MagaError(f"{type(model).__name__} has no layer {head!r}{did_you_mean(head, dict(model.named_modules()))}.")
-        self.model, self.head, self.training = model, head, model.training
+        self.model, self.head, self.copies, self.training = model, head, copies, model.training
 
     def forward(self, x: Tensor) -> Tensor:
-        return logits_of(self.model(x))
+        return logits_of(self.model(x.clone() if self.copies else x))
 
 # %% ../nbs/003_models.ipynb #6978d6df
 def head_of(model: nn.Module) -> nn.Module:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import pickle
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +26,7 @@ from .packaged import PACKAGED, weights_at
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'INNER', 'EXTRA', 'Pretrained', 'timm_name', 'unpickled', 'stored_weights', 'read_weights',
-           'model_names', 'tensors_of', 'save_tensors', 'timm_efficientnet', 'check_parameters', 'fill']
+           'model_names', 'tensors_of', 'save_tensors', 'timm_efficientnet', 'check_parameters', 'weights_for', 'fill']
 
 # %% ../nbs/009_pretrained.ipynb #43a1c1c5
 @dataclass(frozen=True)
@@ -91,8 +93,9 @@ def unpickled(path: Path) -> Any:
 def stored_weights(where: str | Path) -> dict[str, Any]:  # a name in PACKAGED, or a file
     "The named tensors in a file (safetensors, or a torch pickle without code), with extra states of modules; `MagaError` says what is wrong."
     path = weights_at(str(where))
+    path = next((f for f in (path / "model.safetensors", path / "pytorch_model.bin") if f.is_file()), path)  # of a folder of Hugging Face's
     if path.is_dir():
-        raise MagaError(f"{path} is a folder; expected one file of weights, safetensors or a state dict saved by torch.")
+        raise MagaError(f"{path} is a folder without model.safetensors; expected weights, safetensors or a state dict saved by torch.")
     if path.suffix == ".safetensors":
         try:
             found: Any = load_file(path)
@@ -119,13 +122,20 @@ def model_names(
     stored: Iterable[str],  # the names in a file
     expected: Iterable[str],  # the names of the model's parameters
 ) -> dict[str, str]:
-    "What each name in a file is called in the model: without `_orig_mod.` of torch.compile, and without a prefix such as `module.` or `model.`."
+    """What each name in a file is called in the model: without `_orig_mod.` of torch.compile, and without a prefix such as `module.` or `model.`.
+
+    With one, such as `vit.`, where the file holds a part of the model alone.
+    """
     names, known = list(stored), set(expected)
     plain = {k: k if k in known else k.replace("_orig_mod.", "") for k in names}
     longest = max(known, key=len, default="")
     prefixes = ["", *sorted({p[: -len(longest)] for p in plain.values() if p.endswith(f".{longest}")}, key=len)]
     best = max(prefixes, key=lambda x: sum(p.startswith(x) and p.removeprefix(x) in known for p in plain.values()))
-    return {k: p.removeprefix(best) if p.removeprefix(best) in known else p for k, p in plain.items()}
+    named = {k: p.removeprefix(best) if p.removeprefix(best) in known else p for k, p in plain.items()}
+    parts = {"": sum(p in known for p in named.values())}
+    parts |= {x: sum(x + p in known for p in plain.values()) for x in sorted({n[: n.index(".") + 1] for n in known if "." in n})}
+    part = max(parts, key=parts.__getitem__)
+    return {k: part + p if part + p in known else p for k, p in plain.items()} if part else named
 
 # %% ../nbs/009_pretrained.ipynb #00900071
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -190,6 +200,49 @@ def check_parameters(
         many = number_of(len(odd), "parameter differs", "parameters differ")
         raise MagaError(f"{path} does not hold {what}: {many}, first {k} ({shapes[0]} in the file, {shapes[1]} expected).")
 
+# %% ../nbs/009_pretrained.ipynb #c1255b52
+def _resampled(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    "The tensors at the model's size of images, where timm knows how: position embeddings of another size are interpolated, as it does itself."
+    expected, home = model.state_dict(), type(model).__module__
+    fit_to = getattr(sys.modules[home], "checkpoint_filter_fn", None) if home.startswith("timm.") else None
+    if fit_to is None or all(found[k].shape == v.shape for k, v in expected.items() if k in found):
+        return found
+    with suppress(Exception):  # of a file that is none of timm's: what does not fit is said as it is
+        return {k: v for k, v in fit_to(dict(found), model).items() if isinstance(v, Tensor)}
+    return found
+
+
+def _read_by_its_class(model: nn.Module, where: str | Path) -> dict[str, Tensor]:
+    "Weights in a folder of Hugging Face's as the model's own class reads them, which knows older names and the body alone; {} of anything else."
+    place = Path(where).expanduser()
+    folder = place if place.is_dir() else place.parent
+    if not type(model).__module__.startswith("transformers.") or not place.exists() or not (folder / "config.json").is_file():
+        return {}
+    from transformers.utils import logging
+
+    before, read = logging.get_verbosity(), cast(Any, type(model)).from_pretrained
+    try:
+        logging.set_verbosity_error()
+        with torch.random.fork_rng(devices=[]):  # what the file lacks is drawn
+            theirs, said = read(folder, config=model.config, ignore_mismatched_sizes=True, output_loading_info=True)
+    except Exception as e:  # the hub's models raise many kinds
+        raise MagaError(f"{folder} cannot be read as a {type(model).__name__} ({type(e).__name__}: {e}).") from e
+    finally:
+        logging.set_verbosity(before)
+    drawn = {*said["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in said["mismatched_keys"])}
+    return {k: v for k, v in tensors_of(theirs).items() if k not in drawn}
+
+
+def weights_for(
+    model: nn.Module,
+    where: str | Path,  # a name in PACKAGED, a file, or a folder of Hugging Face's
+) -> dict[str, Tensor]:
+    "The tensors that are stored there, under the model's names, and at its size of images where timm knows how; others under their own."
+    expected = model.state_dict()
+    stored = _read_by_its_class(model, where) or read_weights(where)
+    names = model_names(stored, expected)
+    return _resampled(model, timm_efficientnet({names[k]: v for k, v in stored.items()}, expected))
+
 
 def fill(
     model: nn.Module,
@@ -200,10 +253,7 @@ def fill(
     spare: bool = False,  # whether the file may hold more than the model has
 ) -> None:
     "Write pretrained weights into the model; all but its last layer must match."
-    expected = model.state_dict()
-    stored = read_weights(where)
-    names = model_names(stored, expected)
-    found = timm_efficientnet({names[k]: v for k, v in stored.items()}, expected)
+    expected, found = model.state_dict(), weights_for(model, where)
     name = next(n for n, m in model.named_modules() if m is head)
     heads = {f"{name}.{k}" if name else k for k in head.state_dict()}
     counters = {k for k in expected if k.endswith("num_batches_tracked")}

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import maga
-from maga.adapter import check_model, prepared
+from maga.adapter import check_copies, check_model, prepared, unreached
 from maga.averaging import estimate_statistics, even_parts
 from maga.data import MagaError
 from maga.device import autocast
@@ -21,6 +22,7 @@ from maga.measures.connectivity import refresh_statistics
 from maga.measures.metrics import accuracy, predict
 from maga.methods.contract import get_method
 from maga.models import Classifier, ModelSpec, batch_norms, load_checkpoint, save_checkpoint, small_network
+from maga.own.forgetting import planned
 from maga.pretrained import fill
 from maga.sources import digits, load
 from maga.training import PRETRAINING, Examples, FitConfig, fit
@@ -298,3 +300,71 @@ def test_gpus_that_only_imitate_bfloat16_compute_in_single_precision(monkeypatch
         for amp, enabled in ((None, usual), (True, True), (False, False)):
             with autocast("cuda", amp):
                 assert torch.is_autocast_enabled("cuda") == enabled
+
+
+class InPlace(nn.Module):
+    "Its first layer is frozen, and images are normalised a second time: in place, or in a copy."
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.net, self.in_place = small_network(generator(1)), in_place
+        self.net[0].requires_grad_(False)
+
+    def forward(self, x):
+        return self.net(x.sub_(0.5) if self.in_place else x - 0.5)
+
+
+@pytest.mark.parametrize("name", ["restart", "delete", "undo"])
+def test_a_network_may_change_its_images_in_place(name, split):
+    "A teacher, or whoever else is asked about the same images, sees them as they are; what comes back is the user's own network."
+    method, few = get_method(name), FitConfig(1, 200, lr=0.01, pad=0, flip=False)
+    made = [method(InPlace(p), split, method.preset("digits_fresh" if name == "restart" else "digits", fit=few), generator()) for p in (True, False)]
+    assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in made), strict=True)) and type(made[0]) is InPlace
+    assert prepared(made[1], split.train) is made[1], "a network that leaves its images alone gets no copies"
+
+
+@pytest.mark.filterwarnings("ignore:.*jit:DeprecationWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_torchscript_program_is_refused(digit_sets):
+    with pytest.raises(MagaError, match=r"is a TorchScript program.*give the network's Python class with its weights"):
+        prepared(torch.jit.trace(small_network(generator()).eval(), torch.zeros(2, 3, 8, 8)), digit_sets[0], 10)
+
+
+def test_what_cannot_be_copied_is_named(split):
+    "Before anything is trained; what a network holds otherwise is no matter."
+    model = small_network(generator())
+    model[0].notes, model[0].last = {"of": [1, 2]}, model[0].weight * 2  # a tensor that torch does not copy
+    check_copies(model)
+    model[0].lock = threading.Lock()
+    for call in (lambda: get_method("retrain")(model, split, get_method("retrain").preset("digits"), generator()), lambda: planned(model, split)):
+        with pytest.raises(MagaError, match=r"cannot be copied \(TypeError: .*lock.*take 0.lock \(a lock\) out of it"):
+            call()
+
+
+class Experts(nn.Module):
+    "Every image goes through the part that it chooses."
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Linear(192, 10), nn.Linear(192, 10)])
+
+    def forward(self, x):
+        x, second = x.flatten(1), x.mean((1, 2, 3)) > 0
+        z = x.new_zeros(len(x), 10)
+        for part, chosen in zip(self.parts, (~second, second), strict=True):
+            if chosen.any():
+                z[chosen] = part(x[chosen])
+        return z
+
+
+def test_layers_that_the_logits_do_not_need_are_named(digit_sets):
+    "A second head is one; frozen layers, a tied weight, an ensemble, dropout, and a part that few images need are none."
+    train, tied = digit_sets[0], nn.Sequential(nn.Flatten(), nn.Linear(192, 192), nn.ReLU(), nn.Linear(192, 192), nn.Linear(192, 10))
+    tied[3].weight = tied[1].weight
+    frozen = Moody()
+    frozen.aux.requires_grad_(False)
+    twice = InPlace(True)
+    assert unreached(Moody(answer=lambda z: (z, z.sum())), train) == ["aux"] == unreached(nn.DataParallel(Moody()), train)
+    for model in (frozen, tied, twice, Own(), Experts(), ModelSpec.of("vit_tiny", train).make(generator())):
+        modes = [m.training for m in model.modules()]
+        assert unreached(model, train) == [] and [m.training for m in model.modules()] == modes
+        assert all(p.grad is None for p in model.parameters())

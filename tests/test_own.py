@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -40,13 +41,14 @@ from maga.methods.contract import show_flow
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command, forgetting, report
 from maga.own.audit import audit
+from maga.own.doubts import names_among
 from maga.own.forgetting import Wanted, transition_of
 from maga.own.ledger import Artefact, Entry, answers_about, carried_out, in_force, open_result, read_artefacts, write_artefacts
 from maga.own.listing import methods_there_are, metrics_there_are
 from maga.own.networks import _processor, open_network, write_weights
 from maga.own.order import in_model_order, lines_of
 from maga.own.report import _picture, inputs_of
-from maga.own.retrains import retrain_files, trained_retrains, usual_training
+from maga.own.retrains import begun_with, retrain_files, trained_retrains, usual_training
 from maga.packaged import file_revision
 from maga.pretrained import save_tensors
 from maga.requests import after, forget_files
@@ -216,6 +218,96 @@ def test_a_class_goes_and_the_weights_load_where_they_came_from(at, desk, capsys
     page = (desk / "own/report.html").read_text()
     assert "undecided" in page and "<img" not in page and not re.search(r'(src|href)="http', page)
     assert {p.name for p in (desk / "own").iterdir()} == {"net.pth", "report.html", "report.json", "model_card.md", "artefacts.csv", "ledger.json"}
+
+
+SECOND = """
+from net import Net, nn
+
+class Two(Net):
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Linear(16 * 16, 10)
+
+    def forward(self, x):
+        phi = self.body(x)
+        return self.out(phi), self.aux(phi)
+"""
+
+
+def test_a_second_head_is_said_to_know_the_class(at, desk, capsys):
+    "On the terminal, in the report and to a script: its training never reached that layer."
+    (desk / "two.py").write_text(SECOND)
+    weights = torch.load(desk / "net.pth")["model"]
+    net = {k.removeprefix("module."): v for k, v in weights.items()}
+    torch.save(net | {f"aux.{k}": net[f"out.{k}"].clone() for k in ("weight", "bias")}, desk / "two.pth")
+    line = "maga forget --model two.py:Two --weights two.pth --mean 0.5 --std 0.5 --data photos --forget three --method ssd --out second"
+    with pytest.warns(UserWarning, match="Training did not reach aux: the logits"):
+        code, _out, err = at(line, capsys)
+    assert code == 0 and "Note: Training" not in err, err  # it is said once
+    record = json.loads((desk / "second/report.json").read_text())
+    assert [w for w in record["warnings"] if w.startswith("Training did not reach aux")] and "did not reach aux" in (desk / "second/report.html").read_text()
+
+
+def begun_from(weights, model, make, classes=3, size=16):
+    "The network that `--pretrained` begins with, of a request on a few noisy images."
+    pixels = torch.randint(0, 256, (12, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = ImageSet(pixels, torch.arange(12) % classes, tuple("abc"), mean=(0.5,) * 3, std=(0.5,) * 3)
+    return begun_with(weights, model, make, forget_class(images, images, "a"))(torch.Generator().manual_seed(0))
+
+
+def test_a_backbone_of_hugging_face_is_what_training_began_with(tmp_path):
+    "Saved by ViTModel, its names have no prefix; in a folder or as the file in it. The original's own folder is refused."
+    from transformers import ViTConfig, ViTForImageClassification, ViTModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 16, "patch_size": 8}
+    body, make = ViTModel(ViTConfig(**sizes)), lambda g: ViTForImageClassification(ViTConfig(**sizes, num_labels=3))
+    body.save_pretrained(tmp_path / "body")
+    torch.save(body.state_dict(), tmp_path / "body.pth")
+    tuned = make(None).eval()
+    tuned.save_pretrained(tmp_path / "tuned")
+    for where in ("body", "body/model.safetensors", "body.pth"):
+        begun = begun_from(tmp_path / where, tuned, make).vit.state_dict()
+        assert all(torch.equal(v, body.state_dict()[k]) for k, v in begun.items())
+    with pytest.raises(MagaError, match="holds the original itself"):
+        begun_from(tmp_path / "tuned", tuned, make)
+
+
+def test_a_vit_of_timm_begins_at_another_size_of_images(tmp_path):
+    "Its position embeddings are interpolated as timm does itself."
+    small = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}
+
+    def make(g, size=16, k=3):
+        return timm.create_model("vit_tiny_patch16_224", img_size=size, num_classes=k, **small)
+
+    torch.save((large := make(None, 32, 5)).state_dict(), tmp_path / "large.pth")
+    begun = begun_from(tmp_path / "large.pth", make(None).eval(), make)
+    assert torch.equal(begun.blocks[0].attn.qkv.weight, large.blocks[0].attn.qkv.weight)
+    wanted = timm.layers.resample_abs_pos_embed(large.pos_embed, [2, 2], num_prefix_tokens=1)
+    assert torch.allclose(begun.pos_embed, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, size", [("test_vit", 32), ("resnet10t", 32)])
+def test_networks_of_timm_open_at_the_size_of_the_images(name, size, tmp_path):
+    "Those that are made for one size, whatever their names; others take any."
+    sized = {} if name == "resnet10t" else {"img_size": size}
+    torch.save(timm.create_model(name, num_classes=2, **sized).state_dict(), tmp_path / "net.pth")
+    network = open_network(f"timm:{name}", str(tmp_path / "net.pth"), ["a", "b"], size)
+    assert network.model(torch.zeros(1, 3, size, size)).shape == (1, 2)
+
+
+def test_outputs_without_class_folders_ask_for_all_classes(split, original, tmp_path):
+    "As after a forgotten class's folder is deleted."
+    (tmp_path / "net.py").write_text(NET + "\ndef sized(num_classes):\n    net = Net()\n    net.out = nn.Linear(256, num_classes)\n    return net\n")
+    exec(NET, found := {})
+    torch.save(found["Net"]().state_dict(), tmp_path / "net.pth")
+    with pytest.raises(MagaError, match=r"has 10 outputs, and 9 classes are known: name all in the order of the logits \(--classes"):
+        open_network(f"{tmp_path}/net.py:sized", str(tmp_path / "net.pth"), list("abcdefghi"))
+    with pytest.raises(MagaError, match=r"gives \[2, 10\].*name all of its classes in the order of its logits.*--classes"):
+        prepared(original, split.train, 9)
+
+
+def test_a_class_with_a_blank_at_its_end_can_be_named():
+    assert names_among("b b,C, d", ("b b ", "C, d")) == ["b b ", "C, d"] and names_among("b ,b", ("b ", "b")) == ["b", "b"]
 
 
 def test_weights_that_changed_are_another_request(at, desk, capsys):

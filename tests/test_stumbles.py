@@ -261,6 +261,20 @@ def test_a_factory_in_half_precision_is_trained_in_whole(split):
     assert untrained[0].weight.dtype == torch.float16, "what the factory keeps is not changed"
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_factory_may_compute_weights_as_older_torch_does(split):
+    "Weight norm of `torch.nn.utils`: before its first batch such a network cannot be copied."
+
+    def make(g):
+        net = small_network(g)
+        net[-1] = nn.utils.weight_norm(net[-1])
+        return net
+
+    retrain = get_method("retrain")
+    made = retrain(make(generator(1)), split, retrain.preset("digits", fit=SHORT, make_model=make), generator())
+    assert predict(made, split.test, torch.arange(4)).isfinite().all()
+
+
 def test_a_checkpoint_of_a_network_of_ones_own(tmp_path, split):
     own, spec = Own("tuple"), ModelSpec.of("mine", split.train)
     own.out.weight.data = torch.rand(16, 10).T  # not contiguous

@@ -21,7 +21,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..adapter import handed_back, prepared
+from ..adapter import check_copies, handed_back, prepared
 from ..checks import Checked, check_generator, check_value, shown
 from ..data import TASKS, ForgetSplit, MagaError, did_you_mean, no_such
 from ..measures.cost import FORWARD_ALONE
@@ -86,6 +86,7 @@ class Method(Generic[Config]):
         if not isinstance(config, self.config_type):
             raise MagaError(f"{self.name} needs a {self.config_type.__name__}, not {shown(config)}; its presets are {', '.join(self.presets)}.")
         check_generator(generator)
+        check_copies(model)
         ready = prepared(model, split.train, split.num_classes)
         return handed_back(self.run(ready, split, config, generator, progress), model)
 

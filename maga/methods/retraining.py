@@ -126,17 +126,15 @@ def fresh_model(
         raise MagaError(f"make_model gave {shown(fresh)}; expected an untrained model.")
     fresh = in_single(unwrapped(fresh))
     if isinstance(model, Classifier) and not isinstance(fresh, Classifier):
-        fresh = Classifier(fresh, model.head)
+        fresh = Classifier(fresh, model.head, model.copies)
     ours, theirs = list(model.parameters()), list(fresh.parameters())
     same = len(ours) == len(theirs) and all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in zip(ours, theirs, strict=True))
     if make_model is not None and same:
         raise MagaError("make_model gave the trained model itself; it must make a model as it was before training.")
-    if make_model is not None:
-        fresh = _frozen_as(fresh, model)
     k = predict(to_device(fresh, split.device), split.train, split.retain_train[:1], amp=False).shape[1]
     if k != split.num_classes:
         raise MagaError(f"make_model gave a model with {k} classes; the split has {split.num_classes}.")
-    return fresh
+    return fresh if make_model is None else _frozen_as(fresh, model)
 
 # %% ../../nbs/305_retraining.ipynb #7f55c28b
 @dataclass(frozen=True)

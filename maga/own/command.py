@@ -194,7 +194,7 @@ def forget_command(
     result = forgetting.forget(network.model, split, plan, seed, ProgressBar(plan.method.name))
     head = head or (ledger.head if ledger else "")
     record = write_result(out, network, split, result, data, request, entries, head, data_root=data_root, pretrained=began)
-    _tell(*(f"Note: {w}" for w in record["warnings"] if w not in known))
+    _tell(*(f"Note: {w}" for w in record["warnings"] if w not in (*known, *result.doubts)))
     rows = [f"{n['name']:10s} {percent(n['before']):>6s} → {percent(n['after']):>6s} %   {n['meaning']}" for n in record["numbers"]]
     print(json.dumps(record, indent=1) if as_json else "\n".join([*rows, f"Weights, report and the list of what still remembers: {out}"]))
 

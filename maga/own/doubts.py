@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..adapter import prepared
+from ..adapter import prepared, unreached
 from ..checks import MagaError, of_one_folder
 from ..data import ForgetSplit, ImageSet
 from ..device import seeded, seeded_generator
@@ -27,7 +27,8 @@ from ..pretrained import tensors_of
 
 # %% auto #0
 __all__ = ['FAR', 'OTHERWISE', 'CHECK', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'useless', 'right_on_retained',
-           'found_useless', 'check_useful', 'check_same_view', 'class_of', 'names_among', 'behaviour_of']
+           'found_useless', 'out_of_reach', 'check_useful', 'check_same_view', 'class_of', 'names_among',
+           'behaviour_of']
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7004
 def lost_classes(split: ForgetSplit) -> list[str]:
@@ -99,6 +100,15 @@ def found_useless(model: nn.Module, split: ForgetSplit) -> str:
     "`useless` of an original, on the retained test images of a split."
     return useless(right_on_retained(model, split), split.num_classes)
 
+# %% ../../nbs/708_doubts.ipynb #d0ab7017
+def out_of_reach(model: nn.Module, split: ForgetSplit) -> str:
+    "What there is to say of layers that no training by the logits reaches; empty where there are none."
+    if not (left := unreached(model, split.train)):
+        return ""
+    names = ", ".join(left[:5]) + f" and {len(left) - 5} more" * (len(left) > 5)
+    what = f"Training did not reach {names}: the logits, a network's first output, depend on no weight there"
+    return f"{what}. What such layers know of what had to go may stay, and no number here measures it: remove them, or train them anew."
+
 
 def check_useful(
     original: float,  # accuracy on retained test images, percent
@@ -156,13 +166,14 @@ def names_among(
     text: str,  # of class names, separated by commas
     classes: Sequence[str],  # the names that there are
 ) -> list[str]:
-    "The names in a text. One that holds commas itself is found where it is among the classes."
+    "The names in a text. One that holds commas itself is found where it is among the classes, as is one with blanks at its ends."
     parts, found = text.split(","), list[str]()
+    spelt = {c.strip(): c for c in classes} | {c: c for c in classes}
     while parts:
-        n = next((n for n in range(len(parts), 1, -1) if ",".join(parts[:n]).strip() in classes), 1)
+        n = next((n for n in range(len(parts), 1, -1) if ",".join(parts[:n]).strip() in spelt), 1)
         found.append(",".join(parts[:n]).strip())
         parts = parts[n:]
-    return [name for name in found if name]
+    return [spelt.get(name, name) for name in found if name]
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7014
 def _gist(values: Tensor) -> list[str]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from ..adapter import moving_head, prepared
+from ..adapter import check_copies, moving_head, prepared
 from ..cache import cache_folder
 from ..checks import Amount, Checked, Count, MagaError, Range, Seed, check_value
 from ..data import ForgetSplit, ImageSet, forget_class, forget_random, forget_subclass
@@ -26,7 +27,7 @@ from ..judges.named import JudgeOptions, is_matrix, make_judge
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.cost import FORWARD_ALONE, counted_passes
 from ..measures.metrics import Measurement, Outputs, accuracy, measure, predict
-from .doubts import class_of, names_among
+from .doubts import class_of, names_among, out_of_reach
 from .retrains import RATES, Begun, average_of, method_for, usual_rates, usual_training
 from ..methods.contract import Method, count_retained, get_method, sample_retained, with_change
 from ..methods.retraining import MakeModel
@@ -269,7 +270,8 @@ def planned(
     g, changes = seeded_generator("plan", seed), dict(changes or {})
     retrain = (trained or 0) * kept  # image passes
     allowed = math.inf if budget is None else budget * retrain
-    prepared(model, split.train, split.num_classes)  # says what is wrong with it
+    check_copies(model)
+    prepared(model, split.train, split.num_classes)  # these say what is wrong with it
     own, passes = chosen.name == "restart" and not preset, 0.0
     if own:
         with counted_passes(split.device) as looks:
@@ -317,6 +319,7 @@ class Forgotten:
     passes: float  # image passes of the method, without the plan's trials
     seconds: float  # of the method
     seed: int
+    doubts: tuple[str, ...] = ()  # what no number shows, a sentence each
 
 
 def forget(
@@ -326,7 +329,7 @@ def forget(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Forgotten:
-    "The model without what must go, measured beside the original on the same images."
+    "The model without what must go, measured beside the original on the same images. A warning names layers that training did not reach."
     check_value("seed", seed, Seed)
     original = Outputs.of(model, split)
     start = clock(split.device)
@@ -336,4 +339,7 @@ def forget(
     seconds = clock(split.device) - start
     result = Outputs.of(made, split)
     answers = {name: o.forgotten(split)[0].argmax(1).cpu() for name, o in (("before", original), ("after", result))}
-    return Forgotten(made.eval(), plan, measure(original, split), measure(result, split), answers, cost, seconds, int(seed))
+    doubts = tuple(filter(None, [out_of_reach(made.eval(), split)]))
+    for said in doubts:
+        warnings.warn(said, stacklevel=2)
+    return Forgotten(made, plan, measure(original, split), measure(result, split), answers, cost, seconds, int(seed), doubts)

@@ -147,12 +147,14 @@ def _tied(model: nn.Module, found: Mapping[str, Any]) -> list[str]:
 
 
 def _check_logits(weights: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    "`MagaError` where a file differs by a last layer with fewer rows alone."
+    "`MagaError` where a file differs by the rows of a last layer alone."
     odd = [(found[k].shape, v.shape) for k, v in expected.items() if k in found and found[k].shape != v.shape]
-    rows = {(a[0], b[0]) for a, b in odd if len(a) and a[1:] == b[1:] and a[0] < b[0]}
+    rows = {(a[0], b[0]) for a, b in odd if len(a) and a[1:] == b[1:] and a[0] != b[0]}
     if len(rows) == 1 and len(odd) <= 2 and all(a[1:] == b[1:] for a, b in odd):
-        (there, wanted) = rows.pop()
-        what = f"The last layer in {weights} has {there} outputs, not {wanted}: every network here keeps the logits of all its classes"
+        (there, wanted), what = rows.pop(), f"The last layer in {weights} has"
+        if there > wanted:
+            raise MagaError(f"{what} {there} outputs, and {wanted} classes are known: name all in the order of the logits (--classes, classes=…).")
+        what = f"{what} {there} outputs, not {wanted}: every network here keeps the logits of all its classes"
         raise MagaError(f"{what}, a retrain too. Train it with {wanted} outputs on the images that stay.")
 
 
@@ -194,8 +196,7 @@ def _self_described(source: str) -> Network:
 
 
 def _of_timm(source: str, weights: str, classes: int, size: int | None) -> Network:
-    name = source.removeprefix("timm:")
-    make = partial(from_timm, name, classes, size, pretrained=False)
+    make = partial(from_timm, name := source.removeprefix("timm:"), classes, size, pretrained=False)
     model, file = _filled(make(), weights, f"a {name} with {classes} classes")
     about = getattr(model, "pretrained_cfg", None) or {}
     fixed = about.get("input_size", (3, None))[-1] if about.get("fixed_input_size") else None
@@ -237,8 +238,7 @@ def _imported(source: str) -> Callable[..., Any]:
             with _beside(source):
                 spec.loader.exec_module(module)
         else:
-            if "" not in sys.path:
-                sys.path.insert(0, "")
+            sys.path[:0] = [""] * ("" not in sys.path)
             module = importlib.import_module(where)
         return getattr(module, name)
     except MagaError:

@@ -82,7 +82,7 @@ def share_of_retrain(result: Forgotten, split: ForgetSplit) -> float | None:
 def warnings_of(result: Forgotten, split: ForgetSplit) -> list[str]:
     "What a reader should know before accepting the result, a sentence each."
     before, after, config = result.before, result.after, result.plan.config
-    found = [*cautions(split), *filter(None, [useless(before.A_r, split.num_classes)])]
+    found = [*cautions(split), *filter(None, [useless(before.A_r, split.num_classes)]), *result.doubts]
     if after.A_r < before.A_r - 2:
         own = f"{result.plan.method.name} other settings (--set): {', '.join(f.name for f in fields(config))}"
         other = "more epochs (--set fit.epochs=…), or another rate" if hasattr(config, "fit") else own

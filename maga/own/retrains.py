@@ -26,7 +26,7 @@ from ..methods.retraining import MakeModel, fresh_model, frozen_values
 from ..models import Classifier, batch_norms, head_of
 from .doubts import behaviour_of
 from .networks import Network
-from ..pretrained import fill, model_names, read_weights, save_tensors, tensors_of
+from ..pretrained import fill, save_tensors, tensors_of, weights_for
 from ..progress import Progress
 from ..training import Examples, FitConfig, fit
 from ..views import Views, random_views
@@ -133,9 +133,8 @@ def begun_with(
     """
     if not weights:
         return make_model
-    trained = {k: v for k, v in tensors_of(model.model if isinstance(model, Classifier) else model).items() if v.is_floating_point()}
-    stored = read_weights(weights)
-    given = {name: stored[k] for k, name in model_names(stored, trained).items()}
+    network = model.model if isinstance(model, Classifier) else model
+    trained, given = {k: v for k, v in tensors_of(network).items() if v.is_floating_point()}, weights_for(network, weights)
 
     def alike(name: str, v: Tensor) -> bool:
         there, v = given.get(name, torch.empty(0)).float(), v.cpu().float()
