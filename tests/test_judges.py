@@ -310,6 +310,14 @@ def test_a_judge_that_says_the_wrong_thing_is_named(exemplars):
     assert TransitionMatrix(S, S, exemplars.classes).T.dtype == torch.float32
 
 
+def test_a_transition_matrix_in_another_order_says_the_same_of_each_pair():
+    "The new order is a cycle of three, whose inverse is another order."
+    made = TransitionMatrix.from_similarity(torch.rand(3, 3, generator=torch.Generator().manual_seed(0)), ("a", "b", "c"))
+    moved = made.in_order(("b", "c", "a"))
+    for ours, theirs in ((moved.T, made.T), (moved.S, made.S)):
+        assert all(ours[i, j] == theirs["abc".index(k), "abc".index(m)] for i, k in enumerate(moved.classes) for j, m in enumerate(moved.classes))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), 1.5, None])
 def test_unusable_answers_are_not_kept(bad, exemplars, tmp_path):
     "Not a number, outside [0, 1], of another shape: said, and asked again."

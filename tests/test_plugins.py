@@ -45,20 +45,16 @@ print(get_method("shrug").source, "shrug" in METHODS, len(cells), config_of(cell
 """
 
 
-def asked(folder: Path, name: str, body: str, program: str = ASKED) -> subprocess.CompletedProcess[str]:
-    "What Python says where a package with this module is installed in the folder."
-    (folder / f"{name}.py").write_text(body)
-    about = folder / f"{name}-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
-    (about / "entry_points.txt").write_text(f"[maga.methods]\n{name} = {name}\n")
+def asked(folder: Path, program: str, **modules: str) -> subprocess.CompletedProcess[str]:
+    "What Python says where packages with these modules are installed in the folder."
+    for name, body in modules.items():
+        (folder / f"{name}.py").write_text(body)
+        about = folder / f"{name}-1.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (about / "entry_points.txt").write_text(f"[maga.methods]\n{name} = {name}\n")
     paths = os.pathsep.join(p for p in (str(folder), os.environ.get("PYTHONPATH", "")) if p)
     return subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
-
-
-def test_a_package_outside_adds_a_method_to_registry_and_tables(tmp_path):
-    done = asked(tmp_path, "shrugging", METHOD)
-    assert done.stdout.split() == ["a", "test", "True", "1", "1"], done.stderr
 
 
 JUDGE = """
@@ -70,23 +66,22 @@ KINDS["mirror"] = JudgeKind("mirror", "none", lambda model, exemplars, *_: Label
 """
 
 
-def test_a_judge_of_a_package_outside_is_taken_by_the_command(tmp_path):
+def test_packages_outside_add_a_method_to_registry_and_tables_and_a_judge_to_the_command(tmp_path):
     out = tmp_path / "T.safetensors"
-    program = f"from maga.judges.__main__ import main; main(['--data', 'digits', '--judge', 'mirror', '--out', {str(out)!r}])"
-    done = asked(tmp_path, "mirroring", JUDGE, program)
-    assert "10 classes" in done.stdout and out.exists(), done.stderr
+    judged = f"from maga.judges.__main__ import main; main(['--data', 'digits', '--judge', 'mirror', '--out', {str(out)!r}])"
+    done = asked(tmp_path, ASKED + judged, shrugging=METHOD, mirroring=JUDGE)
+    method, *judge = done.stdout.splitlines() or [""]
+    assert method.split() == ["a", "test", "True", "1", "1"], done.stderr
+    assert "10 classes" in "".join(judge) and out.exists(), done.stderr
 
 
-def test_a_broken_package_is_named(tmp_path):
-    done = asked(tmp_path, "broken_methods", "import nothing_of_that_name")
-    assert "broken_methods" in done.stderr and "could not be loaded" in done.stderr
-    assert "There is no method 'shrug'" in done.stderr
-
-
-def test_a_package_outside_does_not_replace_ours(tmp_path):
+def test_a_broken_package_is_named_and_one_with_a_method_of_ours_does_not_replace_it(tmp_path):
     "It keeps its other methods."
     both = METHOD + METHOD.replace('"shrug"', '"maga"')
-    done = asked(tmp_path, "taking", both, "from maga.methods.contract import get_method; print(get_method('maga').source, get_method('shrug').source)")
+    program = "from maga.methods.contract import get_method; print(get_method('maga').source, get_method('shrug').source); get_method('broken')"
+    done = asked(tmp_path, program, broken_methods="import nothing_of_that_name", taking=both)
+    assert "broken_methods" in done.stderr and "could not be loaded" in done.stderr
+    assert "There is no method 'broken'" in done.stderr
     assert "taking has methods of our names (maga); ours are kept" in done.stderr, done.stderr
     assert done.stdout.split() == ["MaGA,", "eq.", "5–10,", "Algorithm", "1,", "Table", "5", "a", "test"]
 

@@ -1,6 +1,7 @@
 "Tuning: the same search for every method, resumable, its winners the presets that the package has."
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +15,10 @@ from maga.experiments.report import EXPERIMENTS, compute, open_session
 from maga.experiments.search import HELD_OUT, SPACES, objective, trials_of, tuned_presets, tuning_cells, winners
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN, TRAINED
+from maga.measures.metrics import Measurement
 from maga.methods.contract import METHODS, get_method, with_change
 from maga.methods.restart import weight_layers
-from maga.methods.tuning import TUNED_FILE
+from maga.methods.tuning import TUNED_FILE, gap
 from maga.models import BUILT_HERE
 from maga.sources import CIFAR20_NAMES, CIFAR100_COARSE, TUNING, load, put_aside
 
@@ -41,6 +43,14 @@ def test_the_search_refuses_seeds_of_the_users():
     "It has its own, which are those of every method."
     with pytest.raises(MagaError, match="not 5,6: leave --seeds out"):
         tuning_cells(Settings("laptop", seeds=(5, 6)))
+
+
+@pytest.mark.parametrize("number", ("A_r", "A_f", "MIA"))
+def test_a_gap_counts_to_either_side(number):
+    "A quarter of each difference, and of the TV."
+    retrain = Measurement(90.0, 10.0, 20.0, 0.0, 0.0)
+    for by in (-4.0, 4.0):
+        assert gap(replace(retrain, **{number: getattr(retrain, number) + by}, TV=8.0), retrain) == 3.0
 
 
 @pytest.mark.parametrize("data", HELD_OUT)

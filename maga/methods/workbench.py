@@ -156,9 +156,10 @@ class Bench:
         slowly: Callable[..., nn.Module],  # its plain re-statement: (model, split, config, generator) -> model
         config: Any,  # of the method: two epochs or so
         variant: str = "",  # what is special about the configuration; printed
+        split: ForgetSplit | None = None,  # None: few images of the bench's request
     ) -> None:
         "Run method and re-statement on few images; an AssertionError where their weights differ by a thousandth of how far the method moved them."
-        fast, slow = (f(self.original, self.few, config, torch.Generator().manual_seed(3)) for f in (get_method(name), slowly))
+        fast, slow = (f(self.original, split or self.few, config, torch.Generator().manual_seed(3)) for f in (get_method(name), slowly))
         moved, off = weight_distance(self.original, fast), weight_distance(fast, slow)
         print(f"{name}{variant and ', ' + variant}: the weights moved by {moved:.1e} on average; method and re-statement differ by {off:.1e}")
         assert moved > 0 and off < 1e-3 * moved, (name, off, moved)
