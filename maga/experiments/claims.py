@@ -67,7 +67,8 @@ def over_cases(values: Sequence[float], signed: bool = True) -> str:
 
 def reach(values: Sequence[float]) -> str:
     "One or two cases: their values. More: the mean, the smallest and the largest one, where cases share their originals and are no sample."
-    return over_cases(values) if len(values) < 3 else f"{number(float(np.mean(values)), True)}, from {number(min(values), True)} to {number(max(values), True)}"
+    mean, least, most = (number(v, True) for v in (float(np.mean(values)), min(values), max(values)))
+    return over_cases(values) if len(values) < 3 else f"{mean}, from {least} to {most}"
 
 
 def cases_of(result: Result) -> dict[tuple[str, str], pd.DataFrame]:
