@@ -142,7 +142,7 @@ def from_timm(
         here = f"those made here are {', '.join(ARCHITECTURES)}"
         raise MagaError(f"There is no architecture {name!r} in timm; the nearest names are {', '.join(near)}, {here}.")
     asked: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    sized = {} if size is None else {"img_size": size}  # which some take, and others refuse before they draw a weight
+    sized: dict[str, Any] = {} if size is None else {"img_size": size}  # which some take, and others refuse before they draw a weight
     try:
         with no_waiting() if pretrained else nullcontext():
             with suppress(TypeError):
