@@ -50,6 +50,7 @@ def check_network(model: Any) -> None:
 
 def check_copies(model: nn.Module) -> None:
     "`MagaError` names what of a network cannot be copied, such as a lock: methods change copies. Tensors are not copied for that."
+    check_network(model)
     tensors = {id(v): v for m in model.modules() for v in (*vars(m).values(), *tensors_of(m).values()) if isinstance(v, Tensor)}
     try:
         copy.deepcopy(model, dict(tensors))
