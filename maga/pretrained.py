@@ -10,8 +10,8 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +26,8 @@ from .packaged import PACKAGED, weights_at
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'INNER', 'EXTRA', 'Pretrained', 'timm_name', 'unpickled', 'stored_weights', 'read_weights',
-           'model_names', 'tensors_of', 'save_tensors', 'timm_efficientnet', 'check_parameters', 'weights_for', 'fill']
+           'model_names', 'tensors_of', 'save_tensors', 'timm_efficientnet', 'check_parameters', 'quiet_loading',
+           'weights_for', 'fill']
 
 # %% ../nbs/009_pretrained.ipynb #43a1c1c5
 @dataclass(frozen=True)
@@ -200,6 +201,25 @@ def check_parameters(
         many = number_of(len(odd), "parameter differs", "parameters differ")
         raise MagaError(f"{path} does not hold {what}: {many}, first {k} ({shapes[0]} in the file, {shapes[1]} expected).")
 
+# %% ../nbs/009_pretrained.ipynb #c1255b4e
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    "Inside, `transformers` draws no progress bars and prints no remarks about the weights."
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging
+
+    bars, level, bar = logging.is_progress_bar_enabled(), logging.get_verbosity(), getattr(gguf, "tqdm", None)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    vars(gguf)["tqdm"] = logging.tqdm  # this reader has a bar of its own that cannot be turned off
+    try:
+        yield
+    finally:
+        vars(gguf)["tqdm"] = bar
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
 # %% ../nbs/009_pretrained.ipynb #c1255b52
 def _resampled(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
     "The tensors at the model's size of images, where timm knows how: position embeddings of another size are interpolated, as it does itself."
@@ -218,17 +238,12 @@ def _read_by_its_class(model: nn.Module, where: str | Path) -> dict[str, Tensor]
     folder = place if place.is_dir() else place.parent
     if not type(model).__module__.startswith("transformers.") or not place.exists() or not (folder / "config.json").is_file():
         return {}
-    from transformers.utils import logging
-
-    before, read = logging.get_verbosity(), cast(Any, type(model)).from_pretrained
     try:
-        logging.set_verbosity_error()
-        with torch.random.fork_rng(devices=[]):  # what the file lacks is drawn
+        with quiet_loading(), torch.random.fork_rng(devices=[]):  # what the file lacks is drawn
+            read = cast(Any, type(model)).from_pretrained
             theirs, said = read(folder, config=model.config, ignore_mismatched_sizes=True, output_loading_info=True)
     except Exception as e:  # the hub's models raise many kinds
         raise MagaError(f"{folder} cannot be read as a {type(model).__name__} ({type(e).__name__}: {e}).") from e
-    finally:
-        logging.set_verbosity(before)
     drawn = {*said["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in said["mismatched_keys"])}
     return {k: v for k, v in tensors_of(theirs).items() if k not in drawn}
 

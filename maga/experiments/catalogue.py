@@ -262,8 +262,9 @@ def frontier_table(found: Found) -> pd.DataFrame:
         about: dict[str, Any] = {"method": shown_method(cell), "budget": budget} | case
         names = ("cost", "seconds", "A_r", "A_f", "MIA", "TV", "neighbour_tv_ratio", "relearn_ratio", "relearn_more_than", "probe_gap")
         lost = NO_ULIRA if not scores and len(paired(asked, retrained[case_of(cell)])) > 2 else ""
-        more = of_all | {"note": lost}
-        lines += [about | {"seed": r.spec.training_seed} | {m: value_of(r, m) for m in names} | {"yardstick": yardstick(r)} | more for r in some]
+        for r in some:
+            own = {"seed": r.spec.training_seed, "yardstick": yardstick(r), "note": r.error or lost}
+            lines.append(about | {m: value_of(r, m) for m in names} | of_all | own)
         if not some:
             lines.append(about | {"note": pending(found, cell)})
     return pd.DataFrame(lines)

@@ -5,13 +5,12 @@
 # %% ../../nbs/217_llm.ipynb #c74867d2
 from __future__ import annotations
 
-import contextlib
 import copy
 import re
 import warnings
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,11 +22,12 @@ from .contract import Answers, Block, asked_scores, checked_concepts, labels_alo
 from .prompt import AnswerWords, answer_words, cache_name, exact_words, read_answers, readable, text_begin
 from .weights import Source
 from .words import in_halves
+from ..pretrained import quiet_loading
 
 # %% auto #0
 __all__ = ['Pair', 'PLACES', 'LLM_PROMPT', 'SAME', 'checked_words', 'question', 'common_beginning', 'text_answers', 'tokens_read',
-           'answers_alone', 'PairQuestions', 'LanguageJudge', 'quiet_loading', 'checked_language_model',
-           'load_language_judge', 'WordTokenizer', 'CountedQuestions', 'language_tokens']
+           'answers_alone', 'PairQuestions', 'LanguageJudge', 'checked_language_model', 'load_language_judge',
+           'WordTokenizer', 'CountedQuestions', 'language_tokens']
 
 # %% ../../nbs/217_llm.ipynb #bcbc9d4c
 Pair = tuple[int, int]  # the class of the photo, and the class whose features are looked for
@@ -241,25 +241,6 @@ class LanguageJudge(PairQuestions):
         return asked_scores(self, queries, concepts, self.exemplars)
 
 # %% ../../nbs/217_llm.ipynb #86fb1880
-@contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    "Inside, `transformers` draws no progress bars and prints no remarks about the weights."
-    from transformers import modeling_gguf_pytorch_utils as gguf
-    from transformers.utils import logging
-
-    bars, level, bar = logging.is_progress_bar_enabled(), logging.get_verbosity(), getattr(gguf, "tqdm", None)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    vars(gguf)["tqdm"] = logging.tqdm  # this reader has a bar of its own that cannot be turned off
-    try:
-        yield
-    finally:
-        vars(gguf)["tqdm"] = bar
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def checked_language_model(config: Any, where: str) -> None:
     "`MagaError` in one sentence where a configuration is not that of a causal language model."
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_MASKED_LM_MAPPING

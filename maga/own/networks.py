@@ -32,7 +32,7 @@ from ..decoding import Crop
 from ..device import seeded
 from ..models import from_timm, load_checkpoint
 from ..packaged import file_revision, no_waiting
-from ..pretrained import INNER, check_parameters, model_names, stored_weights, unpickled
+from ..pretrained import INNER, check_parameters, model_names, quiet_loading, stored_weights, unpickled
 
 # %% auto #0
 __all__ = ['UNUSED', 'Form', 'write_weights', 'revision_of', 'Network', 'open_network']
@@ -196,7 +196,8 @@ def _self_described(source: str) -> Network:
 
 
 def _of_timm(source: str, weights: str, classes: int, size: int | None) -> Network:
-    make = partial(from_timm, name := source.removeprefix("timm:"), classes, size, pretrained=False)
+    name = source.removeprefix("timm:")
+    make = partial(from_timm, name, classes, size, pretrained=False)
     model, file = _filled(make(), weights, f"a {name} with {classes} classes")
     about = getattr(model, "pretrained_cfg", None) or {}
     fixed = about.get("input_size", (3, None))[-1] if about.get("fixed_input_size") else None
@@ -238,7 +239,8 @@ def _imported(source: str) -> Callable[..., Any]:
             with _beside(source):
                 spec.loader.exec_module(module)
         else:
-            sys.path[:0] = [""] * ("" not in sys.path)
+            if "" not in sys.path:
+                sys.path.insert(0, "")
             module = importlib.import_module(where)
         return getattr(module, name)
     except MagaError:
@@ -343,20 +345,16 @@ def _crop(processor: Any, side: int, mean: tuple[float, ...], std: tuple[float, 
 def _of_hub(source: str) -> Network:
     from huggingface_hub import snapshot_download
     from transformers import AutoModelForImageClassification
-    from transformers.utils import logging
 
-    name, before = source.removeprefix("hf:"), logging.get_verbosity()
+    name = source.removeprefix("hf:")
     try:
-        logging.set_verbosity_error()
-        with no_waiting():
+        with quiet_loading(), no_waiting():
             folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else Path(snapshot_download(name))
             model, said = AutoModelForImageClassification.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except Exception as e:  # the hub's client and its models raise many kinds
         reason = str(e).strip().split("\n")[0]
         what = f"{name} cannot be opened as an image classifier ({type(e).__name__}: {reason})"
         raise MagaError(f"{what}; expected a folder with config.json, or a hub name.") from e
-    finally:
-        logging.set_verbosity(before)
     if odd := sorted({*map(str, said["missing_keys"]), *map(str, said["unexpected_keys"]), *map(str, said["mismatched_keys"])}):
         raise MagaError(f"{folder} does not hold a {type(model).__name__}: {len(odd)} parameters differ, first {odd[0]}.")
     names = tuple(model.config.id2label[k] for k in sorted(model.config.id2label))
