@@ -72,7 +72,7 @@ def test_the_numbers_of_the_front_page_are_those_of_the_notebooks():
     One with % or points is the same number, or a number there rounds to it.
     """
     checked = 0
-    for line in (section("What was reproduced, and what was not") + section("What to use when")).splitlines():
+    for line in "".join(map(section, ("What was found", "What was reproduced, and what was not", "What to use when"))).splitlines():
         said = "\n".join(outputs_of(ROOT / link) for link in re.findall(r"\]\((nbs/\S+?\.ipynb)\)", line))
         there, rounded = {*re.findall(rf"(?<![\d.]){NUMBER}(?![\d.]*\d)", said)}, {round(float(n)) for n in re.findall(r"\d+(?:\.\d+)?", said)}
         numbers = re.findall(rf"(?<![\w.]){NUMBER}(?![\w.]*\d)", line)
