@@ -39,15 +39,17 @@ from maga.mapped import alike
 from maga.measures.cost import counted_passes
 from maga.methods.contract import show_flow
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
-from maga.own import command, forgetting, report
+from maga.own import command, forgetting, inputs, report
+from maga.own.artefacts import Artefact, answers_about, read_artefacts, write_artefacts
 from maga.own.audit import audit
 from maga.own.doubts import names_among
 from maga.own.forgetting import Wanted, transition_of
-from maga.own.ledger import Artefact, Entry, answers_about, carried_out, in_force, open_result, read_artefacts, write_artefacts
+from maga.own.inputs import inputs_of
+from maga.own.ledger import Entry, carried_out, in_force, open_result
 from maga.own.listing import methods_there_are, metrics_there_are
 from maga.own.networks import _processor, open_network, write_weights
 from maga.own.order import in_model_order, lines_of
-from maga.own.report import _picture, inputs_of
+from maga.own.report import _picture
 from maga.own.retrains import begun_with, retrain_files, trained_retrains, usual_training
 from maga.packaged import file_revision
 from maga.pretrained import save_tensors
@@ -351,6 +353,7 @@ def test_a_second_request_starts_from_the_first(at, desk, capsys):
         assert [Path(a["path"]).as_posix() for a in csv.DictReader(f) if a["holds"] == "weights"] == ["one/model.safetensors", "model.safetensors"]
     _network, ledger = open_result(desk / "two")
     assert [e.classes for e in ledger.entries] == [("three",), ("eight",)]
+    assert [len(e.right) for e in ledger.entries] == [9, 0] and "three" not in ledger.entries[0].right
     assert load_file(desk / "two/model.safetensors").keys() == load_file(desk / "model.safetensors").keys()
     train, test = photographed()
     split = in_force(forget_class(train, test, "six"), ledger.entries)
@@ -1782,5 +1785,5 @@ def test_code_on_another_drive_and_processes_that_windows_does_not_know(monkeypa
     def unknown(*given):
         raise OSError(22, "The parameter is incorrect")
 
-    monkeypatch.setattr(report.os, "kill", unknown)
-    assert not report._runs(Path(".done.4711.x.part"))
+    monkeypatch.setattr(inputs.os, "kill", unknown)
+    assert not inputs._runs(Path(".done.4711.x.part"))

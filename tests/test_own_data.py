@@ -28,7 +28,8 @@ from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class, f
 from maga.experiments.report import paper_folder, paper_numbers
 from maga.measures.attacks import quantised
 from maga.models import small_network
-from maga.own.ledger import Entry, artefacts, in_force, read_from
+from maga.own.artefacts import artefacts, read_from
+from maga.own.ledger import Entry, in_force
 from maga.own.networks import Network
 from maga.own.order import order_of
 from maga.requests import after, forget_files, twins_of

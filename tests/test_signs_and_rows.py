@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maga.data import ImageSet, forget_class, forget_subclass
 from maga.measures.contract import Evidence, Subject, get_metric
-from maga.measures.metrics import Outputs, measure
+from maga.measures.metrics import Outputs, measure, predict
 from maga.methods import distillation
 from maga.methods.contract import get_method
 from maga.methods.maga import feature_noise_banks, perturbed_examples, ranked_labels
@@ -117,6 +117,19 @@ def test_head_distillation_removes_each_images_own_label(monkeypatch):
     (e,) = shown
     own = e.targets.gather(1, split.train.labels[e.indices][:, None])[:, 0]
     assert torch.equal(own == 0, torch.isin(e.indices, split.forget_train))
+
+
+def test_head_distillation_gives_a_retained_image_none_of_several_forgotten_classes(monkeypatch):
+    "And shares their probability among the others as the original has them."
+    train, test = digits()
+    split, shown = forget_class(train, test, ["three", "eight"]), []
+    monkeypatch.setattr(distillation, "fit", lambda m, examples, *a, **k: shown.append(examples) or m)
+    model = model_of("resnet10", train).eval()
+    run("head_distillation", model, split)
+    targets, left = shown[0].targets, [k for k in range(10) if k not in (3, 8)]
+    assert (targets[:, [3, 8]] == 0).all()
+    q = predict(model, train, shown[0].indices[:50]).softmax(1)[:, left]
+    assert torch.allclose(targets[:50, left], q / q.sum(1, keepdim=True), atol=1e-5)
 
 
 def test_maga_shows_each_image_the_noise_of_its_own_two_labels():

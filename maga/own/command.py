@@ -168,9 +168,10 @@ def forget_command(
     "Make a network forget, and write a folder with the weights, a report, the list of what still remembers, and a ledger."
     from maga.own import forgetting
     from maga.own.doubts import cautions, found_useless
+    from maga.own.inputs import check_free, request_of
     from maga.own.ledger import asked_before, gone_before, in_force
     from maga.own.order import check_named, classes_given
-    from maga.own.report import check_free, percent, request_of, write_result
+    from maga.own.report import percent, write_result
     from maga.own.retrains import beginning_of
     from maga.progress import ProgressBar
 
@@ -184,16 +185,15 @@ def forget_command(
     forgetting.check_asked(wanted.task, method, preset, part, trained_epochs, changes, seed, bool(pretrained))
     check_named(model, weights, pretrained, **look)
     network, train, test, ledger = opened(model, weights, data, data_root, device, named, size, **look, head=head, crop=crop)
-    entries = ledger.entries if ledger else ()
+    entries, last_head, begun = (ledger.entries, ledger.head, ledger.pretrained) if ledger else ((), "", "")
     split = in_force(wanted.split(train, test, gone_before(train, entries) if random else None), entries)
     known = [*asked_before(wanted.split(train, test), entries), *cautions(split), *filter(None, [found_useless(network.model, split)])]
     _tell(f"{split}", *(f"Note: {w}" for w in known))
-    make, began = beginning_of(network, pretrained, ledger.pretrained if ledger else "", method, split)
+    make, began = beginning_of(network, pretrained, begun, method, split)
     plan = forgetting.planned(network.model, split, method, preset, part, trained_epochs, changes, judge, make, seed, ProgressBar("learning rates"))
     _tell(plan.why)
     result = forgetting.forget(network.model, split, plan, seed, ProgressBar(plan.method.name))
-    head = head or (ledger.head if ledger else "")
-    record = write_result(out, network, split, result, data, request, entries, head, data_root=data_root, pretrained=began)
+    record = write_result(out, network, split, result, data, request, entries, head or last_head, data_root=data_root, pretrained=began)
     _tell(*(f"Note: {w}" for w in record["warnings"] if w not in (*known, *result.doubts)))
     rows = [f"{n['name']:10s} {percent(n['before']):>6s} → {percent(n['after']):>6s} %   {n['meaning']}" for n in record["numbers"]]
     print(json.dumps(record, indent=1) if as_json else "\n".join([*rows, f"Weights, report and the list of what still remembers: {out}"]))
@@ -226,7 +226,7 @@ def _done_before(out: str, unseen: Sequence[str], as_json: bool) -> None:
 @app.command("purge", epilog="Example:\n\n\b\n  maga purge forgotten")
 def purge_command(folder: Annotated[str, typer.Argument(help="Of a result.")]) -> None:
     "Delete maga's own files that hold pixels of forgotten images: decoded images in the cache."
-    from maga.own.ledger import purge
+    from maga.own.artefacts import purge
 
     print("\n".join(f"deleted: {p}" for p in purge(folder)) or "There was nothing of ours to delete.")
 

@@ -40,7 +40,7 @@ from ..training import FitConfig
 # %% auto #0
 __all__ = ['WHY_RESTART', 'HALF_WAY', 'TRIALS_SHARE', 'LOOKS_SHARE', 'TRIAL_STEPS', 'Wanted', 'trial_split', 'linear_head',
            'usual_restart', 'Plan', 'check_asked', 'affordable_trial', 'tried_rates', 'transition_of', 'planned',
-           'Forgotten', 'forget']
+           'Forgotten', 'right_by_class', 'forget']
 
 # %% ../../nbs/701_forgetting.ipynb #3249c2c4
 @dataclass(frozen=True)
@@ -320,6 +320,18 @@ class Forgotten:
     seconds: float  # of the method
     seed: int
     doubts: tuple[str, ...] = ()  # what no number shows, a sentence each
+    right: Mapping[str, float] = field(default_factory=dict)  # class -> accuracy of the original on its retained test images, percent
+
+
+def right_by_class(
+    outputs: Outputs,
+    split: ForgetSplit,
+) -> dict[str, float]:
+    "Class -> accuracy on its retained test images, in percent; classes without any are left out."
+    labels = split.test.labels[split.retain_test]
+    right = labels[outputs.test[split.retain_test].argmax(1) == labels]
+    counts = (torch.bincount(k.cpu(), minlength=split.num_classes).tolist() for k in (right, labels))
+    return {c: round(100 * r / n, 4) for c, r, n in zip(split.train.classes, *counts, strict=True) if n}
 
 
 def forget(
@@ -342,4 +354,5 @@ def forget(
     doubts = tuple(filter(None, [out_of_reach(made.eval(), split)]))
     for said in doubts:
         warnings.warn(said, stacklevel=2)
-    return Forgotten(made, plan, measure(original, split), measure(result, split), answers, cost, seconds, int(seed), doubts)
+    right = right_by_class(original, split)
+    return Forgotten(made, plan, measure(original, split), measure(result, split), answers, cost, seconds, int(seed), doubts, right)

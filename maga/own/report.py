@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import math
@@ -15,7 +14,7 @@ import platform
 import secrets
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,23 +25,22 @@ from jinja2 import Environment
 from torch import nn
 
 from .. import __version__
-from ..checks import MagaError, writable_folder, write_whole
+from ..checks import MagaError, write_whole
 from ..data import ForgetSplit
 from ..experiments.store import code_digest
-from ..judges.named import is_matrix, local_weights
 from ..measures.metrics import Measurement
 from ..methods.contract import show_flow
 from ..models import Classifier
+from .artefacts import Artefact, artefacts, read_from, write_artefacts
 from .doubts import cautions, put_aside, useless
 from .forgetting import Forgotten
-from .ledger import Artefact, Entry, Ledger, artefacts, imported_beside, read_from, write_artefacts
+from .ledger import Entry, Ledger, imported_beside
 from .networks import Network, revision_of
 from ..packaged import lasting
-from ..sources import NAMES
 
 # %% auto #0
-__all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'percent', 'share_of_retrain', 'warnings_of', 'settings_of', 'record',
-           'page_of', 'card_of', 'inputs_of', 'check_free', 'request_of', 'write_result']
+__all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'percent', 'share_of_retrain', 'lost_together', 'warnings_of',
+           'settings_of', 'record', 'page_of', 'card_of', 'write_result']
 
 # %% ../../nbs/703_report.ipynb #8c133a78
 MEANINGS = {
@@ -72,14 +70,29 @@ def percent(x: float | None) -> str:
     "One decimal; a dash where there is no number."
     return "–" if x is None else f"{x:.1f}"
 
-
+# %% ../../nbs/703_report.ipynb #b7030101
 def share_of_retrain(result: Forgotten, split: ForgetSplit) -> float | None:
     "What the method and what came before it cost, as a share of a retrain; None where it is not known how long the model was trained."
     trained = result.plan.trained
     return None if trained is None else (result.passes + result.plan.passes) / (trained * len(split.retain_train))
 
 
-def warnings_of(result: Forgotten, split: ForgetSplit) -> list[str]:
+def lost_together(
+    result: Forgotten,
+    split: ForgetSplit,
+    entries: Sequence[Entry],  # of earlier requests
+) -> float:
+    "Points of accuracy on what stays that this request and all earlier ones cost, class by class as many images as now; NaN where it is not known."
+    first = entries[0].right if entries else {}
+    right = torch.tensor([first.get(c, math.nan) for c in split.train.classes])
+    return float(right[split.test.labels[split.retain_test].cpu()].mean()) - result.after.A_r
+
+
+def warnings_of(
+    result: Forgotten,
+    split: ForgetSplit,
+    entries: Sequence[Entry] = (),  # of earlier requests
+) -> list[str]:
     "What a reader should know before accepting the result, a sentence each."
     before, after, config = result.before, result.after, result.plan.config
     found = [*cautions(split), *filter(None, [useless(before.A_r, split.num_classes)]), *result.doubts]
@@ -87,6 +100,9 @@ def warnings_of(result: Forgotten, split: ForgetSplit) -> list[str]:
         own = f"{result.plan.method.name} other settings (--set): {', '.join(f.name for f in fields(config))}"
         other = "more epochs (--set fit.epochs=…), or another rate" if hasattr(config, "fit") else own
         found.append(f"Accuracy on what stays fell by {before.A_r - after.A_r:.1f} points: give {other}.")
+    if (lost := lost_together(result, split, entries)) > 2:
+        what = f"All {len(entries) + 1} requests together cost {lost:.1f} points of accuracy on what stays"
+        found.append(f"{what}: retrain, or, where the first network is still there, forget all of it from that at once.")
     if split.task == "class" and after.A_f > 5:
         part = "test" if len(split.forget_test) else "training"
         found.append(f"{after.A_f:.1f} % of the forgotten {part} images still get their old label; a retrain would have 0: take another method.")
@@ -118,6 +134,7 @@ def record(
     written: Path,  # the result's weights
     request: str,  # identifies the command and its inputs
     audit: dict[str, Any] | None = None,
+    entries: Sequence[Entry] = (),  # of earlier requests
 ) -> dict[str, Any]:
     "All that the report says, as plain values."
     plan, share = result.plan, share_of_retrain(result, split)
@@ -130,7 +147,7 @@ def record(
         "method": plan.method.name, "source": plan.method.source, "why": plan.why, "settings": settings_of(plan.config), "seed": result.seed,
         "pretrained": {"file": plan.pretrained, "sha256": revision_of(Path(plan.pretrained).expanduser())} if plan.pretrained else None,
         "rates tried": {f"{k:g}": round(v, 2) for k, v in plan.trials.items()},
-        "numbers": numbers(result.before, result.after, seen), "warnings": warnings_of(result, split), "answers": shares,
+        "numbers": numbers(result.before, result.after, seen), "warnings": warnings_of(result, split, entries), "answers": shares,
         "classes": list(split.train.classes),
         "cost": {"image passes": round(result.passes), "passes before": round(plan.passes),
                  "epochs over what stays": round((result.passes + plan.passes) / len(split.retain_train), 2), "seconds": round(result.seconds, 1),
@@ -259,73 +276,6 @@ def card_of(r: dict[str, Any]) -> str:
     "The model card, as Hugging Face's hub reads it."
     return _environment(trim_blocks=True).from_string(CARD).render(r=r)
 
-# %% ../../nbs/703_report.ipynb #f80b0e60
-def inputs_of(
-    model: str,  # these five as the command takes them
-    weights: str,
-    judge: str,
-    data: str,
-    pretrained: str = "",
-) -> tuple[list[tuple[str, int, int]], list[str]]:
-    "(name, size and time of every file that a request depends on: weights, code of the network, T or a judge's weights, images; what else it needs)."
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    where, mark, _ = model.rpartition(":")
-    network, root = (Path(p).expanduser() for p in (where if where.endswith(".py") else model, data.removeprefix("folder:")))
-    judges = Path(judge).expanduser() if is_matrix(judge) else local_weights(judge)
-    made_with = [Path(code)] if (network / "ledger.json").is_file() and (code := Ledger.load(network).code) else []
-    made_with += [f.parent / n for f in (network, *made_with) if f.suffix == ".py" for n in imported_beside(f)]
-    places = [network, *made_with, *(Path(w).expanduser() for w in (weights, pretrained) if w), *([judges] if judges else [])]
-    files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
-    walked = [] if data in NAMES else sorted(Path(place, n) for place, _, names in os.walk(root, followlinks=True) for n in names)
-    images = [f for f in walked if f.suffix.lower() in (*IMG_EXTENSIONS, ".parquet") and f.is_file()]
-    unseen = [model] * (bool(mark) and not model.startswith("timm:") and not network.exists()) + [data] * (not images)
-    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *images]], unseen
-
-
-def check_free(
-    folder: str | Path,  # of the result
-    request: str,  # what is asked for
-) -> bool:
-    "Whether this very result is there; `MagaError` where something else is, or nothing can be written. What an interrupted run left is removed."
-    folder = Path(folder).expanduser()
-    for left in folder.parent.glob(f".{folder.name}.*.part"):
-        if not _runs(left):
-            shutil.rmtree(left, ignore_errors=True)
-    if not os.path.exists(folder):  # also where its parent cannot be read
-        writable_folder(folder.parent)
-        return False
-    try:
-        same = json.loads((folder / "report.json").read_text(encoding="utf-8"))["request"] == request
-    except (OSError, ValueError, KeyError, TypeError):
-        same = False
-    if not (folder / "report.json").is_file() and not (folder / "ledger.json").is_file():
-        raise MagaError(f"{folder} exists and is no result of maga forget, so nothing is written there; name another folder (--out).")
-    if not same:
-        raise MagaError(f"{folder} exists and holds another result, or that of inputs that changed since; name another folder (--out), or delete it.")
-    return True
-
-
-def _runs(left: Path) -> bool:
-    "Whether the process that writes an unfinished folder is alive; its number is part of the name."
-    try:
-        os.kill(int(left.name.split(".")[-3]), 0)
-        return True
-    except PermissionError:
-        return True
-    except (ValueError, IndexError, OSError):  # no such process: on Windows any OSError
-        return False
-
-# %% ../../nbs/703_report.ipynb #f80b0e61
-def request_of(
-    given: Mapping[str, Any],  # the options of the command
-    wanted: Any,  # see `own.forgetting`
-) -> tuple[str, list[str]]:
-    "A hash of what was asked for and of its files as they are now, 16 hexadecimal digits; and what it depends on beside them."
-    stamp, unseen = inputs_of(*(given[k] for k in ("model", "weights", "judge", "data", "pretrained")))
-    text = json.dumps([given, stamp, str(wanted), wanted.files], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16], unseen
-
 # %% ../../nbs/703_report.ipynb #bb35b368
 def write_result(
     folder: str | Path,
@@ -350,7 +300,8 @@ def write_result(
     inner, written = result.model.model if isinstance(result.model, Classifier) else result.model, None  # the network itself
     try:
         written = network.write(inner, part)
-        entry, train = Entry.of(split, result.plan.method.name, datetime.now(UTC).date().isoformat()), split.train
+        today, right, train = datetime.now(UTC).date().isoformat(), {} if entries else result.right, split.train
+        entry = Entry.of(split, result.plan.method.name, today, right)
         side = train.size or (train.images.shape[-1] if train.images.shape[-1] == train.images.shape[-2] else None)
         known = (*entries, entry), *read_from(data, data_root)
         code = network.code, _from(folder, network.code), network.code_sha256
@@ -359,7 +310,7 @@ def write_result(
         Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known, *code, beside, network.crop, began).save(part)
         found = artefacts(network, split, data, folder, data_root)
         write_artefacts(found, part / "artefacts.csv")
-        r = record(network, split, result, written, request, None if audit is None else audit.as_dict())
+        r = record(network, split, result, written, request, None if audit is None else audit.as_dict(), entries)
         page = page_of(r, split, result, found, "" if audit is None else audit.html())
         for name, text in {"report.html": page, "model_card.md": card_of(r), "report.json": json.dumps(r, indent=1)}.items():
             (part / name).write_text(text, encoding="utf-8", errors="replace")  # names of folders may be no text
