@@ -237,7 +237,7 @@ class Two(Net):
 
 
 def test_a_second_head_is_said_to_know_the_class(at, desk, capsys):
-    "On the terminal, in the report and to a script: its training never reached that layer."
+    "On the terminal, in the report, to a script and by an audit: its training never reached that layer."
     (desk / "two.py").write_text(SECOND)
     weights = torch.load(desk / "net.pth")["model"]
     net = {k.removeprefix("module."): v for k, v in weights.items()}
@@ -248,6 +248,8 @@ def test_a_second_head_is_said_to_know_the_class(at, desk, capsys):
     assert code == 0 and "Note: Training" not in err, err  # it is said once
     record = json.loads((desk / "second/report.json").read_text())
     assert [w for w in record["warnings"] if w.startswith("Training did not reach aux")] and "did not reach aux" in (desk / "second/report.html").read_text()
+    line = "maga audit --model two.py:Two --original two.pth --unlearned second --mean 0.5 --std 0.5 --data photos --forget three"
+    assert "did not reach aux" in at(line, capsys)[2]
 
 
 def begun_from(weights, model, make, classes=3, size=16):

@@ -171,7 +171,7 @@ def _draw_panel(
     drawn = points[points.method.isin(styles) & points[panel.metric].notna() & points.cost.notna()]
     for method, style in styles.items():
         some = drawn[drawn.method == method].sort_values("cost")
-        both = some[some.budget.isin((PUBLISHED, TUNED))]
+        both = pd.concat([some[some.budget != TUNED].tail(1), some[some.budget == TUNED]])  # of several budgets the largest
         plain = small and style["linestyle"] == "none"
         if not plain:
             axis.plot(100 * both.cost, both[panel.metric], color=style["color"], linewidth=0.5, zorder=1)
@@ -226,6 +226,23 @@ def _away(places: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return np.hypot(beside[..., 0], beside[..., 1])
 
 # %% ../../nbs/507_frontier.ipynb #f01ab77d
+def _caption(axis, band: tuple[float, float]) -> Any:
+    "Names the band, above or below one of its ends: where the axis is drawn on least."
+    ink, panel, words = _inked(axis), axis.bbox.extents, list[tuple[float, Any]]()
+    for x, side in ((0.995, "right"), (0.005, "left")):
+        for y, up, edge in ((max(band), 2, "bottom"), (min(band), -2, "top")):
+            place = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points", "in_layout": False, "ha": side, "va": edge}
+            word = axis.annotate("one retrain against the others", (x, y), (0, up), fontsize=7.5, color="0.4", **place)
+            box = word.get_window_extent().extents
+            outside = box[1] < panel[1] or box[3] > panel[3]
+            words.append((float((_away(ink, box[None]) < 4).sum()) + 1000 * outside, word))
+    kept = min(words, key=lambda found: found[0])[1]
+    for _, word in words:
+        if word is not kept:
+            word.remove()
+    return kept
+
+
 def _label_points(axis, points: pd.DataFrame, metric: str, styles: dict[str, dict[str, Any]], taken: Sequence[np.ndarray] = ()) -> None:
     "Each method's name near its cheapest point, in its colour. `taken`: boxes of other words, in pixels."
     known = points[points.method.isin(styles) & points[metric].notna() & points.cost.notna()].sort_values("cost")
@@ -280,10 +297,9 @@ def draw_frontier(
         axes[panel.metric].set_xlabel("cost: image passes, % of a retrain" if panel is first else "cost, %", fontsize=8 if panel is first else 7)
     axis, words = axes[first.metric], []
     axis.margins(x=0.08)
-    if (band := bands.get(first.metric)) is not None:
-        words = [axis.annotate("one retrain against the others", (0.995, max(band)), (0, 2), xycoords=axis.get_yaxis_transform(),
-                               textcoords="offset points", fontsize=7.5, color="0.4", ha="right", va="bottom")]  # fmt: skip
     figure.canvas.figure.draw_without_rendering()  # places are known from here on
+    if (band := bands.get(first.metric)) is not None:
+        words = [_caption(axis, band)]
     _label_points(axis, points, first.metric, styles, [w.get_window_extent().extents for w in words])
     return figure
 

@@ -271,6 +271,7 @@ def audit_command(
     "Say of every measure whether the network is consistent with one that never saw the images, distinguishable, or undecided."
     from maga.own.audit import audit
     from maga.own.audited import audited, check_audit, keep_audit, retrains_here, said_of_retrains
+    from maga.own.doubts import out_of_reach
     from maga.own.ledger import carried_out
     from maga.own.order import classes_given
     from maga.progress import ProgressBar
@@ -283,7 +284,7 @@ def audit_command(
     see = partial(see, mean=numbers_of("mean", mean), std=numbers_of("std", std))
     first, result, others, train, test, books = _compared(original, unlearned, retrain or [], model, see)
     split = carried_out(wanted, train, test, *(book.entries if book else () for book in books))
-    _tell(f"{split}", *([said_of_retrains(bool(pretrained))] if train_retrains else []))
+    _tell(f"{split}", *([said_of_retrains(bool(pretrained))] if train_retrains else []), *filter(None, [out_of_reach(result.model, split)]))
     more = {"level": level, "attacks": attacks, "trained_here": train_retrains, "epochs": trained_epochs, "settings": changes}
     asked = audited(f"{wanted}", split, first, result, others, pretrained, **more)
     check_audit(folder, asked)
