@@ -11,6 +11,7 @@
 # The options are the fields of maga.experiments.settings.Settings.
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from maga.experiments.report import experiment, shared_trainings, together
@@ -29,8 +30,9 @@ checked_selection(SETTINGS, [cell for some in CELLS.values() for cell in some]) 
 NAMES = [n for n, cells in CELLS.items() if has_selected(cells, SETTINGS)]
 LARGE = SETTINGS.size.gpu  # of the paper's size; a preset for a CPU needs less memory
 GPUS = 1 if LARGE and SETTINGS.device != "cpu" else 0
+ON_GPU = replace(SETTINGS, device="cuda") if SETTINGS.device == "auto" else SETTINGS  # a job that holds a GPU fails where torch sees none
 
-FLAGS = SETTINGS.options().replace("{", "{{").replace("}", "}}")
+FLAGS = (ON_GPU if GPUS else SETTINGS).options().replace("{", "{{").replace("}", "}}")
 
 
 def models_of(name):
@@ -45,7 +47,8 @@ def gpus_of(name):
 
 def parameters_of(name):
     "The notebook's parameters, without the names that only other tables and figures have."
-    return " ".join(f"{k}={shlex.quote(v)}" for k, v in fitting(SETTINGS, CELLS[name]).texts().items())
+    placed = ON_GPU if gpus_of(name) else SETTINGS
+    return " ".join(f"{k}={shlex.quote(v)}" for k, v in fitting(placed, CELLS[name]).texts().items())
 
 
 localrules:
@@ -60,9 +63,10 @@ rule all:
 rule model:
     output:
         touch(f"{RESULTS}/jobs/{{key,[0-9a-f]{{16}}}}"),
+    retries: 2
     resources:
         gpu=GPUS,
-        runtime=120,
+        runtime=lambda w, attempt: 120 * attempt,  # minutes; a training that is cut off begins anew
         mem_mb=16000 if LARGE else 8000,
     threads: 1
     shell:

@@ -574,11 +574,12 @@ def snakemake(*arguments: str) -> None:
 def test_snakemake_plans_one_gpu_a_job(tmp_path):
     "With the Slurm profile: shared models first, then the notebooks that need them, one GPU each; none for a table that computes nothing."
     line = f"results={tmp_path}", "preset=paper"
-    ended = plan(*line, "seeds=0", "backbone=resnet18", "target=rocket", "only=table1,table5,table6,figure5")
+    ended = plan(*line, "seeds=0", "backbone=resnet18", "target=rocket", "only=table1,table5,table6,figure5", "--printshellcmds")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     planned = jobs(ended.stdout + ended.stderr)
     work = [(rule, text) for rule, text in planned if rule in ("model", "notebook")]
     assert all(re.search(r"\bgpu=0\b" if "name=table5" in text else r"\bgpu=1\b", text) for _, text in work)
+    assert all(re.search(r"device=auto" if "name=table5" in text else r"device[ =]cuda", text) for _, text in work)  # no CPU in silence
     models = {re.search(r"key=(\w+)", text).group(1) for rule, text in work if rule == "model"}
     needs = {
         re.search(r"name=(\w+)", text).group(1): set(re.findall(r"jobs/(\w{16})", text.split("output:")[0]))
@@ -594,6 +595,13 @@ def test_snakemake_plans_one_gpu_a_job(tmp_path):
     assert [rule for rule, _ in planned] == ["notebook"] * 2 and all(f"{ROOT}/results/published/" in text for _, text in planned)
     ended = plan(*line, "presett=paper")
     assert ended.returncode != 0 and "There is no option 'presett'; there are preset, data_root" in ended.stdout + ended.stderr
+
+
+def test_jobs_that_are_cut_off_are_tried_again():
+    "A training, which begins anew, with more time."
+    rules = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", (ROOT / "Snakefile").read_text(), flags=re.M | re.S))
+    assert all(re.search(r"^    retries: 2$", rules[name], re.M) for name in ("model", "notebook"))
+    assert re.search(r"^        runtime=lambda w, attempt: 120 \* attempt,", rules["model"], re.M)
 
 
 def test_snakemake_asks_little_for_digits(tmp_path):
