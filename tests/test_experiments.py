@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -363,12 +364,29 @@ def test_a_shared_model_is_trained_for_runs_that_are_missing(tmp_path, monkeypat
     assert made[1:] == [of_figure]
 
 
-def test_processes_take_the_cards_in_turn(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert [command_module.device_of(i, Settings()) for i in range(1, 4)] == ["cuda:1", "cuda:2", "cuda:0"]
-    assert [command_module.device_of(1, Settings(device=name)) for name in ("cpu", "cuda:0")] == ["cpu", "cuda:0"]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert command_module.device_of(1, Settings(device="cuda")) == "cuda"
+def test_helpers_take_the_cards_in_turn(monkeypatch):
+    "Each sees its own alone, as its first, whatever cards the command sees; the first process keeps the first."
+    started = []
+
+    def start(words, env, **given):
+        started.append((words[-1], env.get("CUDA_VISIBLE_DEVICES")))
+        return SimpleNamespace(kill=lambda: None, wait=lambda: None)
+
+    monkeypatch.setattr(command_module.subprocess, "Popen", start)
+
+    def places(n, cards, visible=None, **asked):
+        started.clear()
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+        with command_module.helpers(["table6"], n, Settings(**asked)):
+            return started.copy()
+
+    assert places(3, 3) == [("cuda", "1"), ("cuda", "2"), ("cuda", "0")]
+    assert places(2, 2, "5, GPU-8a", device="cuda") == [("cuda", "GPU-8a"), ("cuda", "5")]
+    assert [places(1, 3, device=name) for name in ("cpu", "cuda:0")] == [[("cpu", None)], [("cuda:0", None)]]
+    assert places(1, 1, "3", device="cuda") == [("cuda", "3")]
 
 
 def test_a_process_trains_the_retrain_that_no_other_does(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ from ..progress import lasting_output
 
 # %% auto #0
 __all__ = ['SHOWN', 'MOST_SHOWN', 'MOVES', 'Arguments', 'parser', 'given_settings', 'show_experiments', 'train_one',
-           'processes_of', 'end_with_parent', 'device_of', 'helpers', 'run_missing', 'asked_for', 'lines_asked_for',
+           'processes_of', 'end_with_parent', 'place_of', 'helpers', 'run_missing', 'asked_for', 'lines_asked_for',
            'print_result', 'move_rows', 'main']
 
 # %% ../../nbs/508_command.ipynb #cd62587c
@@ -70,7 +70,7 @@ def parser() -> Arguments:
         else:
             action = "append" if f.metadata["form"].several else "store"
             p.add_argument(*names, action=action, metavar=f.metadata["metavar"], help=f.metadata["help"])
-    several = "processes that share the work; default: one; for smoke on a CPU one per core, at most four"
+    several = "processes that share the work; default: one; for smoke on a CPU one per core, at most four; seconds beside others on a card do not compare"
     p.add_argument("--processes", type=int, default=0, help=several)
     p.add_argument("--beside", type=float, default=0.0, help=argparse.SUPPRESS)  # a helper process: where in the batch it begins, 0–1
     p.add_argument("--retry", action="store_true", help="try failed runs again although the code is the same")
@@ -127,19 +127,25 @@ def end_with_parent() -> None:
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
 
 
-def device_of(helper: int, settings: Settings) -> str:
-    "The device of the i-th further process: the cards of the machine in turn, where the settings name none of them."
+def place_of(helper: int, settings: Settings) -> tuple[str, dict[str, str]]:
+    "The device of the i-th further process, and its environment: one of the visible cards in turn and no other, where the settings name none."
     cards = torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0
-    return f"cuda:{helper % cards}" if cards > 1 else settings.device
+    if cards < 2:
+        return settings.device, {}
+    visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(cards)))).split(",")
+    return "cuda", {"CUDA_VISIBLE_DEVICES": visible[helper % cards].strip()}
 
 
 @contextmanager
 def helpers(arguments: Sequence[str], n: int, settings: Settings) -> Iterator[None]:
     "Inside, n more processes compute rows of the same command."
     line = [sys.executable, "-m", "maga.experiments", *arguments]
-    places = [["--beside", str(i / (n + 1)), "--device", device_of(i, settings)] for i in range(1, n + 1)]
     quiet: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "start_new_session": True}
-    started = [subprocess.Popen([*line, *place], **quiet) for place in places]
+    started = []
+    for i in range(1, n + 1):
+        device, environment = place_of(i, settings)
+        place = ["--beside", str(i / (n + 1)), "--device", device]
+        started.append(subprocess.Popen([*line, *place], env=os.environ | environment, **quiet))
     try:
         yield
     finally:
