@@ -19,7 +19,7 @@ from maga.experiments import runs
 from maga.experiments import session as sessions
 from maga.experiments.report import line_of, paper_numbers
 from maga.experiments.runs import run, run_batch
-from maga.experiments.session import Session, header_of, original_of, retrain_of, trained
+from maga.experiments.session import Session, header_of, original_of, resolve, retrain_of, trained
 from maga.experiments.settings import Cell
 from maga.experiments.store import Row, Spec, Store
 from maga.experiments.tables import show_times
@@ -209,6 +209,27 @@ def test_it_fails_where_memory_is_missing_again(batch):
     rows = batch.run(failing(FULL, 9))
     assert batch.begun.count("random_label") == 2 and batch.freed == [True, True]
     assert [r.error for r in rows] == ["OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", None, None]
+
+
+def test_a_second_try_is_alone_on_the_store(batch, monkeypatch):
+    "It waits for a run of its batch that another process is at, and for a second try of any."
+    locks, waits = batch.session.store.locks, []
+    original = resolve(batch.session, replace(NINE, method="original")).key
+    others = [(runs.SECOND_TRY, locks.take(runs.SECOND_TRY))]
+
+    def fails(method, nth):
+        if method == "retrain":  # meanwhile another process begins with a run that was put off
+            others.append((original, locks.take(original)))
+        else:
+            failing(FULL, 1, method)(method, nth)
+
+    def sleep(seconds):
+        waits.append((len(batch.begun), others[-1][0]))
+        locks.release(*others.pop())
+
+    monkeypatch.setattr(runs.time, "sleep", sleep)
+    assert not any(r.failed for r in batch.run(fails))
+    assert batch.begun == ["random_label", "original", "retrain", "random_label", "original"] and waits == [(3, original), (3, runs.SECOND_TRY)]
 
 
 def test_an_error_that_leaves_the_gpu_whole_is_a_row(batch):

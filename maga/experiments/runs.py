@@ -10,6 +10,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
@@ -52,10 +53,11 @@ from ..progress import BatchReport, ProgressBar
 from ..training import RECIPES
 
 # %% auto #0
-__all__ = ['COMPARISONS', 'NO_RETRAIN', 'OTHERWISE_MEASURED', 'BatchBar', 'package_versions', 'git_commit', 'provenance_of',
-           'retrain_passes', 'filled', 'untimed', 'unlearn', 'subject_of', 'evidence_of', 'own_metrics', 'all_measures',
-           'forgotten_traces', 'retrain_outputs', 'row_of', 'run', 'by_other_code', 'as_registered', 'kept', 'compared',
-           'finished', 'attempt', 'missing_of', 'forget_failures', 'models_of', 'run_batch']
+__all__ = ['COMPARISONS', 'NO_RETRAIN', 'OTHERWISE_MEASURED', 'BatchBar', 'SECOND_TRY', 'package_versions', 'git_commit',
+           'provenance_of', 'retrain_passes', 'filled', 'untimed', 'unlearn', 'subject_of', 'evidence_of',
+           'own_metrics', 'all_measures', 'forgotten_traces', 'retrain_outputs', 'row_of', 'run', 'by_other_code',
+           'as_registered', 'kept', 'compared', 'finished', 'attempt', 'missing_of', 'forget_failures', 'models_of',
+           'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
 def package_versions() -> dict[str, str]:
@@ -341,6 +343,9 @@ def models_of(resolved: Resolved) -> set[str]:
     return {retrain, needed.transition, "" if spec.method == RETRAIN else needed.original} - {""}
 
 # %% ../../nbs/504_runs.ipynb #51fe142d
+SECOND_TRY = "second-try"  # the lock of the store under which one run at a time is tried again
+
+
 def run_batch(
     specs: Sequence[Spec],
     session: Session,
@@ -369,11 +374,13 @@ def run_batch(
         before, taken = len(waiting), session.store.locks.taken()
         now = [(k, r) for k, r in waiting.items() if k not in put_off] or list(waiting.items())
         for key, resolved in now:
-            if key in waiting and not models_of(resolved) & taken:  # else: first what needs no waiting
-                with session.store.locks.held(key) as mine:
-                    if mine and finished(session, resolved) is None:
+            again = key in put_off
+            others = models_of(resolved) | (set(waiting) if again else set())
+            if key in waiting and not others & taken:  # else: first what needs no waiting
+                with session.store.locks.held(SECOND_TRY) if again else nullcontext(True) as free, session.store.locks.held(key) as mine:
+                    if free and mine and finished(session, resolved) is None:
                         report(str(resolved.spec))
-                        if attempt(session, resolved, key in put_off) is None:
+                        if attempt(session, resolved, again) is None:
                             put_off.add(key)
                 gather()
                 taken = session.store.locks.taken()
