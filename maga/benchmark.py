@@ -84,13 +84,7 @@ class PlainDataset(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.pixels[i])), self.labels[i]
 
 
-def plain_training(
-    model: nn.Module,
-    images: ImageSet,
-    config: FitConfig,
-    augment: bool,
-    workers: int = 0,
-) -> nn.Module:
+def plain_training(model: nn.Module, images: ImageSet, config: FitConfig, augment: bool, workers: int = 0) -> nn.Module:
     "Epochs of SGD as in public unlearning code."
     device = images.device
     model = copy.deepcopy(model).to(device, memory_format=torch.contiguous_format).train()  # type: ignore[call-overload]
