@@ -109,6 +109,7 @@ def test_vllm_makes_room_for_the_prompts_and_no_more(exemplars, tmp_path, monkey
     judge = load_vllm_judge(folder, exemplars, size=SIDE)
     assert longest < judge.engine.given["max_model_len"] <= longest + 64
     assert judge.engine.given["limit_mm_per_prompt"] == {"image": 3, "video": 0} and "max_model_len" not in judge.revision
+    assert judge.engine.given["hf_overrides"] == {"head_dtype": "float32"} and "float32" in judge.revision  # rounded answers have another key
     own = {"max_model_len": 9000, "limit_mm_per_prompt": {"image": 4}}
     assert load_vllm_judge(folder, exemplars, size=SIDE, **own).engine.given.items() >= own.items()
 

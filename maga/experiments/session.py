@@ -295,8 +295,10 @@ def fitting_file(session: Session, spec: Spec) -> TransitionMatrix | None:
     given = session.files(spec.judge)
     if not given:
         return None
+    if names := [n for n in spec.judge.split(",") if not is_matrix(n)]:
+        raise MagaError(f"--judge names {', '.join(names)} beside files with T: give one judge, or files alone.")
     classes = session.model_spec(spec.data, spec.backbone).classes
-    fits = [t for t in given if t.classes == classes]
+    fits = [t.in_order(classes) for t in given if sorted(t.classes) == sorted(classes)]
     if not fits:
         raise MagaError(
             f"No given T is for the {len(classes)} classes of {spec.data} ({', '.join(classes[:3])} …): make one with `python -m maga.judges`."

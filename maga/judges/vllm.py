@@ -100,6 +100,7 @@ def load_vllm_judge(
     parts = without_weights(source, size)
     longest = max(length.before + length.after for length in lengths_of(parts, exemplars, prompt)) + 1  # and the answer
     given = {"max_model_len": 64 * math.ceil(longest / 64), "limit_mm_per_prompt": {"image": 3, "video": 0}}
+    engine = {"hf_overrides": {"head_dtype": "float32"}} | engine
     given |= {"enable_prefix_caching": True, "logprobs_mode": "processed_logprobs", **engine}
     given |= {"mm_processor_kwargs": dict(parts.family.options) or None, "revision": source.given.get("revision"), "max_logprobs": 8}
     llm = source.fetched(lambda: started(LLM, model=source.name, **given))

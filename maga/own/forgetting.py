@@ -299,11 +299,13 @@ def planned(
         changes |= {"fit.lr": max(trials, key=trials.__getitem__)} if trials else {}
         why += "" if trials else f" The budget pays for no trial of learning rates: {first.fit.lr:g} is the usual one."
     config = paid(budget, passes)
+    uncounted = ""
     if "transition" in chosen.needed(config):
         with counted_passes(split.device) as looks:
             config = replace(config, transition=transition_of(judge, model, split, g))
-            passes += float(looks)
-    why += _said_cost((passes + chosen.cost(config, split, model)) / retrain, budget) if retrain and chosen.cost is not None else ""
+            passes += float(looks) if judge == "features" else 0.0  # those of the network itself
+        uncounted = "" if judge == "features" or is_matrix(judge) else " The judge's own work is not counted."
+    why += _said_cost((passes + chosen.cost(config, split, model)) / retrain, budget) + uncounted if retrain and chosen.cost is not None else ""
     return Plan(chosen, config, why, trials, passes, trained, budget, begun.weights if begun else "")
 
 # %% ../../nbs/701_forgetting.ipynb #6d3dff8d
