@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -228,19 +228,19 @@ def _away(places: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 # %% ../../nbs/507_frontier.ipynb #f01ab77d
 def _caption(axis, band: tuple[float, float]) -> Any:
     "Names the band, above or below one of its ends: where the axis is drawn on least."
-    ink, panel, words = _inked(axis), axis.bbox.extents, list[tuple[float, Any]]()
-    for x, side in ((0.995, "right"), (0.005, "left")):
-        for y, up, edge in ((max(band), 2, "bottom"), (min(band), -2, "top")):
-            place = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points", "in_layout": False, "ha": side, "va": edge}
-            word = axis.annotate("one retrain against the others", (x, y), (0, up), fontsize=7.5, color="0.4", **place)
-            box = word.get_window_extent().extents
-            outside = box[1] < panel[1] or box[3] > panel[3]
-            words.append((float((_away(ink, box[None]) < 4).sum()) + 1000 * outside, word))
-    kept = min(words, key=lambda found: found[0])[1]
-    for _, word in words:
-        if word is not kept:
-            word.remove()
-    return kept
+    ink, panel, across = _inked(axis), axis.bbox.extents, axis.get_yaxis_transform()
+    word = axis.annotate("one retrain against the others", (0, 0), (0, 0), across, "offset points", fontsize=7.5, color="0.4", in_layout=False)
+
+    def crowded(end: tuple[float, str], side: tuple[float, int, str]) -> int:
+        "Put the word there, and say how much is drawn where it stands; beyond the axis it is most."
+        word.xy = end[0], side[0]
+        word.set(position=(0, side[1]), ha=end[1], va=side[2])
+        box = word.get_window_extent().extents
+        return int((_away(ink, box[None]) < 4).sum()) + 1000 * bool(box[1] < panel[1] or box[3] > panel[3])
+
+    places = product(((0.995, "right"), (0.005, "left")), ((max(band), 2, "bottom"), (min(band), -2, "top")))
+    crowded(*min(places, key=lambda place: crowded(*place)))
+    return word
 
 
 def _label_points(axis, points: pd.DataFrame, metric: str, styles: dict[str, dict[str, Any]], taken: Sequence[np.ndarray] = ()) -> None:
