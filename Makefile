@@ -1,4 +1,4 @@
-# Every target sets up what it needs: a virtual environment in .venv, made once and again when the requirements change.
+# Every target but gpu and clean sets up what it needs: a virtual environment in .venv, made once and again when the requirements change.
 # Modules are compiled when they are first imported (most of what is installed never is), and stay compiled: dozens of processes import torch.
 PYTHON ?= python3
 VENV ?= .venv

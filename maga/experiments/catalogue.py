@@ -350,7 +350,6 @@ FIGURES = (
         "Time of each method, class-wise, CIFAR-100, ViT",
         "MaGA saves over 59 % of the retrain's time.",
         lambda s: crossed(s, ("vit",), "cifar100", "class", ("rocket",), COMPARED),
-        paper=1,
     ),
     Experiment(
         "figure5",

@@ -20,7 +20,7 @@ from ..measures.contract import interval
 # %% auto #0
 __all__ = ['CASE', 'PANELS', 'BUDGETED', 'WIDE', 'APART', 'SIZE', 'with_gaps', 'frontier_points', 'by_case', 'Panel', 'at_least',
            'on_frontier', 'retrain_band', 'styles_of', 'draw_frontier', 'show_frontier', 'published_and_tuned',
-           'point_name', 'said_frontier']
+           'point_name', 'said_frontier', 'said_yardsticks']
 
 # %% ../../nbs/507_frontier.ipynb #928cef9f
 CASE = ["model", "task", "target"]
@@ -174,7 +174,7 @@ def _draw_panel(
         both = pd.concat([some[some.budget != TUNED].tail(1), some[some.budget == TUNED]])  # of several budgets the largest
         plain = small and style["linestyle"] == "none"
         if not plain:
-            axis.plot(100 * both.cost, both[panel.metric], color=style["color"], linewidth=0.5, zorder=1)
+            axis.plot(100 * both.cost, both[panel.metric], color=style["color"], linewidth=0.5, linestyle=(0, (4, 3)), zorder=1)
         for marker, part in (("o", some[some.budget != TUNED]), ("s", some[some.budget == TUNED])):
             look = style | {"markersize": 2.5, "color": "0.7", "zorder": 1} if plain else style
             bars = _bars(part, panel.metric) * (not plain)
@@ -354,4 +354,24 @@ def said_frontier(
             ]
             if steps:
                 sentences.append(f"{name and f'{name}: '}{panel.label}, ideal {panel.ideal:g}: {'; '.join(steps)}.")
+    return sentences
+
+
+def said_yardsticks(
+    rows: pd.DataFrame,  # a row a method, budget, target and seed; `yardstick` names the retrains that it was compared with
+) -> list[str]:
+    "For each request, in the random task for each draw: how many rows were compared with which retrains; of the smaller sets, which lines."
+    sentences = []
+    drawn = rows.seed.where(rows.task == "random")
+    for (target, draw), some in rows.dropna(subset="yardstick").groupby(["target", drawn], sort=False, dropna=False):
+        (first, most), *others = sorted(some.groupby("yardstick"), key=lambda found: -len(found[1]))
+        where = target if draw != draw else f"{target}, draw {draw:g}"
+        sentences.append(f"{where}: {len(most)} of {len(some)} rows are compared with retrains of a mean A_r of {first:.3f}.")
+        for mean, those in others:
+            lines = [
+                f"{method} ({budget}), seed {', '.join(map(str, sorted({*line.seed.astype(int)})))}"
+                for (method, budget), line in those.groupby(["method", "budget"], sort=False)
+            ]
+            seeds = f"{len(lines)} lines, seeds {', '.join(map(str, sorted({*those.seed.astype(int)})))}"
+            sentences.append(f"{where}: {len(those)} rows with others, {mean:.3f}: {'; '.join(lines) if len(those) < 40 else seeds}.")
     return sentences

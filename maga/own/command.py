@@ -149,7 +149,7 @@ def forget_command(
     random: Random = 0,
     method: Annotated[str, typer.Option(help="auto, or one of maga methods.")] = "auto",
     preset: Annotated[str, typer.Option(help="Of that method; empty: chosen for the network.")] = "",
-    budget: Annotated[str, typer.Option(help="Share of a retrain's cost, such as 5%; needs --trained-epochs.")] = "",
+    budget: Annotated[str, typer.Option(help="Share of a retrain's cost, such as 5%; needs --trained-epochs. Empty: as long as it takes, and what that costs is said.")] = "",
     trained_epochs: Annotated[int | None, typer.Option(help="For how many epochs the model was trained.", min=1)] = None,
     pretrained: Pretrained = "",
     set_: Annotated[list[str] | None, typer.Option("--set", help="A single setting, such as fit.epochs=10; may be repeated.")] = None,
@@ -234,7 +234,7 @@ def purge_command(folder: Annotated[str, typer.Argument(help="Of a result.")]) -
 _AUDIT = """Examples:
 
 \b
-  maga audit --original model.safetensors --unlearned forgotten --data photos --forget three
+  maga audit --original model.safetensors --unlearned forgotten --data photos --forget three --retrain r1.pth --retrain r2.pth --retrain r3.pth
   maga audit --original model.safetensors --unlearned forgotten --data photos --forget three --train-retrains 4 --trained-epochs 6 --out audited
 """
 

@@ -144,10 +144,18 @@ class Plan:
     pretrained: str = ""  # a file of weights that the training began with; "": none was named
 
 # %% ../../nbs/701_forgetting.ipynb #a26d3c5f
-def _said_cost(share: float, budget: float | None) -> str:
-    "What a plan costs of a retrain, in a sentence."
+def _said_cost(
+    epochs: float,  # of training on the retained images
+    trained: int | None,  # epochs that the model was trained for; None: unknown
+    budget: float | None,
+) -> str:
+    "What a plan costs of a retrain, in a sentence or two."
+    if trained is None:
+        least = "if the model was trained for no more, train again instead: that is cheaper, and nearer to the aim."
+        return f" It costs about {epochs:.1f} epochs of training on what stays: {least}"
     asked = "" if budget is None else f" ({100 * budget:g} % asked for)"
-    return f" It costs about {100 * share:.1f} % of a retrain{asked}" + (", which is nearer to its aim: train again instead." if share > 1 else ".")
+    more = ", which is nearer to its aim: train again instead." if epochs > trained else "."
+    return f" It costs about {100 * epochs / trained:.1f} % of a retrain{asked}{more}"
 
 
 def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -305,7 +313,7 @@ def planned(
             config = replace(config, transition=transition_of(judge, model, split, g))
             passes += float(looks) if judge == "features" else 0.0  # those of the network itself
         uncounted = "" if judge == "features" or is_matrix(judge) else " The judge's own work is not counted."
-    why += _said_cost((passes + chosen.cost(config, split, model)) / retrain, budget) + uncounted if retrain and chosen.cost is not None else ""
+    why += _said_cost((passes + chosen.cost(config, split, model)) / kept, trained, budget) + uncounted if chosen.cost is not None else ""
     return Plan(chosen, config, why, trials, passes, trained, budget, begun.weights if begun else "")
 
 # %% ../../nbs/701_forgetting.ipynb #6d3dff8d

@@ -92,7 +92,7 @@ def facts_of(
     images = {"A_r": len(split.retain_test), "A_f": len(subject.forgotten[1]), "MIA": len(f)}
     missing = dict.fromkeys(("probe", "relearn"), "" if network else "it needs the network, not its outputs")
     if network:
-        missing["relearn"] = "" if not math.isnan(target) else "it was not asked for (attacks=True)"
+        missing["relearn"] = "" if not math.isnan(target) else "it was not asked for (attacks=True, --attacks)"
         for name, make in {"probe": _probe_margin, "relearn": lambda s: relearn_steps(s, target, RelearnConfig())}.items():
             try:
                 values |= {} if missing[name] else {name: make(subject)}
