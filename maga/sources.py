@@ -35,9 +35,9 @@ from .device import pick_device
 from .packaged import no_waiting
 
 # %% auto #0
-__all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'TEST_FOLDERS', 'ASIDE', 'ASIDE_SEED', 'Samples', 'NAMES', 'TUNING',
-           'digits', 'from_parquet', 'from_torchvision', 'aside_files', 'from_folder', 'from_hub', 'load', 'halved',
-           'without_tuning', 'put_aside']
+__all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'TEST_FOLDERS', 'ASIDE', 'ASIDE_SEED', 'Samples', 'NAMES',
+           'CUT_FROM', 'TUNING', 'digits', 'from_parquet', 'from_torchvision', 'aside_files', 'from_folder', 'from_hub',
+           'load', 'halved', 'without_tuning', 'put_aside']
 
 # %% ../nbs/002_sources.ipynb #d975a449
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -312,6 +312,7 @@ def from_hub(
 
 # %% ../nbs/002_sources.ipynb #9e631f11
 NAMES = ("digits", "cifar10", "cifar10_small", "cifar100", "cifar20")
+CUT_FROM = {"cifar10_small": "cifar10", "cifar20": "cifar100"}  # data set -> the one whose images it has
 
 
 def load(
@@ -352,9 +353,8 @@ def load(
 
 # %% ../nbs/002_sources.ipynb #9e631f12
 def _cifar(name: str, root: Path, download: bool) -> tuple[ImageSet, ImageSet]:
-    stored = {"cifar20": "cifar100", "cifar10_small": "cifar10"}.get(name, name)
-    tried = [root / stored, root]
-    folder = next((f for f in tried if any(f.glob("train-*.parquet"))), None)
+    stored = CUT_FROM.get(name, name)
+    folder = next((f for f in (root / stored, root) if any(f.glob("train-*.parquet"))), None)
     unpacked = root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[stored]
     if folder is not None:
         train, test = from_parquet(folder)
@@ -364,7 +364,7 @@ def _cifar(name: str, root: Path, download: bool) -> tuple[ImageSet, ImageSet]:
     elif unpacked.exists() or download:
         train, test = from_torchvision(stored, root, download)
     else:
-        what = f"{name} was not found: neither {tried[0]}/train-*.parquet nor {unpacked} exists"
+        what = f"{name} was not found: neither {root / stored}/train-*.parquet nor {unpacked} exists"
         raise MagaError(f"{what}; name the folder that holds one of them, or download it (download=True).")
     if name == "cifar20":
         train, test = (replace(s.coarse(), name=name) for s in (train, test))

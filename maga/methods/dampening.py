@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -124,4 +125,12 @@ def ssd(model: nn.Module, split: ForgetSplit, config: SSDConfig, generator: torc
     walk = walking_order(split, config.order, generator)
     forget = mean_gradients(placed, split.train, split.forget_train.split(config.batch_size), torch.square, amp=config.amp)
     everything = mean_gradients(placed, split.train, walk.split(config.batch_size), torch.square, progress, config.amp)
+    share = len(split.forget_train) / len(walk)
+    if config.alpha * share >= 1:
+        chosen, weights = sum(int((f > config.alpha * everything[n]).sum()) for n, f in forget.items()), sum(f.numel() for f in forget.values())
+        warnings.warn(
+            f"SSD chose {chosen:,} of {weights:,} weights. The forget set is {share:.1%} of the images, and where α ({config.alpha:g}) is at least one "
+            "over that share hardly a weight can be chosen, so the result may be the original: lower alpha.",
+            stacklevel=4,
+        )
     return dampen(placed, forget, everything, config.alpha, config.lam)

@@ -33,11 +33,11 @@ from ..training import Batch, Examples, FitConfig, Progress, fit, shuffled_batch
 
 # %% auto #0
 __all__ = ['BAD_TEACHER_PRESETS', 'BAD_TEACHER_SOURCES', 'AS_TEACHER', 'SCRUB_PRESETS', 'OF_SCRUB', 'OF_RESNET', 'OF_LARGE_SCALE',
-           'SCRUB_SOURCES', 'DELETE_PRESETS', 'OF_CIFAR100', 'FROZEN', 'AT_224', 'DELETE_SOURCES', 'TREW_PRESETS',
-           'TREW_BETA', 'TREW_OURS', 'TREW_SOURCES', 'AFTER_TREW', 'HEAD_DISTILLATION_PRESETS', 'CONTROL',
-           'HEAD_DISTILLATION_SOURCES', 'kl_divergence', 'check_unaugmented', 'BadTeacherConfig', 'public_teacher',
-           'bad_teacher', 'ScrubConfig', 'scrub_batches', 'scrub', 'removed_targets', 'public_delete', 'delete',
-           'class_cosines', 'TrewConfig', 'trew_passes', 'trew', 'head_distillation']
+           'SCRUB_SOURCES', 'DELETE_PRESETS', 'RECOMMENDED', 'A_DEFAULT', 'OF_CIFAR100', 'FROZEN', 'DELETE_SOURCES',
+           'TREW_PRESETS', 'TREW_BETA', 'TREW_OURS', 'TREW_SOURCES', 'AFTER_TREW', 'HEAD_DISTILLATION_PRESETS',
+           'CONTROL', 'HEAD_DISTILLATION_SOURCES', 'kl_divergence', 'check_unaugmented', 'BadTeacherConfig',
+           'public_teacher', 'bad_teacher', 'ScrubConfig', 'scrub_batches', 'scrub', 'removed_targets', 'public_delete',
+           'delete', 'class_cosines', 'TrewConfig', 'trew_passes', 'trew', 'head_distillation']
 
 # %% ../../nbs/309_distillation.ipynb #7f8e3686
 @tensors_only
@@ -187,39 +187,39 @@ def removed_targets(
     return (logits.float() + tilt).masked_fill(forbidden, -math.inf).softmax(1)
 
 
-_AUGMENTED = plain_fit(20, 128, "sgd", 5e-5, pad=4, flip=True)
+_AUGMENTED = plain_fit(20, 128, "sgd", 1e-3, pad=4, flip=True)
 DELETE_PRESETS = {
-    # Zhou et al. 2025; by data set
+    # Zhou et al. 2025
     "paper_resnet18": FitOnly(_AUGMENTED),
-    "paper_resnet18_cifar10": FitOnly(replace(_AUGMENTED, lr=1e-4)),
     # Zhou et al. 2025 freeze batch norm for one class of Tiny ImageNet only; see DELETE above
     "frozen_batch_norm": FitOnly(replace(_AUGMENTED, freeze_batch_norm=True)),
-    "paper_vit": FitOnly(_AUGMENTED),
+    "paper_vit": FitOnly(replace(_AUGMENTED, lr=5e-5)),
     # ours: chosen from ten trials on a part of digits' training images; methods.tuning shows its place among them
     "digits": FitOnly(plain_fit(20, 32, "sgd", 3e-3, pad=1)),
 }
 
 
-def public_delete(path: str, lr: float, word: str = "") -> tuple[Source, ...]:
-    "What the reference says for a network and a data set."
+def public_delete(path: str, *rate: Source) -> tuple[Source, ...]:
+    "What the reference says for a network and a data set, and of the rate."
     optimiser = numbers_of(**SGD, momentum=0.9, weight_decay=0.0)
     del optimiser["fit.freeze_batch_norm"]
     return (
-        read_in(ZHOU, path, numbers_of(epochs=20, batch_size=128, lr=lr), {"fit.lr": word} if word else {}),
+        *rate,
+        read_in(ZHOU, path, numbers_of(epochs=20, batch_size=128)),
         read_in(ZHOU, "method/delete.py", optimiser),
         read_in(ZHOU, "utils.py", numbers_of(pad=4, flip=True)),
         read_in(ZHOU, "main.py", numbers_of(freeze_batch_norm=False)),
     )
 
 
-OF_CIFAR100 = public_delete("config/cifar100_my-resnet18.yaml", 5e-5)
+RECOMMENDED = read_in(ZHOU, "scripts.sh", numbers_of(lr=1e-3), {"fit.lr": "there for CIFAR-10; for CIFAR-100 no rate is recommended"})
+A_DEFAULT = read_in(ZHOU, "config/cifar10_vit-s-16.yaml", numbers_of(lr=5e-5), {"fit.lr": "a ViT-S/16 on CIFAR-10; a default for all methods"})
+OF_CIFAR100 = public_delete("config/cifar100_my-resnet18.yaml", RECOMMENDED)
 FROZEN = Source(words={"fit.freeze_batch_norm": "there for one class of Tiny ImageNet only; ours to measure what it does"})
-AT_224 = "there of torchvision's ResNet-18 on images of 224 pixels, ours has a stem for 32; scripts.sh of the same repository has 1e-3"
 DELETE_SOURCES = {
     "paper_resnet18": OF_CIFAR100,
-    "paper_resnet18_cifar10": public_delete("config/cifar10_resnet18.yaml", 1e-4, AT_224),
     "frozen_batch_norm": (*OF_CIFAR100, FROZEN),
-    "paper_vit": public_delete("config/cifar10_vit-s-16.yaml", 5e-5, "a ViT-S/16 on CIFAR-10"),
+    "paper_vit": public_delete("config/cifar10_vit-s-16.yaml", A_DEFAULT),
     "digits": TUNED,
 }
 

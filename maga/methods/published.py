@@ -63,7 +63,7 @@ FILES = {  # repository -> file -> the commit at which it was read
     },
     ZHOU: {
         "config/cifar100_my-resnet18.yaml": "1dfe8cc7cad4f9679c397fd6bb0e25c38168c4bb",
-        "config/cifar10_resnet18.yaml": "1dfe8cc7cad4f9679c397fd6bb0e25c38168c4bb",
+        "scripts.sh": "049eb0c4a900b00159c95c3a3710a6de82a089e0",
         "config/cifar10_vit-s-16.yaml": "1dfe8cc7cad4f9679c397fd6bb0e25c38168c4bb",
         "main.py": "1dfe8cc7cad4f9679c397fd6bb0e25c38168c4bb",
         "method/delete.py": "1dfe8cc7cad4f9679c397fd6bb0e25c38168c4bb",

@@ -20,15 +20,12 @@ from ..mapped import twin_rows
 from .doubts import put_aside
 from .ledger import Ledger, hashes_of
 from .networks import Network
-from ..sources import NAMES, unread_files, without_tuning
+from ..sources import CUT_FROM, NAMES, unread_files, without_tuning
 
 # %% auto #0
 __all__ = ['read_from', 'Artefact', 'answers_about', 'read_artefacts', 'artefacts', 'write_artefacts', 'purge']
 
 # %% ../../nbs/712_artefacts.ipynb #dac39e5c
-_CUT_FROM = {"cifar20": "cifar100", "cifar10_small": "cifar10"}
-
-
 def read_from(
     data: str,  # as `load` takes it, or a folder
     data_root: str | Path = "data",  # the folder of local data sets
@@ -38,7 +35,7 @@ def read_from(
     if name.startswith("hub:"):
         return "", name.removeprefix("hub:")
     if name in NAMES:
-        stored = next((f for f in (root / _CUT_FROM.get(name, name), root) if any(f.glob("train-*.parquet"))), None)
+        stored = next((f for f in (root / CUT_FROM.get(name, name), root) if any(f.glob("train-*.parquet"))), None)
         return (str(stored), stored.name) if stored else ("", "")
     return os.path.abspath(Path(name.removeprefix("folder:")).expanduser()), ""
 
