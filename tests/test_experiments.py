@@ -212,6 +212,13 @@ def test_a_figure_varies_its_field_whatever_the_user_changes():
     assert ("tau", 0.3) in next(c for c in experiment("table6").cells(settings) if c.method == "maga").spec.changes
 
 
+@pytest.mark.parametrize("data", ["cifar10", "cifar10_small", "cifar10_tuning", "cifar10_small_tuning"])
+def test_published_settings_of_a_data_set_hold_for_its_parts(data):
+    "SalUn's authors have another order of the batches for CIFAR-10 than for CIFAR-100."
+    spec = Spec(data, "class", "bird", "resnet10", "salun", "paper_resnet18")
+    assert config_of(spec) == METHODS["salun"].presets["paper_resnet18_cifar10"] != config_of(replace(spec, data="cifar100"))
+
+
 def test_seconds_of_another_processor_are_another_devices(tmp_path, monkeypatch):
     "Rows and models name the processor; one that names none, as those from before, counts as this one."
     session, said = Session(Store(tmp_path), "cpu"), []
