@@ -149,7 +149,7 @@ def forget_command(
     random: Random = 0,
     method: Annotated[str, typer.Option(help="auto, or one of maga methods.")] = "auto",
     preset: Annotated[str, typer.Option(help="Of that method; empty: chosen for the network.")] = "",
-    budget: Annotated[str, typer.Option(help="Share of a retrain's cost, such as 5%; needs --trained-epochs. Empty: as long as it takes, and what that costs is said.")] = "",
+    budget: Annotated[str, typer.Option(help="Share of a retrain's cost, such as 5%; needs --trained-epochs. Empty: what it takes.")] = "",
     trained_epochs: Annotated[int | None, typer.Option(help="For how many epochs the model was trained.", min=1)] = None,
     pretrained: Pretrained = "",
     set_: Annotated[list[str] | None, typer.Option("--set", help="A single setting, such as fit.epochs=10; may be repeated.")] = None,
