@@ -1,6 +1,7 @@
 "What a batch of runs may rely on: its own code, the names that it was given, seconds that can be compared, the logits that are there."
 
 import itertools
+import json
 import math
 import shlex
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ import torch
 
 from maga.data import MagaError
 from maga.experiments import __main__ as command
-from maga.experiments import runs, scores, session
+from maga.experiments import locks, runs, scores, session
 from maga.experiments.claims import _on_one_machine
 from maga.experiments.report import NOT_RUN, experiment, pending, shared_trainings, together
 from maga.experiments.runs import by_other_code, run_batch
@@ -40,6 +41,19 @@ def test_code_that_is_edited_meanwhile_is_not_the_batchs(tmp_path, monkeypatch):
     assert len(begun) == 2 and all(r.failed and r.provenance["code"] == "edited 0 times" for r in rows)
     later = Session(Store(tmp_path), "cpu")
     assert all(by_other_code(later, r) for r in rows)  # the next process tries them again
+
+
+def test_machines_of_one_name_keep_each_others_locks(tmp_path, monkeypatch):
+    "The number of a process says something only where it is counted: on the machine, since its start."
+    monkeypatch.setattr(locks, "BOOT", boot := tmp_path / "boot_id")
+    boot.write_text("first\n")
+    there = locks.Locks(tmp_path / "locks")
+    lock = tmp_path / "locks" / f"run.{there.take('run')}"
+    lock.write_text(json.dumps(json.loads(lock.read_text()) | {"started": "0"}))  # no process here
+    boot.write_text("second\n")
+    assert there.take("run") is None
+    boot.write_text("first\n")
+    assert there.take("run") == 2
 
 
 @pytest.mark.parametrize(
