@@ -62,6 +62,7 @@ def test_machines_of_one_name_keep_each_others_locks(tmp_path, monkeypatch):
         {"target": ("rocket", "mushroom")},
         {"methods": ("retrain", "maga")},
         {"changes": (("ssd", "alpha", 5.0),)},
+        {"backbone": ("vit_tiny",), "changes": (("maga", "tau", 0.2),)},
         {"target": ("sea",), "methods": ("maga", "ssd"), "changes": (("maga", "tau", 0.2), ("eu_k", "k", 3))},
     ],
 )
@@ -69,12 +70,12 @@ def test_one_selection_serves_all_experiments(wanted):
     "Each gets the names that it has, and selects what it selects among all."
     settings = Settings("smoke", **wanted)
     for name in together():
-        cells = experiment(name).cells(settings)
-        if cells and has_selected(cells, settings):
-            own = fitting(settings, cells)
-            checked_selection(own, cells)
+        cells, read = experiment(name).cells(settings), experiment(name).reads(settings)
+        if has_selected(cells, settings):
+            own = fitting(settings, cells, read)
+            checked_selection(own, cells, read)
             assert [selected(c, own) for c in cells] == [selected(c, settings) for c in cells]
-            assert all(getattr(own, part) for part in ("target", "methods") if getattr(settings, part))  # none would be all
+            assert all(getattr(own, part) for part in ("target", "methods") if cells and getattr(settings, part))  # none would be all
 
 
 def test_the_command_that_fills_a_line_is_taken():
