@@ -323,7 +323,7 @@ def has_selected(cells: Sequence[Cell], settings: Settings) -> bool:
     "Whether the settings select one of the cells, whatever original is given; True where there are none to select."
     return not cells or any(selected(c, replace(settings, original=c.spec.original)) for c in cells)
 
-
+# %% ../../nbs/501_settings.ipynb #fb5f72e0
 def taken(change: tuple[str, str, Any], cells: Sequence[Cell]) -> bool:
     "Whether the run of a cell ends up with a change of the user's: an experiment may vary or fix a field itself."
     method, place, value = change

@@ -286,7 +286,7 @@ def _relearned(evidence: Evidence, subject: Subject) -> tuple[float, float]:
 
 @model_metric("relearn_ratio", A_RETRAIN, AN_ORIGINAL, ideal="1", unit="ratio", bounds=(0, math.inf))
 def relearn_ratio(evidence: Evidence, subject: Subject) -> float:
-    "Steps until the class is back, over the retrains' mean: 0 upwards; ideal 1. ∞ if it never is; `MagaError` where they need none, or one never ends."
+    "Steps until the class is back, over the retrains' mean: 0 upwards; ideal 1. ∞ if never; `MagaError` where they need none, or one never ends."
     own, gold = _relearned(evidence, subject)
     return own / gold
 
