@@ -26,7 +26,8 @@ if unknown:
 SETTINGS = settings_of(**OPTIONS | {k: "" if v is None else str(v) for k, v in config.items() if k in OPTIONS})  # None: written as `original=`
 RESULTS = str(SETTINGS.results_folder)
 CELLS = {n: experiment(n).cells(SETTINGS) for n in (str(config["only"]).split(",") if "only" in config else together())}
-checked_selection(SETTINGS, [cell for some in CELLS.values() for cell in some])  # a wrong name is said before any job
+READ = {n: experiment(n).reads(SETTINGS) for n in CELLS}
+checked_selection(SETTINGS, *([cell for some in cells.values() for cell in some] for cells in (CELLS, READ)))  # a wrong name is said before any job
 NAMES = [n for n, cells in CELLS.items() if has_selected(cells, SETTINGS)]
 LARGE = SETTINGS.size.gpu  # of the paper's size; a preset for a CPU needs less memory
 GPUS = 1 if LARGE and SETTINGS.device != "cpu" else 0
@@ -46,9 +47,9 @@ def gpus_of(name):
 
 
 def parameters_of(name):
-    "The notebook's parameters, without the names that only other tables and figures have."
+    "The notebook's parameters, without the names and changes that only other tables and figures have."
     placed = ON_GPU if gpus_of(name) else SETTINGS
-    return " ".join(f"{k}={shlex.quote(v)}" for k, v in fitting(placed, CELLS[name]).texts().items())
+    return " ".join(f"{k}={shlex.quote(v)}" for k, v in fitting(placed, CELLS[name], READ[name]).texts().items())
 
 
 localrules:

@@ -1,6 +1,7 @@
 "What a batch of runs may rely on: its own code, the names that it was given, seconds that can be compared, the logits that are there."
 
 import itertools
+import json
 import math
 import shlex
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ import torch
 
 from maga.data import MagaError
 from maga.experiments import __main__ as command
-from maga.experiments import runs, scores, session
+from maga.experiments import locks, runs, scores, session
 from maga.experiments.claims import _on_one_machine
 from maga.experiments.report import NOT_RUN, experiment, pending, shared_trainings, together
 from maga.experiments.runs import by_other_code, run_batch
@@ -42,12 +43,26 @@ def test_code_that_is_edited_meanwhile_is_not_the_batchs(tmp_path, monkeypatch):
     assert all(by_other_code(later, r) for r in rows)  # the next process tries them again
 
 
+def test_machines_of_one_name_keep_each_others_locks(tmp_path, monkeypatch):
+    "The number of a process says something only where it is counted: on the machine, since its start."
+    monkeypatch.setattr(locks, "BOOT", boot := tmp_path / "boot_id")
+    boot.write_text("first\n")
+    there = locks.Locks(tmp_path / "locks")
+    lock = tmp_path / "locks" / f"run.{there.take('run')}"
+    lock.write_text(json.dumps(json.loads(lock.read_text()) | {"started": "0"}))  # no process here
+    boot.write_text("second\n")
+    assert there.take("run") is None
+    boot.write_text("first\n")
+    assert there.take("run") == 2
+
+
 @pytest.mark.parametrize(
     "wanted",
     [
         {"target": ("rocket", "mushroom")},
         {"methods": ("retrain", "maga")},
         {"changes": (("ssd", "alpha", 5.0),)},
+        {"backbone": ("vit_tiny",), "changes": (("maga", "tau", 0.2),)},
         {"target": ("sea",), "methods": ("maga", "ssd"), "changes": (("maga", "tau", 0.2), ("eu_k", "k", 3))},
     ],
 )
@@ -55,12 +70,12 @@ def test_one_selection_serves_all_experiments(wanted):
     "Each gets the names that it has, and selects what it selects among all."
     settings = Settings("smoke", **wanted)
     for name in together():
-        cells = experiment(name).cells(settings)
-        if cells and has_selected(cells, settings):
-            own = fitting(settings, cells)
-            checked_selection(own, cells)
+        cells, read = experiment(name).cells(settings), experiment(name).reads(settings)
+        if has_selected(cells, settings):
+            own = fitting(settings, cells, read)
+            checked_selection(own, cells, read)
             assert [selected(c, own) for c in cells] == [selected(c, settings) for c in cells]
-            assert all(getattr(own, part) for part in ("target", "methods") if getattr(settings, part))  # none would be all
+            assert all(getattr(own, part) for part in ("target", "methods") if cells and getattr(settings, part))  # none would be all
 
 
 def test_the_command_that_fills_a_line_is_taken():

@@ -190,7 +190,7 @@ def test_one_output_without_the_forgotten_ones_says_nothing():
 
 
 def test_a_class_that_never_comes_back_needs_more_than_the_steps_tried(monkeypatch):
-    "∞ and the bound, not the bound as if it were the value; in a row's file NaN and the bound, so that means keep the two apart."
+    "∞ and the bound; in a row's file NaN and the bound, so that means keep the two apart. Retrains that never end, or need no step, are no unit."
     split = split_of()
     steps = {0: 60.0, 1: math.inf, 2: 30.0}
     subjects = [subject(split, seed) for seed in range(3)]
@@ -201,7 +201,12 @@ def test_a_class_that_never_comes_back_needs_more_than_the_steps_tried(monkeypat
     assert ratio(back).values == (2.0,) and math.isnan(bound(back).mean)
     assert str(ratio(gone)) == "∞" and bound(gone).values == (10.0,)
     assert str(ratio(Evidence((one, never), (retrain,), (retrain,)))) == "2.00, ∞ in 1 of 2"
-    assert math.isnan(ratio(Evidence((one,), (never,), (retrain,))).mean)  # retrains that never end are no unit
+    steps[3] = 0.0
+    subjects.append(subject(split, 3))
+    for gold, why in ((never, "in one it is not back within 300"), (subjects[3], "none needs any")):
+        for metric in (ratio, bound):
+            score = metric(Evidence((one,), (gold,), (retrain,)))
+            assert score.values == () and score.missing.startswith(f"{metric.name} cannot be computed") and f"no unit: {why}" in score.missing
 
 
 # Mistakes in public unlearning code

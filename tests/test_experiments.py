@@ -420,6 +420,14 @@ def test_a_process_trains_the_retrain_that_no_other_does(tmp_path, monkeypatch):
     ("table7 --backbone vit_tiny", "a run with backbone vit_tiny; there are small_cnn."),
     ("table1 --preset laptop --backbone efficientnet_lite0", "a run with backbone efficientnet_lite0; there are resnet6_haar."),
     ("figure5 --methods maga", "No selected experiment has the method 'maga'; it has no runs of its own."),
+    *((f"{name} --backbone vit_tiny", "a run with backbone vit_tiny; there are small_cnn.") for name in ("figure3", "figure5", "judging")),
+    ("table5 --preset laptop --backbone efficientnet_lite0", "a run with backbone efficientnet_lite0; there are resnet6_haar."),
+    ("figure7 --set maga.fit.lr=0.1,maga.tau=0.2", "No selected experiment takes maga.fit.lr=0.1,maga.tau=0.2: it varies or fixes that setting"),
+    *((f"{name} --set maga.alpha=0.2", "No selected experiment takes maga.alpha=0.2") for name in ("figure3", "figure5", "table5", "judging")),
+    ("figure5 --set ssd.alpha=5", "No selected experiment has the method (of a change) 'ssd'; there are maga."),
+    ("table1 --set maga.transition=null", "maga's transition is no setting"),
+    ("restore --preset small", "No row of the preset small is published; restore copies all rows, which are of laptop."),
+    ("restore --preset laptop --target rocket --seeds 0", "restore takes all rows, not some: leave --seeds 0 --target rocket out."),
     ("all --target bird --methods bad_teacher", "target bird, methods bad_teacher; there are random bad_teacher, bird original, bird retrain, bird finetune, bird unsir"),
 ])  # fmt: skip
 def test_a_selection_of_nothing_is_said(tmp_path, capsys, asked, there):

@@ -416,6 +416,26 @@ def test_logits_of_a_replaced_run_are_published_no_more(tmp_path):
         assert logits is None if not shown.exists() else torch.equal(load_file(shown)["test"], logits)
 
 
+def test_a_restored_row_has_published_logits_or_none(tmp_path):
+    "What lies in its place without a row is of another run; what was only restored is not published again."
+    folder, store, other = tmp_path / "rows", Store(tmp_path / "store"), Store(tmp_path / "other")
+    session, there = (open_session(replace(HERE, results=str(s.folder))) for s in (store, other))
+    rows = [*two_retrains(store, "2026-01-02"), store.put(Row("alone", NINE, {"A_r": 1.0}, provenance={"date": "2026-01-02"}))]
+    publish(session, HERE, (), folder)
+    two_retrains(other, "2026-01-04")
+    write_whole(other.outputs("alone"), partial(save_file, {"test": torch.zeros(2)}))
+    for row in rows:
+        other.row_path(row.key).unlink(missing_ok=True)
+    restore(other, folder)
+    assert not other.outputs("alone").exists() and other.rows() == store.rows()
+    for row in rows[:2]:
+        assert torch.equal(*(load_file(s.outputs(row.key))["forget_train"] for s in (store, other)))
+        write_whole(other.outputs(row.key), partial(save_file, {name: torch.zeros(2) for name in ("forget_train", "forget_test")}))
+    before = read_about(folder)
+    publish(there, HERE, (), folder)
+    assert read_about(folder) == before
+
+
 def test_rows_are_not_published_as_another_presets(tmp_path):
     store = store_with(tmp_path / "store", a="2026-01-02")
     for preset, networks in (("small", "resnet10"), ("laptop", "resnet6_haar")):

@@ -45,6 +45,12 @@ def test_the_search_refuses_seeds_of_the_users():
         tuning_cells(Settings("laptop", seeds=(5, 6)))
 
 
+def test_the_search_refuses_changes_of_the_users():
+    "Its first trial is the published setting."
+    with pytest.raises(MagaError, match=r"leave --set maga\.tau=0\.2 out"):
+        tuning_cells(Settings("laptop", changes=(("maga", "tau", 0.2),)))
+
+
 @pytest.mark.parametrize("number", ("A_r", "A_f", "MIA"))
 def test_a_gap_counts_to_either_side(number):
     "A quarter of each difference, and of the TV."

@@ -49,8 +49,8 @@ ONCE: dict[str, Callable[[Path, Settings], bool | None]] = {"tests": run_tests, 
 
 
 def for_stage(name: str, settings: Settings) -> Settings:
-    "The settings without the targets, methods and changes that only other tables and figures have."
-    return fitting(settings, experiment(name).cells(settings))
+    "The settings without the networks, targets, methods and changes that only other tables and figures have."
+    return fitting(settings, experiment(name).cells(settings), experiment(name).reads(settings))
 
 
 def with_runs(stages: Sequence[str], settings: Settings) -> list[str]:

@@ -20,7 +20,7 @@ import torch
 
 from ..data import MagaError
 from ..device import usable_cores
-from .published import publish, published_folder, restore
+from .published import publish, published_folder, read_about, restore
 from maga.experiments.report import (
     NOT_RUN,
     EXPERIMENTS,
@@ -215,14 +215,25 @@ def print_result(result: Result) -> None:
     print(f"-> {result.path}")
 
 # %% ../../nbs/508_command.ipynb #50800032
-MOVES = ("publish", "restore")  # commands in the place of an experiment
+MOVES = {  # commands in the place of an experiment -> settings that would select or change rows, of which they take all
+    "publish": ("target", "methods"),
+    "restore": ("seeds", "judge", "backbone", "target", "methods", "original", "changes"),
+}
 
 
 def move_rows(move: str, settings: Settings) -> None:
-    "Publish or restore rows, and print what is there; `MagaError` where the results folder is that of the published rows."
+    """Publish or restore rows, and print what is there.
+
+    `MagaError` where the results folder is that of the published rows, where rows are selected, or a preset is named that has none.
+    """
+    if chosen := settings.options(*({f.name for f in fields(Settings)} - {*MOVES[move]})):
+        raise MagaError(f"{move} takes all rows, not some: leave {chosen} out.")
     if settings.published:
         raise MagaError(f"{move} moves rows between a results folder and the published ones: name a folder, --results R.")
     if move == "restore":
+        presets = read_about(published_folder())["presets"]
+        if settings.preset not in (Settings.preset, *presets):
+            raise MagaError(f"No row of the preset {settings.preset} is published; restore copies all rows, which are of {', '.join(presets)}.")
         print(f"{restore(Store(settings.results_folder))} published rows are in {settings.results_folder}.")
         return
     folder, session = published_folder(), open_session(settings)  # in this order: no results folder is made where rows cannot be published
@@ -256,9 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         session = open_session(settings)
         cells = [c for n in names for c in cells_of(experiment(n), settings, session)]
         with precision(settings, session):
-            if settings.published:
-                checked_selection(settings, cells)
-            else:
+            checked_selection(settings, cells, [] if cells else experiment(names[0]).reads(settings))
+            if not settings.published:
                 run_missing(cells, settings, session, a, arguments)
             if a.beside:
                 return 0

@@ -18,7 +18,7 @@ from .report import EXPERIMENTS, Experiment, Found, case_of, from_given, paper_f
 from .scores import paired, scores_of_many
 from .outputs import as_float16, kept_outputs
 from .session import Session, config_of, original_of, outputs_of, resolve, transition_of
-from .settings import Cell, Changes, Settings, cifar10_spec, make_cell
+from .settings import Cell, Changes, Settings, cifar10_spec, make_cell, read_cells
 from .store import ORIGINAL, RETRAIN, TRAINED, Row, Spec
 from ..judges.transition import TransitionMatrix
 from ..measures.contract import Score
@@ -311,7 +311,13 @@ TABLES = (
         lambda s: crossed(s, BOTH, "cifar10", "random", ("random",), WITH_TEACHER),
         paper=4,
     ),
-    Experiment("table5", "MaGA's settings", "No claim in words: one set of settings for each network.", table=settings_table),
+    Experiment(
+        "table5",
+        "MaGA's settings",
+        "No claim in words: one set of settings for each network.",
+        table=settings_table,
+        reads=lambda s: read_cells(s, columns=s.size.columns),
+    ),
     Experiment(
         "table6",
         "Ablation: labels and noise",
@@ -344,6 +350,7 @@ FIGURES = (
         "T reflects how many features concepts share (the text; the pairs are in the picture).",
         table=transition_table,
         originals=birds,
+        reads=read_cells,
     ),
     Experiment(
         "figure4",
@@ -357,6 +364,7 @@ FIGURES = (
         "Labels from R = T·p are spread over more classes than those of the model alone.",
         table=labels_table,
         originals=birds,
+        reads=lambda s: read_cells(s, ("maga", "tau")),
     ),
     Experiment(
         "figure6",

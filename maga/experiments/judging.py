@@ -18,7 +18,7 @@ from .opinions import JUDGED, judged_cell, judges_of
 from .report import Experiment, Found, register
 from .outputs import kept_outputs
 from .session import Session, resolve, transition_of
-from .settings import Settings, cifar10_spec
+from .settings import Settings, cifar10_spec, read_cells
 from .store import RETRAIN, Spec
 from ..judges.quality import HUMAN_PAIRS, diagonal_dominance, nearest, pair_rank, superclass_auc, superclass_auc_within, superclasses
 from ..judges.transition import TransitionMatrix
@@ -94,5 +94,6 @@ register(
         "A multi-modal LLM knows which classes share features.",
         table=quality_table,
         apart=True,
+        reads=read_cells,
     )
 )

@@ -11,25 +11,27 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..checks import MagaError
 
 # %% auto #0
-__all__ = ['HEARTBEAT', 'PATIENCE', 'this_host', 'LockFiles', 'Locks']
+__all__ = ['HEARTBEAT', 'PATIENCE', 'BOOT', 'this_host', 'LockFiles', 'Locks']
 
 # %% ../../nbs/519_locks.ipynb #be21d0b3
 HEARTBEAT = 1.0  # seconds between two signs of life
 PATIENCE = 60.0  # seconds without one after which a lock from elsewhere is dead
+BOOT = Path("/proc/sys/kernel/random/boot_id")  # Linux: another one on each machine, whatever its name, and after each start
 
 
 def this_host() -> str:
-    "The machine and, on Linux, the process namespace that process numbers belong to."
-    try:
-        return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return socket.gethostname()
+    "The machine and, on Linux, its start and the process namespace that process numbers belong to."
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(str(os.stat("/proc/self/ns/pid").st_ino))
+        parts.append(BOOT.read_text().strip())
+    return "/".join(parts)
 
 
 def _started(pid: int) -> str:

@@ -218,7 +218,6 @@ def publish(
     before, there = read_about(folder), read_rows(folder)
     own = {key: row for key, row in own_rows(session.store).items() if key not in there or made_on(row) >= made_on(there[key])}
     rows = there | own
-    ours = {key for key, row in rows.items() if (mine := session.store.get(key)) is not None and mine.provenance == row.provenance}
     # what data or a judge may refuse comes before the first file is written
     digests = before["data"] | {data: session.digest(data) for data in {row.spec.data for row in own.values()}}
     places = {name: folder / "labels" / f"{name}.safetensors" for name in {COARSE.get(data, data) for data in digests}}
@@ -227,13 +226,13 @@ def publish(
     matrix = transition_keys(session, cifar10_spec(settings))[1]
     frame = pd.DataFrame([line_of_row(rows[key]) for key in sorted(rows)])
     write_whole(folder / ROWS, lambda p: frame.to_parquet(p, index=False, compression="zstd"))
-    for key in sorted(ours):  # the store's logits are those of its own row
+    for key in sorted(own):  # the store's logits are those of its own row; what was only restored has none to add
         if rows[key].spec.method == RETRAIN:
             _publish_retrain(session, rows[key], folder, rows)
     for path, images in labelled.items():
         save_labels(path, *images)
     replaced = {key for key, row in there.items() if rows[key].provenance != row.provenance}
-    for key in ours:
+    for key in own:
         source, target = session.store.outputs(key), folder / "pictured" / "outputs" / f"{key}.safetensors"
         if key in replaced and not source.exists():  # no logits of a run that is gone
             target.unlink(missing_ok=True)
@@ -296,7 +295,10 @@ def _copy_into(store: Store, folder: Path, rows: Mapping[str, Row], overwrite: b
     mine = {} if overwrite else {key: row for key in rows if (row := store.get(key)) is not None and not row.failed}
     others = {key for key, row in mine.items() if row.provenance != rows[key].provenance}  # made elsewhere: they keep what is theirs
     restored, copies = read_json(store.folder / RESTORED), {key: rows[key] for key in rows.keys() - mine.keys()}
-    new = {key: store.put(row) for key, row in copies.items() if not store.holds(row)}
+    new = {key: row for key, row in copies.items() if not store.holds(row)}
+    for key, row in new.items():
+        store.outputs(key).unlink(missing_ok=True)  # of another run: a row has its own logits or none
+        store.put(row)
     if marked := {key: key_of(row) for key, row in copies.items() if key in new or key not in restored}:
         write_whole(store.folder / RESTORED, lambda p: p.write_text(json.dumps(restored | marked)))
     for path in sorted((folder / "pictured").rglob("*.safetensors")):

@@ -22,7 +22,7 @@ from .published import PublishedSession, published_folder
 from .runs import by_other_code, compared, kept, own_metrics, run_batch
 from .scores import floor_of
 from .session import Given, Session, Training, config_of, content_digest, original_of, resolve, retrain_of, trained
-from .settings import Cell, Settings, checked_selection, selected
+from .settings import Cell, Settings, checked_selection, selected, taken
 from .store import RETRAIN, Row, Spec, Store
 from ..judges.named import judge_kind
 from ..measures.contract import interval
@@ -140,7 +140,7 @@ NOT_RUN = "not run: "  # how the note of a line without a run begins; the comman
 def pending(found: Found, cell: Cell) -> str:
     "The note of a line without a run: the command that fills it."
     place: dict[str, Any] = {"backbone": (cell.spec.backbone,), "target": (cell.target,), "methods": (cell.method,), "original": cell.spec.original}
-    place["changes"] = tuple(c for c in found.settings.changes if c[0] == cell.method)  # of others the command would know nothing
+    place["changes"] = tuple(c for c in found.settings.changes if taken(c, [cell]))  # of others the command would know nothing
     return NOT_RUN + replace(found.settings, **place).command(found.experiment.name)
 
 
@@ -175,6 +175,7 @@ class Experiment:
     paper: int | None = None  # the number of the paper's table that has these cells
     originals: Callable[[Settings], list[Spec]] = no_runs  # runs whose original the table needs, though they are not run
     apart: bool = False  # computed by its own name only, not with `all`
+    reads: Callable[[Settings], list[Cell]] = no_runs  # without cells: those whose network and changes the table shows, though they are not run
 
 # %% ../../nbs/505_report.ipynb #f5c995f7
 @dataclass(frozen=True)
@@ -369,9 +370,8 @@ def compute(
     exp = experiment(name)
     session = open_session(settings) if session is None else session
     with precision(settings, session):
-        if settings.published:
-            checked_selection(settings, exp.cells(settings))
-        else:
+        checked_selection(settings, exp.cells(settings), exp.reads(settings))
+        if not settings.published:
             run_batch(specs_of(cells_of(exp, settings, session), settings, session), session, progress)
         result = table_of(exp, settings, session)
     if settings.published and not any(result.rows) and (result.cells or exp.apart):

@@ -44,7 +44,7 @@ def kept_scores(
     names: set[str],  # of the scores
     compute: Callable[[Sequence[Subject]], dict[str, Score]],
 ) -> dict[str, Score]:
-    "Scores of several runs: those in the store, if of these very rows and by present code; else computed from kept logits, where they are, and kept."
+    "Scores of several runs: the store's, if of these rows (and of present code, where not built in); else from kept logits, if there, and kept."
     path, of = session.store.folder / "scores" / f"{key_of('scores', [r.key for r in runs])}.json", made_from(runs)
     found = scores_in(path)
     changed = [p.stat().st_mtime_ns for r in runs if (p := session.store.row_path(r.key)).exists()]

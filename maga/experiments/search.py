@@ -184,7 +184,9 @@ def tuning_cell(settings: Settings, data: str, target: str, method: str, preset:
 
 
 def tuning_cells(settings: Settings) -> list[Cell]:
-    "For each held-out class of the frontier's data: the original, three retrains, and every trial of every method. `MagaError` for other seeds."
+    "For each held-out class of the frontier's data: the original, three retrains, and every method's trials. `MagaError` for seeds or changes."
+    if settings.changes:
+        raise MagaError(f"The search varies settings itself, from the published ones on: leave --set {CHANGES.write(settings.changes)} out.")
     if settings.seeds:
         asked = SEEDS.write(settings.seeds)
         raise MagaError(f"The search has seeds of its own ({SEEDS.write(REFERENCES)} of retrains, 0 of trials), not {asked}: leave --seeds out.")

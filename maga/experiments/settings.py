@@ -21,8 +21,8 @@ from ..methods.contract import METHODS, get_method, with_change
 # %% auto #0
 __all__ = ['SWITCH', 'LISTED', 'NAMES', 'SEEDS', 'CHANGES', 'Changes', 'names_of', 'seeds_of', 'literal_of', 'changes_of',
            'switch_of', 'TextForm', 'setting', 'checked_change', 'Settings', 'settings_of', 'settings_in',
-           'parameter_cell', 'parameters_differ', 'Cell', 'shortened', 'make_cell', 'cifar10_spec', 'selection_of',
-           'selected', 'has_selected', 'fitting', 'checked_selection']
+           'parameter_cell', 'parameters_differ', 'Cell', 'shortened', 'make_cell', 'cifar10_spec', 'read_cells',
+           'selection_of', 'selected', 'has_selected', 'taken', 'fitting', 'checked_selection']
 
 # %% ../../nbs/501_settings.ipynb #5632eb34
 def names_of(text: str, lists: bool = False) -> tuple[str, ...]:  # lists: a comma within brackets separates nothing
@@ -101,9 +101,11 @@ def setting(
 
 # %% ../../nbs/501_settings.ipynb #01d22943
 def checked_change(name: str, place: str, value: Any, preset: str) -> None:
-    "`MagaError` if the method does not exist, is trained by a recipe, has no such field, or cannot take the value."
+    "`MagaError` if the method does not exist, is trained by a recipe, has no such field, fills it in each run, or cannot take the value."
     if name in TRAINED:
         raise MagaError(f"The {name} is trained by a fixed recipe; only methods have settings to change.")
+    if place.partition(".")[0] in get_method(name).needs:
+        raise MagaError(f"{name}'s {place} is no setting: every run fills it, T by the judge of --judge.")
     try:
         with_change(get_method(name).preset(preset), place, value)
     except (TypeError, AttributeError) as e:
@@ -260,7 +262,7 @@ class Cell:
 # %% ../../nbs/501_settings.ipynb #fb5f72dc
 def shortened(method: str, preset: str, changes: Changes, most: int) -> Changes:
     "The changes, with the method's epochs cut to `most` where the preset has more and the method can work with fewer."
-    if "fit.epochs" in dict(changes) or method not in METHODS:
+    if "fit.epochs" in dict(changes) or method not in METHODS or method in TRAINED:
         return changes
     try:
         config = get_method(method).preset(preset)
@@ -299,6 +301,12 @@ def cifar10_spec(settings: Settings) -> Spec:
     cell = make_cell(settings, "resnet18", "cifar10", "class", "bird", "maga")
     return cell.specs(settings.all_seeds[:1])[0]
 
+
+def read_cells(settings: Settings, *places: tuple[str, str], columns: Sequence[str] = ("resnet18",)) -> list[Cell]:
+    "What a table without runs reads: MaGA in these columns of the paper; of the user's changes those of the named methods and fields."
+    read = replace(settings, changes=tuple(c for c in settings.changes if c[:2] in places))
+    return [make_cell(read, model, "cifar10", "class", "bird", "maga") for model in columns]
+
 # %% ../../nbs/501_settings.ipynb #fb5f72dd
 def selection_of(cell: Cell) -> dict[str, str]:
     "What cells are selected by: setting -> the cell's value."
@@ -315,32 +323,48 @@ def has_selected(cells: Sequence[Cell], settings: Settings) -> bool:
     "Whether the settings select one of the cells, whatever original is given; True where there are none to select."
     return not cells or any(selected(c, replace(settings, original=c.spec.original)) for c in cells)
 
+# %% ../../nbs/501_settings.ipynb #fb5f72e0
+def taken(change: tuple[str, str, Any], cells: Sequence[Cell]) -> bool:
+    "Whether the run of a cell ends up with a change of the user's: an experiment may vary or fix a field itself."
+    method, place, value = change
+    return any(c.method == method and (place, value) in dict(c.spec.changes).items() for c in cells)
 
-def fitting(settings: Settings, cells: Sequence[Cell]) -> Settings:
-    "The settings for one experiment of several, its cells given: without the targets, methods and changes that only others have."
-    targets, methods = {c.target for c in cells}, {c.method for c in cells}
+
+def fitting(settings: Settings, cells: Sequence[Cell], read: Sequence[Cell] = ()) -> Settings:
+    """The settings for one experiment of several: without the networks, targets, methods and changes that only others have.
+
+    Its cells are given and, where it has none, those that its table reads.
+    """
+    targets, methods, networks = {c.target for c in cells}, {c.method for c in cells}, {c.spec.backbone for c in cells or read}
     return replace(
         settings,
+        backbone=tuple(b for b in settings.backbone if b in networks),
         target=tuple(t for t in settings.target if t in targets),
         methods=tuple(m for m in settings.methods if m in methods),
-        changes=tuple(c for c in settings.changes if c[0] in methods or not cells),
+        changes=tuple(c for c in settings.changes if taken(c, cells or read)),
     )
 
 
-def checked_selection(settings: Settings, cells: Sequence[Cell]) -> None:
-    "`MagaError` where the settings select a target or a method that no cell has, or what is there only apart."
+def checked_selection(settings: Settings, cells: Sequence[Cell], read: Sequence[Cell] = ()) -> None:
+    """`MagaError` where the settings select a target or a method that no cell has, or what is there only apart, or change what no cell takes.
+
+    Of experiments without cells, networks and changes must be those of the cells that their tables read.
+    """
+    shown = cells or read
     for what, names, known in (
         ("target", settings.target, {c.target for c in cells}),
         ("method", settings.methods, {c.method for c in cells}),
-        ("method (of a change)", tuple(m for m, *_ in settings.changes if cells), {c.method for c in cells}),
+        ("method (of a change)", tuple(m for m, *_ in settings.changes if shown), {c.method for c in shown}),
     ):
         for name in names:
             if name not in known:
                 others = f"there are {', '.join(sorted(known))}" if known else "it has no runs of its own"
                 raise MagaError(f"No selected experiment has the {what} {name!r}; {others}.")
+    if shown and (idle := [c for c in settings.changes if not taken(c, shown)]):
+        raise MagaError(f"No selected experiment takes {CHANGES.write(idle)}: it varies or fixes that setting, or reads no such one; leave it out.")
     asked = {name: value for name in ("backbone", "target", "methods") if (value := getattr(settings, name))}
-    there = [{name: selection_of(c)[name] for name in asked} for c in cells]
-    if not has_selected(cells, settings):
+    there = [{name: selection_of(c)[name] for name in asked} for c in shown]
+    if not has_selected(shown, settings):
         fits = [sum(line[name] in asked[name] for name in asked) for line in there]
         near = dict.fromkeys(" ".join(line.values()) for line, n in zip(there, fits, strict=True) if n == max(fits))
         wanted = ", ".join(f"{name} {','.join(value)}" for name, value in asked.items())

@@ -275,21 +275,24 @@ def relearn_steps(
 
 
 def _relearned(evidence: Evidence, subject: Subject) -> tuple[float, float]:
-    "Steps until the class is back within 5 points of the original; mean steps of the retrains, NaN where they give no unit: 0 or ∞."
-    target = mean_over(evidence.originals, lambda o: o.measurement.A_f) - 5
-    gold = mean_over(evidence.references(subject), lambda r: relearn_steps(r, target, RelearnConfig()))
-    return relearn_steps(subject, target, RelearnConfig()), gold if 0 < gold < math.inf else math.nan
+    "Steps until the class is back within 5 points of the original; mean steps of the retrains, `MagaError` where they give no unit: 0 or ∞."
+    config, target = RelearnConfig(), mean_over(evidence.originals, lambda o: o.measurement.A_f) - 5
+    gold = mean_over(evidence.references(subject), lambda r: relearn_steps(r, target, config))
+    if not 0 < gold < math.inf:
+        why = f"in one it is not back within {config.max_steps}" if gold else "none needs any"
+        raise MagaError(f"The retrains' steps until what was forgotten is back are no unit: {why}. Compare with retrains of other seeds.")
+    return relearn_steps(subject, target, config), gold
 
 
 @model_metric("relearn_ratio", A_RETRAIN, AN_ORIGINAL, ideal="1", unit="ratio", bounds=(0, math.inf))
 def relearn_ratio(evidence: Evidence, subject: Subject) -> float:
-    "Steps until the class is back, over the retrains' mean: 0 upwards; ideal 1. ∞ if it never is; NaN where no retrain needs any, or one never ends."
+    "Steps until the class is back, over the retrains' mean: 0 upwards; ideal 1. ∞ if never; `MagaError` where they need none, or one never ends."
     own, gold = _relearned(evidence, subject)
     return own / gold
 
 
 @model_metric("relearn_more_than", A_RETRAIN, AN_ORIGINAL, ideal="none", unit="ratio", bounds=(0, math.inf), appendix=True)
 def relearn_more_than(evidence: Evidence, subject: Subject) -> float:
-    "The bound of `relearn_ratio` for a class that is not back within `max_steps`: above 0. NaN where it is back, as in a retrain."
+    "The bound of `relearn_ratio` for a class that is not back within `max_steps`: above 0. NaN where it is back; `MagaError` as there."
     own, gold = _relearned(evidence, subject)
     return RelearnConfig().max_steps / gold if own == math.inf else math.nan
