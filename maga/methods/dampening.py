@@ -118,6 +118,7 @@ SSD_SOURCES = {
 }
 
 
+# %% ../../nbs/308_dampening.ipynb #909eb609
 @method("ssd", SSD_PRESETS, source="Foster et al. 2024", sources=SSD_SOURCES)
 def ssd(model: nn.Module, split: ForgetSplit, config: SSDConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original with the weights dampened that matter more to the forget set than to all data."
@@ -127,9 +128,9 @@ def ssd(model: nn.Module, split: ForgetSplit, config: SSDConfig, generator: torc
     everything = mean_gradients(placed, split.train, walk.split(config.batch_size), torch.square, progress, config.amp)
     share = len(split.forget_train) / len(walk)
     if config.alpha * share >= 1:
-        chosen, weights = sum(int((f > config.alpha * everything[n]).sum()) for n, f in forget.items()), sum(f.numel() for f in forget.values())
+        chosen = sum(int((f > config.alpha * everything[name]).sum()) for name, f in forget.items())
         warnings.warn(
-            f"SSD chose {chosen:,} of {weights:,} weights. The forget set is {share:.1%} of the images, and where α ({config.alpha:g}) is at least one "
+            f"SSD chose {chosen:,} of {sum(f.numel() for f in forget.values()):,} weights. The forget set is {share:.1%} of the images, and where α ({config.alpha:g}) is at least one "
             "over that share hardly a weight can be chosen, so the result may be the original: lower alpha.",
             stacklevel=4,
         )

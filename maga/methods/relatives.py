@@ -76,7 +76,10 @@ OF_GOEL = read_in(
     GOEL,
     "scripts/unlearn.sh",
     {"k": (1, 3, 5, 7), "fit.epochs": 62},
-    {"k": "there of a ResNet-20's layers, whose norms keep the original's weights; ours is half of the network's, and norms are reset, too", "fit.epochs": "there as many as a retrain has; ours is a budget"},
+    {
+        "k": "there of a ResNet-20's layers, whose norms keep the original's weights; ours is half of the network's, and norms are reset, too",
+        "fit.epochs": "there as many as a retrain has; ours is a budget",
+    },
 )
 TUNED_HERE = tuned_in("methods.relatives")
 EU_K_SOURCES = dict.fromkeys(EU_K_PRESETS, (OF_GOEL, *BUDGETED)) | {"digits": TUNED_HERE, "haar_5%": (OF_GOEL, *CARRIED)}
