@@ -128,9 +128,9 @@ def ssd(model: nn.Module, split: ForgetSplit, config: SSDConfig, generator: torc
     everything = mean_gradients(placed, split.train, walk.split(config.batch_size), torch.square, progress, config.amp)
     share = len(split.forget_train) / len(walk)
     if config.alpha * share >= 1:
-        chosen = sum(int((f > config.alpha * everything[name]).sum()) for name, f in forget.items())
+        chosen, weights = sum(int((f > config.alpha * everything[n]).sum()) for n, f in forget.items()), sum(f.numel() for f in forget.values())
         warnings.warn(
-            f"SSD chose {chosen:,} of {sum(f.numel() for f in forget.values()):,} weights. The forget set is {share:.1%} of the images, and where α ({config.alpha:g}) is at least one "
+            f"SSD chose {chosen:,} of {weights:,} weights. The forget set is {share:.1%} of the images, and where α ({config.alpha:g}) is at least one "
             "over that share hardly a weight can be chosen, so the result may be the original: lower alpha.",
             stacklevel=4,
         )
