@@ -128,10 +128,11 @@ def ssd(model: nn.Module, split: ForgetSplit, config: SSDConfig, generator: torc
     everything = mean_gradients(placed, split.train, walk.split(config.batch_size), torch.square, progress, config.amp)
     share = len(split.forget_train) / len(walk)
     if config.alpha * share >= 1:
-        chosen, weights = sum(int((f > config.alpha * everything[n]).sum()) for n, f in forget.items()), sum(f.numel() for f in forget.values())
+        chosen = [f > config.alpha * everything[name] for name, f in forget.items()]
         warnings.warn(
-            f"SSD chose {chosen:,} of {weights:,} weights. The forget set is {share:.1%} of the images, and where α ({config.alpha:g}) is at least one "
-            "over that share hardly a weight can be chosen, so the result may be the original: lower alpha.",
+            f"SSD chose {sum(int(c.sum()) for c in chosen):,} of {sum(c.numel() for c in chosen):,} weights. The forget set is {share:.1%} "
+            f"of the images, and where α ({config.alpha:g}) is at least one over that share hardly a weight can be chosen, so the result may be "
+            "the original: lower alpha.",
             stacklevel=4,
         )
     return dampen(placed, forget, everything, config.alpha, config.lam)
