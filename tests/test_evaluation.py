@@ -554,3 +554,30 @@ def test_legacy_accuracies_are_means_over_the_batches_of_the_public_code(task, b
         parts = [right[i : i + batch] for i in range(0, len(right), batch)]
         assert legacy == pytest.approx(100 * sum(sum(p) / len(p) for p in parts) / len(parts))
     assert task == "class" or m.legacy_A_f == pytest.approx(m.A_f)
+
+
+# Different models
+
+
+def test_a_model_given_twice_is_no_second_one():
+    "Needs of several models count them by their outputs, in words of which and why; a metric of single models takes any."
+    split = split_of()
+    one, *more = (subject(split, seed) for seed in range(7))
+    same = tuple(Subject(split, one.model) for _ in range(3))
+    for names, evidence, said in (
+        (("neighbour_tv_ratio", "neighbour_tv_ratio_train"), Evidence((more[0],), (same[0], more[1], same[1])), "retrain 1 and retrain 3"),
+        (("ulira_auc", "cmia_auc"), Evidence(same, tuple(more[:3])), "unlearned model 1 and unlearned model 2"),
+        (("ulira_tpr", "cmia_auc"), Evidence((*more[:2], one), (same[0], *more[2:4])), "unlearned model 3 and retrain 1"),
+    ):
+        for name in names:
+            score = get_metric(name)(evidence)
+            assert not score.values and f"{said} give the same outputs" in score.missing and "an original for each seed" in score.missing
+    assert get_metric("neighbour_tv_ratio")(Evidence(same, tuple(more[:3]))).values
+
+
+def test_metrics_of_accuracy_refuse_logits_that_are_not_finite():
+    split = split_of()
+    broken = Subject(split, Tampered(subject(split).model, math.nan, 1))
+    for name in ("tow", "avg_gap", "retain_gap"):
+        score = get_metric(name)(Evidence((broken,), (subject(split, 1),)))
+        assert not score.values and "not finite" in score.missing, name

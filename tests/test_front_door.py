@@ -83,6 +83,15 @@ def test_the_numbers_of_the_front_page_are_those_of_the_notebooks():
     assert checked > 70
 
 
+def test_bounds_are_about_the_mean_of_the_five_retrains():
+    "The mean of the MIA of the five is no middle of the smallest and the largest one."
+    kept = {line["quantity"]: line for line in csv.DictReader((ROOT / "nbs/experiments/studies/kept/retrains.csv").read_text().splitlines())}
+    for quantity, five in (("A_r", (75.92, 75.49, 75.91, 75.55, 75.64)), ("MIA", (12.6, 10.8, 12.8, 12.4, 10.8))):
+        said = [float(kept[quantity][c]) for c in ("lowest", "mean", "highest")]
+        assert said == pytest.approx([min(five), sum(five) / 5, max(five)], abs=0.05)
+    assert "MIA 10.8 to 12.8, mean 11.88" in outputs_of(ROOT / "nbs/experiments/studies/fresh_head.ipynb")
+
+
 def test_no_experiment_is_without_outputs():
     assert [n for n in STUDIES if not outputs_of(n) and '"image/png"' not in n.read_text(encoding="utf-8")] == []
 

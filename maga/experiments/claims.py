@@ -23,7 +23,7 @@ from ..measures.contract import interval
 from ..methods.contract import get_method
 
 # %% auto #0
-__all__ = ['CLAIM_OF_TIME', 'standing', 'paper_case', 'order_agreement', 'with_half', 'over_cases', 'reach', 'cases_of', 'said',
+__all__ = ['CLAIM_OF_TIME', 'standing', 'paper_case', 'order_agreement', 'with_half', 'reach', 'cases_of', 'said',
            'said_distance', 'said_ablation', 'said_times', 'said_sweep', 'said_labels', 'said_beyond']
 
 # %% ../../nbs/516_claims.ipynb #f5fd841d
@@ -58,17 +58,12 @@ def with_half(mean: float, half: float, signed: bool = True) -> str:
     return number(mean, signed) + ("" if math.isnan(half) else f" ± {half:.2f}")
 
 
-def over_cases(values: Sequence[float], signed: bool = True) -> str:
-    "One or two cases: their values, in the table's order. More: the mean ± half of its 95 % interval."
-    if len(values) in (1, 2):
-        return " and ".join(number(v, signed) for v in values)
-    return with_half(*interval(values), signed)
-
-
-def reach(values: Sequence[float]) -> str:
-    "One or two cases: their values. More: the mean, the smallest and the largest one, where cases share their originals and are no sample."
-    mean, least, most = (number(v, True) for v in (float(np.mean(values)), min(values), max(values)))
-    return over_cases(values) if len(values) < 3 else f"{mean}, from {least} to {most}"
+def reach(values: Sequence[float], unit: str = "", signed: bool = True) -> str:  # the unit with its space
+    "One or two cases: their values. More: the mean, the smallest and the largest one; cases share their originals and are no sample."
+    if len(values) < 3:
+        return " and ".join(number(v, signed) for v in values) + unit
+    mean, least, most = (number(float(of(values)), signed) for of in (np.nanmean, np.nanmin, np.nanmax))
+    return f"{mean}{unit} on average, from {least} to {most}"
 
 
 def cases_of(result: Result) -> dict[tuple[str, str], pd.DataFrame]:
@@ -89,8 +84,8 @@ def said(result: Result) -> list[str]:
     theirs, both = [s for s in paper.values() if s], (list(ours.values()), [s for s in paper.values() if s])
 
     def said_of(name: str, sign: int = 1) -> str:
-        mine, printed = (over_cases([sign * s[name] for s in some]) for some in both)
-        return f"{mine} points" + (f" (paper {printed})" if theirs else "")
+        mine, printed = ([sign * s[name] for s in some] for some in both)
+        return reach(mine, " points") + (f" (paper {reach(printed)})" if theirs else "")
 
     first, paper_first = (sum(s["rank"] == 1 for s in some) for some in both)
     where = f"{len(ours)} case{'s' * (len(ours) > 1)}{'' if result.settings.size.comparable else ' on digits'}"
@@ -113,16 +108,19 @@ def said_distance(cases: Sequence[pd.DataFrame]) -> list[str]:
         return []
     names = pd.Series([some.idxmin() for some in far]).value_counts()
     nearest = ", ".join(f"{name} in {n}" for name, n in names.items())
-    own = over_cases([some["maga"] for some in far], signed=False)
+    own = reach([some["maga"] for some in far], " %", signed=False)
     known = [case.TV_floor.iloc[0] for case in cases if not math.isnan(case.TV_floor.iloc[0])]
     random = all((case.task == "random").all() for case in cases)
     why = "each seed forgets other images, so two retrains cannot be compared" if random else "there is no retrain of another seed to compare with"
-    floor = f"a retrain of another seed {over_cases(known, signed=False)} %" if known else why
-    return [f"By total variation the nearest to the retrain is {nearest} of {len(far)}; MaGA has {own} %, {floor}."]
+    floor = f"a retrain of another seed {reach(known, ' %', signed=False)}" if known else why
+    return [f"By total variation the nearest to the retrain is {nearest} of {len(far)}; MaGA has {own}, {floor}."]
 
 # %% ../../nbs/516_claims.ipynb #359fd9ae
 def said_ablation(result: Result) -> list[str]:
-    "Table 6's claims in one sentence, over the cases, with 95 % intervals over seeds: guided labels against random ones, noise against none."
+    """Table 6's claims in one sentence: guided labels against random ones, noise against none.
+
+    Of one or two cases each has its 95 % interval over seeds; of more the mean, the smallest and the largest is said.
+    """
     fair, methods = like_for_like(result), ["maga", "random_label", "no_noise"]
 
     def whole(cases: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
@@ -138,10 +136,10 @@ def said_ablation(result: Result) -> list[str]:
     if not cases:
         return []
     paper = [case.set_index("method") for case in whole([paper_case(case) for case in cases])] if result.settings.size.comparable else []
-    theirs = [f" (paper {over_cases([lines[m]['maga'] - lines[m][other] for lines in paper])})" if paper else "" for other, m in asked]
+    theirs = [f" (paper {reach([lines[m]['maga'] - lines[m][other] for lines in paper])})" if paper else "" for other, m in asked]
     found = [[change(case, *place) for case in cases] for place in asked]
-    said = [" and ".join(with_half(*pair) for pair in f) if len(f) < 3 else over_cases([mean for mean, _ in f]) for f in found]
-    labels, kept, forgot = (f"{value} points{beside}" for value, beside in zip(said, theirs, strict=True))
+    said = [" and ".join(with_half(*pair) for pair in f) + " points" if len(f) < 3 else reach([mean for mean, _ in f], " points") for f in found]
+    labels, kept, forgot = (value + beside for value, beside in zip(said, theirs, strict=True))
     return [f"Guided instead of random labels change A_f by {labels}; noise instead of none changes A_r by {kept} and A_f by {forgot}."]
 
 # %% ../../nbs/516_claims.ipynb #72ccb7ef

@@ -5,6 +5,7 @@
 # %% ../../nbs/104_contract.ipynb #867a4ccc
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ..adapter import prepared
 from ..data import TASKS, ForgetSplit, MagaError, no_such
 from ..device import clock, out_of_memory
-from .metrics import Measurement, Outputs, accuracy, measure
+from .metrics import Measurement, Outputs, accuracy, fitting_outputs, measure
 from ..models import Penultimate
 
 # %% auto #0
@@ -78,11 +79,18 @@ class Subject:
 
     @cached_property
     def accuracies(self) -> tuple[float, float, float]:
-        "Accuracy on S (forget train), R (retain train) and T (retained test images), percent."
-        s, out = self.split, self.outputs
-        parts = ((out.train, s.train, s.forget_train), (out.train, s.train, s.retain_train), (out.test, s.test, s.retain_test))
-        a, b, c = (accuracy(z[i], images.labels[i]) for z, images, i in parts)
+        "Accuracy on S (forget train), R (retain train), T (retained test images), percent; `MagaError` where logits do not fit or are not finite."
+        s, out = self.split, fitting_outputs("model", self.outputs, self.split)
+        train, test = s.train.labels, s.test.labels
+        parts = ((out.of_train(i), train[i]) for i in (s.forget_train, s.retain_train))
+        a, b, c = (accuracy(*part) for part in (*parts, (out.test[s.retain_test], test[s.retain_test])))
         return a, b, c
+
+    @cached_property
+    def digest(self) -> str:
+        "Of the logits on the forgotten images: models of one digest are one model; one with NaN is like no other."
+        z = self.forgotten[0]
+        return f"{id(self)}" if bool(z.isnan().any()) else hashlib.sha256(z.float().cpu().numpy().tobytes()).hexdigest()
 
 # %% ../../nbs/104_contract.ipynb #6038f893
 def timed(
@@ -144,19 +152,36 @@ class Need:
 
     met: Callable[[Evidence], bool]
     says: str  # what is missing and how to get it
+    apart: tuple[str, ...] = ()  # the kinds of models, fields of `Evidence`, among which no two may give the same outputs
+
+    def missing(self, evidence: Evidence) -> str:
+        "What is missing, in a clause; empty where nothing is."
+        if not self.met(evidence):
+            return self.says
+        seen: dict[str, str] = {}
+        for name, s in ((f"{_NAMES[kind]} {i}", s) for kind in self.apart for i, s in enumerate(getattr(evidence, kind), 1)):
+            if (twin := seen.setdefault(s.digest, name)) != name:
+                return f"{twin} and {name} give the same outputs, and it needs different models: {_ONE_MODEL}"
+        return ""
 
 
+_NAMES = {"unlearned": "unlearned model", "retrains": "retrain"}
+_ONE_MODEL = "leave out what is given twice; a method that draws nothing makes one model of one original, so begin with an original for each seed"
 A_RETRAIN = Need(lambda e: e.fewest_references >= 1, "it needs a true retrain: pass one of train_retrains as retrains")
-RETRAINS = Need(lambda e: e.fewest_references >= 2, "it needs at least two true retrains of different seeds: pass them as retrains")
+RETRAINS = Need(
+    lambda e: e.fewest_references >= 2, "it needs at least two true retrains of different seeds: pass them as retrains", apart=("retrains",)
+)
 AN_ORIGINAL = Need(lambda e: len(e.originals) >= 1, "it needs the original model: pass it as originals")
 A_TEACHER = Need(lambda e: e.teacher is not None, "it needs a freshly initialised model: pass one as teacher")
 TWO_SEEDS = Need(
     lambda e: min(len(e.unlearned), len(e.retrains)) >= 2 and not set(map(id, e.unlearned)) & set(map(id, e.retrains)),
     "it needs two or more unlearned models and as many other retrains, of several seeds",
+    apart=("unlearned", "retrains"),
 )
 THREE_SEEDS = Need(
     lambda e: TWO_SEEDS.met(e) and min(len(e.unlearned), len(e.retrains)) >= 3,
     "it needs three or more unlearned models (16 to 32 are advised) and as many other retrains, of several seeds",
+    apart=TWO_SEEDS.apart,
 )
 TIMES = Need(
     lambda e: e.fewest_references >= 1 and all(math.isfinite(s.seconds) for s in (*e.unlearned, *e.retrains)),
@@ -261,14 +286,13 @@ class Metric:
         "Why the metric cannot be computed, in one sentence; empty where it can."
         if evidence.split.task not in self.tasks:
             return f"{self.name} is not defined for the {evidence.split.task} task, only for: {', '.join(self.tasks)}."
-        return next((f"{self.name} cannot be computed: {n.says}." for n in self.needs if not n.met(evidence)), "")
+        return next((f"{self.name} cannot be computed: {said}." for n in self.needs if (said := n.missing(evidence))), "")
 
     def __call__(self, evidence: Evidence) -> Score:
         "The score; without values and with the reason where a need is not met, or where the function raises a `MagaError`."
-        reason = self.missing(evidence)
-        if reason:
-            return Score(self.name, missing=reason)
         try:
+            if reason := self.missing(evidence):
+                return Score(self.name, missing=reason)
             if self.of_populations:
                 value, half = self.run(evidence)
                 return Score(self.name, (float(value),), half=float(half))
