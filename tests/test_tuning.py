@@ -11,8 +11,8 @@ import torch
 from maga.data import MagaError
 from maga.experiments.presets import PRESETS
 from maga.experiments.published import labels_only, published_folder
-from maga.experiments.report import EXPERIMENTS, compute, open_session
-from maga.experiments.search import HELD_OUT, SPACES, objective, trials_of, tuned_presets, tuning_cells, winners
+from maga.experiments.report import EXPERIMENTS, Found, compute, open_session
+from maga.experiments.search import HELD_OUT, SPACES, objective, said_trials, trials_of, tuned_presets, tuning_cells, tuning_table, winners
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN, TRAINED
 from maga.measures.metrics import Measurement
@@ -45,10 +45,15 @@ def test_the_search_refuses_seeds_of_the_users():
         tuning_cells(Settings("laptop", seeds=(5, 6)))
 
 
-def test_the_search_refuses_changes_of_the_users():
-    "Its first trial is the published setting."
-    with pytest.raises(MagaError, match=r"leave --set maga\.tau=0\.2 out"):
-        tuning_cells(Settings("laptop", changes=(("maga", "tau", 0.2),)))
+def test_a_search_that_starts_elsewhere_names_its_start():
+    "The user's changes are a part of every trial's, and of the best one's."
+    settings = Settings("laptop", changes=(("maga", "tau", 0.2), ("maga", "noise.lr", 0.5)), results="nowhere")
+    cells = [c for c in tuning_cells(settings) if c.method in (*TRAINED, "maga")]
+    table = tuning_table(Found(EXPERIMENTS["tuning"], settings, open_session(replace(settings, results="published")), cells, [[]] * len(cells)))
+    first, *others = table[table.method == "maga"].changes
+    assert first == "maga.tau=0.2,maga.noise.lr=0.5" and all(c.startswith("maga.noise.lr=0.5,maga.") and c.count("tau") == 1 for c in others)
+    done = table.assign(objective=1.0 + (table.trial == 0), cost=0.1, TV=1.0, A_r=1.0, A_f=1.0, MIA=1.0, seconds=1.0)
+    assert any("with starting settings" in s for s in said_trials(done))
 
 
 @pytest.mark.parametrize("number", ("A_r", "A_f", "MIA"))

@@ -184,9 +184,7 @@ def tuning_cell(settings: Settings, data: str, target: str, method: str, preset:
 
 
 def tuning_cells(settings: Settings) -> list[Cell]:
-    "For each held-out class of the frontier's data: the original, three retrains, and every method's trials. `MagaError` for seeds or changes."
-    if settings.changes:
-        raise MagaError(f"The search varies settings itself, from the published ones on: leave --set {CHANGES.write(settings.changes)} out.")
+    "For each held-out class of the frontier's data: the original, three retrains, and every trial of every method. `MagaError` for other seeds."
     if settings.seeds:
         asked = SEEDS.write(settings.seeds)
         raise MagaError(f"The search has seeds of its own ({SEEDS.write(REFERENCES)} of retrains, 0 of trials), not {asked}: leave --seeds out.")
@@ -243,7 +241,7 @@ def judged(
 
 
 def numbered(cells: Sequence[Cell]) -> Iterator[int]:
-    "The number of each cell among those of its method and class: 0 is the published setting."
+    "The number of each cell among those of its method and class: 0 is the setting that the search starts from."
     seen: dict[tuple[str, str], int] = {}
     for c in cells:
         yield seen.setdefault((c.target, c.method), 0)
@@ -257,7 +255,8 @@ def tuning_table(found: Found) -> pd.DataFrame:
     between = {target: floor_of(found.session, some).mean for target, some in gold.items()}
     lines: list[dict[str, Any]] = []
     for cell, some, number in cases:
-        changes = CHANGES.write([(cell.method, *change) for change in cell.changes])
+        start = [c for c in found.settings.changes if c[0] == cell.method and c[1] not in dict(cell.changes)]  # the user's own, in every trial
+        changes = CHANGES.write([*start, *((cell.method, *change) for change in cell.changes)])
         about = {"target": cell.target, "method": cell.method, "preset": cell.spec.preset, "trial": number, "changes": changes}
         for row in some:
             seed = {"trial": row.spec.training_seed} if cell.method == RETRAIN else {}
@@ -350,15 +349,16 @@ def said_trials(table: pd.DataFrame) -> list[str]:
     best, own = winners(table).sort_values("objective"), table[table.method == RETRAIN].objective.mean()
     if best.empty:
         return ["Nothing has been run."]
-    unbeaten = ", ".join(best.index[best.trial == 0]) or "no method"
+    unbeaten, means = ", ".join(best.index[best.trial == 0]) or "no method", trial_means(table)
+    first = "starting" if means.changes[means.trial == 0].any() else "published"
     both = best.dropna(subset="objective_published")
     before, after = both.objective_published, both.objective
     most = str((before / after).idxmax())
     nearest = [f"{m} ({j:.1f} at {100 * c:.1f} %)" for m, j, c in zip(best.index[:5], best.objective, best.cost, strict=False)]
     return [
-        f"A retrain has a J of {own:.1f} against the two others. The median of {len(both)} methods is {before.median():.1f} with published "
+        f"A retrain has a J of {own:.1f} against the two others. The median of {len(both)} methods is {before.median():.1f} with {first} "
         f"settings and {after.median():.1f} with tuned ones.",
-        f"Tuning helps {most} most: J falls from {before[most]:.1f} to {after[most]:.1f}. The published setting is the best trial of {unbeaten}.",
+        f"Tuning helps {most} most: J falls from {before[most]:.1f} to {after[most]:.1f}. The {first} setting is the best trial of {unbeaten}.",
         f"Nearest to the retrains with tuned settings: {', '.join(nearest)}.",
         f"The rank correlation of the methods' J before and after is {before.rank().corr(after.rank()):.2f}.",
     ]
