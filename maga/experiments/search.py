@@ -255,8 +255,7 @@ def tuning_table(found: Found) -> pd.DataFrame:
     between = {target: floor_of(found.session, some).mean for target, some in gold.items()}
     lines: list[dict[str, Any]] = []
     for cell, some, number in cases:
-        start = [c for c in found.settings.changes if c[0] == cell.method and c[1] not in dict(cell.changes)]  # the user's own, in every trial
-        changes = CHANGES.write([*start, *((cell.method, *change) for change in cell.changes)])
+        changes = CHANGES.write([(cell.method, *change) for change in cell.changes])
         about = {"target": cell.target, "method": cell.method, "preset": cell.spec.preset, "trial": number, "changes": changes}
         for row in some:
             seed = {"trial": row.spec.training_seed} if cell.method == RETRAIN else {}
