@@ -234,7 +234,6 @@ def purge_command(folder: Annotated[str, typer.Argument(help="Of a result.")]) -
 _AUDIT = """Examples:
 
 \b
-  maga audit --original model.safetensors --unlearned forgotten --data photos --forget three --retrain r1.pth --retrain r2.pth --retrain r3.pth
   maga audit --original model.safetensors --unlearned forgotten --data photos --forget three --train-retrains 4 --trained-epochs 6 --out audited
 """
 
