@@ -119,6 +119,7 @@ ELSEWHERE: Changes = (("directions", "random"),)
 LINES = (
     Line("scrub", "scrub, large scale", "paper_large_scale", PUBLISHED),
     Line("directional_damage", "directional_damage, random", TUNED, CONTROL, ELSEWHERE, ("class", "subclass")),
+    Line("directional_damage", "directional_damage, random", "12.5%", "12.5%", ELSEWHERE),
 )
 
 
