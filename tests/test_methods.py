@@ -650,6 +650,23 @@ def test_no_other_view_than_the_teachers_is_shown(name, change):
         run(name, model_of("own", split.train), split, replace(config, fit=replace(config.fit, **change)))
 
 
+OTHERWISE = {"tau": 0.9, "reading": "column", "alpha": 0.1, "fragment": "replace", "noise": NoiseConfig(steps=2, size=3)}
+
+
+@pytest.mark.parametrize("name", [m.name for m in METHODS.values() if m.ignores])
+def test_fields_that_a_method_ignores_change_nothing(name):
+    "And MaGA, whose configuration it shares, reads them."
+    split = split_of("class")
+    model, ignored = model_of("resnet10", split.train), [f for f in get_method(name).ignores if f in OTHERWISE]
+    for method in (name, "maga"):
+        config = short(method, classes=split.train.classes)
+        usual = run(method, model, split, config)
+        same = [equal(run(method, model, split, replace(config, **{f: OTHERWISE[f]})), usual) for f in ignored]
+        assert same == [method == name] * len(ignored), (method, ignored, same)
+    with pytest.raises(MagaError, match=f"{name} does not read {ignored[0]}"):
+        get_method(name).check_change(ignored[0])
+
+
 def test_settings_without_effect_are_refused():
     unsir = short("unsir")
     with pytest.raises(MagaError, match="never stops early"):

@@ -71,6 +71,7 @@ class Method(Generic[Config]):
     needs: tuple[str, ...] = ()  # fields that hold no setting and that the caller fills: "transition", "make_model"
     sources: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)  # preset -> where its numbers come from
     cost: Cost | None = None  # of a configuration; None: its settings do not say, and a budget cannot be asked for
+    ignores: tuple[str, ...] = ()  # fields of a configuration that it shares with others and does not read
 
     def __call__(
         self,
@@ -114,6 +115,11 @@ class Method(Generic[Config]):
         "Those of `needs` that a run with this configuration uses: one that says `guided` is False uses no transition matrix."
         return tuple(n for n in self.needs if n != "transition" or getattr(config, "guided", True))
 
+    def check_change(self, place: str) -> None:
+        "`MagaError` where a change of this place (`noise.size`) would change nothing."
+        if (field := place.partition(".")[0]) in self.ignores:
+            raise MagaError(f"{self.name} does not read {field}, so {place} changes nothing: leave it out.")
+
     def preset(self, name: str, task: str = "", data: str = "", **changes: Any) -> Config:
         "A preset, with some of its fields changed; `<name>_<data>` or else `<name>_<task>` where the data set or the task has one of its own."
         own = next((n for n in (f"{name}_{data}", f"{name}_{task}", name) if n in self.presets), None)
@@ -140,6 +146,7 @@ def method(
     needs: tuple[str, ...] = (),  # fields of the configuration that the caller fills before a run
     sources: Mapping[str, tuple[Source, ...]] | None = None,  # preset -> where its numbers come from; the package's own methods name all
     cost: Cost | None = None,  # (config, split, the original or None) -> image passes at most; None: no budget can be asked for
+    ignores: tuple[str, ...] = (),  # fields of the configuration that the function does not read
 ) -> Callable[[Unlearn], Method[Config]]:
     "Makes a method of an unlearning function and registers it; a second registration under the same name replaces the first."
     if not presets or not all(is_dataclass(p) for p in presets.values()):
@@ -151,7 +158,7 @@ def method(
         raise MagaError(f"The method {name!r} has a source for {unknown[0]!r}, which is none of its presets: {', '.join(presets)}.")
 
     def register(run: Unlearn) -> Method[Config]:
-        METHODS[name] = made = Method(name, run, presets, tasks, source, needs, sources or {}, cost)
+        METHODS[name] = made = Method(name, run, presets, tasks, source, needs, sources or {}, cost, ignores)
         return made
 
     return register

@@ -212,7 +212,14 @@ def maga(model: nn.Module, split: ForgetSplit, config: MaGAConfig, generator: to
     return unlearn_with_labels(model, split, labels, config, generator, progress, noisy=True)
 
 # %% ../../nbs/304_maga.ipynb #a66f3bd0
-@method("random_label", MAGA_PRESETS, source="MaGA's ablation RND, Table 6", sources=MAGA_SOURCES, cost=partial(maga_passes, ranked=False))
+@method(
+    "random_label",
+    MAGA_PRESETS,
+    source="MaGA's ablation RND, Table 6",
+    sources=MAGA_SOURCES,
+    cost=partial(maga_passes, ranked=False),
+    ignores=("transition", "tau", "reading"),
+)
 def random_label(model: nn.Module, split: ForgetSplit, config: MaGAConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "RND: random labels instead of τ-ranked ones, noise kept."
     labels = random_labels(split.forbidden_labels(), generator)
@@ -226,6 +233,7 @@ def random_label(model: nn.Module, split: ForgetSplit, config: MaGAConfig, gener
     needs=("transition",),
     sources=MAGA_SOURCES,
     cost=partial(maga_passes, noisy=False),
+    ignores=("alpha", "fragment", "noise"),
 )
 def no_noise(model: nn.Module, split: ForgetSplit, config: MaGAConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "w.o.FN: perturbing labels, no noise."

@@ -185,6 +185,8 @@ def check_asked(
         raise MagaError(f"{chosen.name} has no budget: its settings do not say what it costs; leave the budget out.")
     if begun and "make_model" not in chosen.needs:
         raise MagaError(f"{chosen.name} makes no weights anew, so pretrained ones are of no use to it: leave them out, or take restart.")
+    for place in changes or {}:
+        chosen.check_change(place)
     wrong = []
     for config in [chosen.preset(preset, task)] if preset else chosen.presets.values():  # which one it is, the network says
         try:
