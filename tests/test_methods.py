@@ -658,11 +658,11 @@ def test_fields_that_a_method_ignores_change_nothing(name):
     "And MaGA, whose configuration it shares, reads them."
     split = split_of("class")
     model, ignored = model_of("resnet10", split.train), [f for f in get_method(name).ignores if f in OTHERWISE]
-    for method in (name, "maga"):
-        config = short(method, classes=split.train.classes)
-        usual = run(method, model, split, config)
-        same = [equal(run(method, model, split, replace(config, **{f: OTHERWISE[f]})), usual) for f in ignored]
-        assert same == [method == name] * len(ignored), (method, ignored, same)
+    for tried in (name, "maga"):
+        config = short(tried, classes=split.train.classes)
+        usual = run(tried, model, split, config)
+        same = [equal(run(tried, model, split, replace(config, **{f: OTHERWISE[f]})), usual) for f in ignored]
+        assert same == [tried == name] * len(ignored), (tried, ignored, same)
     with pytest.raises(MagaError, match=f"{name} does not read {ignored[0]}"):
         get_method(name).check_change(ignored[0])
 
