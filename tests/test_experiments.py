@@ -217,6 +217,8 @@ def test_published_settings_of_a_data_set_hold_for_its_parts(data):
     "SalUn's authors have another order of the batches for CIFAR-10 than for CIFAR-100."
     spec = Spec(data, "class", "bird", "resnet10", "salun", "paper_resnet18")
     assert config_of(spec) == METHODS["salun"].presets["paper_resnet18_cifar10"] != config_of(replace(spec, data="cifar100"))
+    coarse = replace(spec, data=data.replace("cifar10", "cifar20").replace("_small", ""), method="retrain_head")
+    assert config_of(coarse) == METHODS["retrain_head"].presets["paper_resnet18_cifar20"]
 
 
 def test_seconds_of_another_processor_are_another_devices(tmp_path, monkeypatch):

@@ -239,6 +239,8 @@ def test_presets_that_differ_by_task_and_data():
     assert [preset["finetune"]("paper_resnet18", task).fit.batch_size for task in TASKS] == [64, 64, 128]
     assert [preset["unsir"](name, task).noise.steps for name, task in (("paper_resnet18", "class"), ("legacy", "subclass"))] == [25, 250]
     for task in TASKS:
+        for name, lr in (("paper_resnet18", 1e-3), ("paper_vit", 5e-5)):  # one rate for all data sets
+            assert {preset["delete"](name, task, data).fit.lr for data in ("cifar10", "cifar100", "cifar20")} == {lr}
         assert preset["salun"]("paper_vit", task, "cifar10").forget_first and not preset["salun"]("paper_vit", task, "cifar100").forget_first
         assert preset["retrain_head"]("paper_resnet18", task, "cifar20").fit.milestones == (15, 30, 35)
 

@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         session = open_session(settings)
         cells = [c for n in names for c in cells_of(experiment(n), settings, session)]
         with precision(settings, session):
-            checked_selection(settings, cells, [] if cells else experiment(names[0]).reads(settings))
+            checked_selection(settings, cells, [c for n in names for c in experiment(n).reads(settings)])
             if not settings.published:
                 run_missing(cells, settings, session, a, arguments)
             if a.beside:

@@ -361,17 +361,18 @@ def said_yardsticks(
     rows: pd.DataFrame,  # a row a method, budget, target and seed; `yardstick` names the retrains that it was compared with
 ) -> list[str]:
     "For each request, in the random task for each draw: how many rows were compared with which retrains; of the smaller sets, which lines."
-    sentences = []
-    drawn = rows.seed.where(rows.task == "random")
+    sentences, drawn = [], rows.seed.where(rows.task == "random")
+
+    def seeds_of(some: pd.DataFrame) -> str:
+        return ", ".join(map(str, sorted({*some.seed.astype(int)})))
+
     for (target, draw), some in rows.dropna(subset="yardstick").groupby(["target", drawn], sort=False, dropna=False):
         (first, most), *others = sorted(some.groupby("yardstick"), key=lambda found: -len(found[1]))
         where = target if draw != draw else f"{target}, draw {draw:g}"
         sentences.append(f"{where}: {len(most)} of {len(some)} rows are compared with retrains of a mean A_r of {first:.3f}.")
         for mean, those in others:
-            lines = [
-                f"{method} ({budget}), seed {', '.join(map(str, sorted({*line.seed.astype(int)})))}"
-                for (method, budget), line in those.groupby(["method", "budget"], sort=False)
-            ]
-            seeds = f"{len(lines)} lines, seeds {', '.join(map(str, sorted({*those.seed.astype(int)})))}"
-            sentences.append(f"{where}: {len(those)} rows with others, {mean:.3f}: {'; '.join(lines) if len(those) < 40 else seeds}.")
+            by_line = those.groupby(["method", "budget"], sort=False)
+            lines = [f"{method} ({budget}), seed {seeds_of(line)}" for (method, budget), line in by_line]
+            which = "; ".join(lines) if len(those) < 40 else f"{len(lines)} lines, seeds {seeds_of(those)}"
+            sentences.append(f"{where}: {len(those)} rows with others, {mean:.3f}: {which}.")
     return sentences

@@ -32,7 +32,7 @@ from ..methods import OURS
 from ..methods.contract import code_of, get_method, with_change
 from ..models import ModelSpec, load_checkpoint, save_checkpoint
 from ..packaged import file_revision, file_state
-from ..sources import CUT_FROM, load, without_tuning
+from ..sources import load
 from ..training import RECIPES, Examples, fit
 
 # %% auto #0
@@ -121,8 +121,7 @@ def config_of(spec: Spec) -> Any:
     "The method's configuration from preset and changes, without T and the network's maker; `None` for original and retrain."
     if spec.trained:
         return None
-    whole = without_tuning(spec.data)  # published settings belong to a data set, of which another one may be a part
-    config = get_method(spec.method).preset(spec.preset, spec.task, CUT_FROM.get(whole, whole))
+    config = get_method(spec.method).preset(spec.preset, spec.task, spec.data)
     for name, value in spec.changes:
         config = with_change(config, name, value)
     return config

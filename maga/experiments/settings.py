@@ -104,8 +104,6 @@ def checked_change(name: str, place: str, value: Any, preset: str) -> None:
     "`MagaError` if the method does not exist, is trained by a recipe, has no such field, does not read it, or cannot take the value."
     if name in TRAINED:
         raise MagaError(f"The {name} is trained by a fixed recipe; only methods have settings to change.")
-    if place.partition(".")[0] in get_method(name).needs:
-        raise MagaError(f"{name}'s {place} is no setting: every run fills it, T by the judge of --judge.")
     get_method(name).check_change(place)
     try:
         with_change(get_method(name).preset(preset), place, value)

@@ -26,6 +26,7 @@ from ..checks import Checked, check_generator, check_value, shown
 from ..data import TASKS, ForgetSplit, MagaError, did_you_mean, no_such
 from ..measures.cost import FORWARD_ALONE
 from ..models import batch_norms, frozen_batch_norms
+from ..sources import CUT_FROM, without_tuning
 from ..training import STATISTICS_IMAGES, Examples, FitConfig, Progress, shuffled_batches
 
 # %% auto #0
@@ -116,13 +117,20 @@ class Method(Generic[Config]):
         return tuple(n for n in self.needs if n != "transition" or getattr(config, "guided", True))
 
     def check_change(self, place: str) -> None:
-        "`MagaError` where a change of this place (`noise.size`) would change nothing."
-        if (field := place.partition(".")[0]) in self.ignores:
+        "`MagaError` where a change of this place (`noise.size`) would change nothing: every run fills it, or none reads it."
+        if (field := place.partition(".")[0]) in self.needs:
+            raise MagaError(f"{self.name}'s {place} is no setting: every run fills it, T by the judge of --judge.")
+        if field in self.ignores:
             raise MagaError(f"{self.name} does not read {field}, so {place} changes nothing: leave it out.")
 
     def preset(self, name: str, task: str = "", data: str = "", **changes: Any) -> Config:
-        "A preset, with some of its fields changed; `<name>_<data>` or else `<name>_<task>` where the data set or the task has one of its own."
-        own = next((n for n in (f"{name}_{data}", f"{name}_{task}", name) if n in self.presets), None)
+        """A preset, with some of its fields changed; `<name>_<data>` or else `<name>_<task>` where the data set or the task has one of its own.
+
+        A data set without one has that of the data set which it is a part of.
+        """
+        whole = without_tuning(data)
+        ends = (data, whole, CUT_FROM.get(whole, whole), task)
+        own = next((n for n in (*(f"{name}_{end}" for end in ends), name) if n in self.presets), None)
         if own is None:
             raise MagaError(f"{self.name} has no preset {name!r}{did_you_mean(name, self.presets)}; its presets are {', '.join(self.presets)}.")
         return replace(cast(Any, self.presets[own]), **changes)
