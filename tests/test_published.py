@@ -22,7 +22,7 @@ from maga.data import MagaError, write_whole
 from maga.experiments import expected, report, studies, tables
 from maga.experiments.__main__ import print_result
 from maga.experiments.catalogue import NO_ULIRA
-from maga.experiments.claims import cases_of, paper_case, said_ablation, said_beyond, said_sweep, said_times, standing
+from maga.experiments.claims import cases_of, mia_lower_than_most, paper_case, said_ablation, said_beyond, said_sweep, said_times, standing
 from maga.experiments.published import (
     ABOUT_FILES,
     SCORES,
@@ -230,6 +230,10 @@ def test_the_front_page_counts_the_cases_in_which_maga_keeps_most(session):
     page = (Path(__file__).parents[1] / "README.md").read_text()
     said = f"the most $A_r$ of all methods in {ours or 'none'} of the {len(cases)} cases of these tables; with the paper's own numbers, in {theirs} of them."
     assert said in page
+    ours, theirs = (mia_lower_than_most(standing(c) for c in some) for some in (cases, [paper_case(c) for c in cases]))
+    gaps = sorted(-standing(c)["mia_gap"] for c in cases)
+    assert f"In {ours} of these {len(cases)} cases it is lower than with most other methods; with the paper's own numbers, in {theirs} of them." in page
+    assert gaps[0] > 0 and f"in all {len(cases)} it is below the retrain's, by {gaps[0]:.2f} to {gaps[-1]:.2f} points." in page
 
 
 def test_a_metric_over_populations_that_is_missing_names_its_methods(session):

@@ -159,7 +159,6 @@ PLACES = {  # the paper's name of a setting -> the field of MaGA's configuration
     "noise_size": "noise.size",
     "noise_lr": "noise.lr",
     "lr": "fit.lr",
-    "retain_data": "retain_images",
     "epochs": "fit.epochs",
 }
 
@@ -307,7 +306,7 @@ TABLES = (
     Experiment(
         "table4",
         "Unlearning 100 random images of CIFAR-10",
-        "MaGA keeps most of the retain accuracy when random images are forgotten.",
+        "MaGA keeps most of the retain accuracy when random images are forgotten, and its MIA is lower than with most other methods.",
         lambda s: crossed(s, BOTH, "cifar10", "random", ("random",), WITH_TEACHER),
         paper=4,
     ),

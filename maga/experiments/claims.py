@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,23 +23,31 @@ from ..measures.contract import interval
 from ..methods.contract import get_method
 
 # %% auto #0
-__all__ = ['CLAIM_OF_TIME', 'standing', 'paper_case', 'order_agreement', 'with_half', 'reach', 'cases_of', 'said',
-           'said_distance', 'said_ablation', 'said_times', 'said_sweep', 'said_labels', 'said_beyond']
+__all__ = ['CLAIM_OF_TIME', 'standing', 'mia_lower_than_most', 'paper_case', 'order_agreement', 'with_half', 'reach', 'cases_of',
+           'said', 'said_distance', 'said_ablation', 'said_times', 'said_sweep', 'said_labels', 'said_beyond']
 
 # %% ../../nbs/516_claims.ipynb #f5fd841d
 def standing(
     case: pd.DataFrame,  # lines of one backbone and target, with columns method, A_r, A_f, MIA
     method: str = "maga",
 ) -> dict[str, float]:
-    "Points of A_r that a method loses, its rank by A_r, and the differences of A_f and MIA to the retrain's; empty if a needed line is missing."
+    """Points of A_r that a method loses, its rank by A_r, the differences of A_f and MIA to the retrain's, and with how many methods MIA is higher.
+
+    Empty if a needed line is missing.
+    """
     by = case.set_index("method")
     if not {method, *TRAINED} <= set(by.index) or by.loc[[method, *TRAINED], "A_r"].isna().any():
         return {}
-    rivals = by.loc[[m for m in by.index if m not in TRAINED], "A_r"].dropna()
+    rivals = by.loc[[m for m in by.index if m not in TRAINED]].dropna(subset=["A_r", "MIA"])
     own, gold = by.loc[method], by.loc[RETRAIN]
-    rank = 1 + int((rivals > own.A_r).sum())
+    rank, higher = 1 + int((rivals.A_r > own.A_r).sum()), int((rivals.MIA > own.MIA).sum())
     lost = by.loc["original", "A_r"] - own.A_r
-    return {"lost": lost, "rank": rank, "of": len(rivals), "forget_gap": own.A_f - gold.A_f, "mia_gap": own.MIA - gold.MIA}
+    return {"lost": lost, "rank": rank, "of": len(rivals), "forget_gap": own.A_f - gold.A_f, "mia_gap": own.MIA - gold.MIA, "higher_mia": higher}
+
+
+def mia_lower_than_most(standings: Iterable[dict[str, float]]) -> int:  # as `standing` gives them
+    "In how many cases MIA is lower than with most of the other methods."
+    return sum(2 * s["higher_mia"] > s["of"] - 1 for s in standings)
 
 
 def paper_case(case: pd.DataFrame) -> pd.DataFrame:
@@ -95,7 +103,12 @@ def said(result: Result) -> list[str]:
     orders = [v for p in ours if not math.isnan(v := order_agreement(cases[p]))] if theirs else []
     if orders:
         sentences.append(f"The order of methods by A_r has a rank correlation with the paper's of {reach(orders)} ({len(orders)} cases).")
-    sentences.append(f"From the retrain's, MaGA's A_f differs by {said_of('forget_gap')} and its MIA by {said_of('mia_gap')}.")
+    low, paper_low = map(mia_lower_than_most, both)
+    also = f" (paper {paper_low} of {len(theirs)})" if theirs else ""
+    sentences.append(
+        f"From the retrain's, MaGA's A_f differs by {said_of('forget_gap')} and its MIA by {said_of('mia_gap')}; "
+        f"its MIA is lower than with most other methods in {low} of {len(ours)}{also}."
+    )
     return sentences + said_distance([cases[p] for p in ours]) + left
 
 
