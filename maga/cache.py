@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .checks import MagaError, number_of, write_whole
+from .checks import MagaError, half_written, number_of, write_whole
 from .data import ImageSet
 from .mapped import metadata, read_tensors, room, write_in_parts
 from .packaged import file_state
@@ -234,14 +233,7 @@ def _said(path: Path) -> _Said | None:
 
 def unfinished() -> list[Path]:
     "What a killed process left of decoding: unfinished files to which nothing was written for a minute. They do not say whose images they hold."
-    def idle(path: Path) -> bool:
-        try:
-            return time.time() - path.stat().st_mtime > 60
-        except OSError:  # finished meanwhile
-            return False
-
-    found = cache_folder().glob(".*.safetensors.*")
-    return [p for p in found if re.fullmatch(r"\.[0-9a-f]{24}\.safetensors\..+", p.name) and idle(p)]
+    return [p for p in half_written(cache_folder()) if re.match(r"\.[0-9a-f]{24}\.safetensors\.", p.name)]
 
 
 def _drop_stale(own: Path, folders: Collection[str], asked: str) -> None:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from .data import MagaError
 
 # %% auto #0
-__all__ = ['F', 'PAYS_FROM', 'tensors_only', 'may_be_captured', 'Replayed']
+__all__ = ['PAYS_FROM', 'tensors_only', 'may_be_captured', 'Replayed']
 
 # %% ../nbs/014_capture.ipynb #b48d0f6a
-F = TypeVar("F", bound=Callable)
+_F = TypeVar("_F", bound=Callable)
 
 
-def tensors_only(function: F) -> F:
+def tensors_only(function: _F) -> _F:
     "Marks a function that computes with tensors alone: no counter, no exception on the way, no number read from the device. Only these are captured."
     function.tensors_only = True  # type: ignore[attr-defined]
     return function

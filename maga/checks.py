@@ -8,8 +8,10 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import secrets
 import tempfile
+import time
 import types
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +28,7 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'one_sentence', 'number_of',
            'first_names', 'of_one_folder', 'with_article', 'one_form', 'did_you_mean', 'no_such', 'Range', 'expected',
-           'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor', 'write_whole',
+           'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor', 'write_whole', 'half_written',
            'writable_folder']
 
 # %% ../nbs/010_checks.ipynb #ef7e3e03
@@ -223,7 +225,7 @@ def write_whole(
     write: Callable[[Path], object],  # writes the content to the path it is given
 ) -> Path:
     "Write a file under a temporary name, then rename it; on failure nothing is left and `MagaError` says why."
-    path = Path(path)
+    path = Path(path).expanduser()
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +239,17 @@ def write_whole(
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return path
+
+
+def half_written(folder: Path) -> list[Path]:
+    "What a killed process left of `write_whole` in a folder: files under temporary names to which nothing was written for a minute."
+    def idle(path: Path) -> bool:
+        try:
+            return time.time() - path.stat().st_mtime > 60
+        except OSError:  # finished meanwhile
+            return False
+
+    return [p for p in folder.glob(".*") if re.fullmatch(r"\..+\.[0-9a-f]{8}", p.name) and idle(p)]
 
 
 def writable_folder(path: str | Path) -> Path:

@@ -215,10 +215,12 @@ class ForgetSplit(Checked):
         if self.train.classes != self.test.classes:
             a, b = (f"{', '.join(s.classes[:3])} … ({len(s.classes)})" for s in (self.train, self.test))
             raise MagaError(f"Train and test must have the same classes in the same order, not {a} and {b}.")
-        if self.train.sides != self.test.sides:
-            a, b = ("×".join(map(str, s.sides)) for s in (self.train, self.test))
-            what = f"The training images are shown at {a} pixels, the test images at {b}, and a network sees one of them at a wrong scale"
-            raise MagaError(f"{what}: say the side that both are resized to (size=…, --size).")
+        for say, do in (
+            (lambda s: f"shown at {'×'.join(map(str, s.sides))} pixels", "say the side that both are resized to (size=…, --size)"),
+            (lambda s: f"normalised with mean {s.mean} and std {s.std}", "give both the same, for example spec.view(train) and spec.view(test)"),
+        ):
+            if (a := say(self.train)) != (b := say(self.test)):
+                raise MagaError(f"The training images are {a}, the test images {b}, and a network sees one of them at a wrong scale: {do}.")
         parts = ("train", self.train, self.forget_train, self.earlier_train), ("test", self.test, self.forget_test, self.earlier_test)
         for part, images, now, before in parts:
             indices = now if before is None else torch.cat([now, before])
@@ -296,12 +298,10 @@ class ForgetSplit(Checked):
         return replace(self, **{f.name: part.to(device) for f in fields(self) if hasattr(part := getattr(self, f.name), "to")})
 
     def __str__(self) -> str:
-        return (
-            f"{self.train.name}, {self.task} task, forget {self.target}: "
-            f"train {len(self.forget_train):,} forget + {len(self.retain_train):,} retain, "
-            f"test {len(self.forget_test):,} + {len(self.retain_test):,} [{self.digest}]"
-            + ("" if self.earlier_train is None else f", after requests for {number_of(len(self.earlier_train), 'image')}")
-        )
+        train = f"train {len(self.forget_train):,} forget + {len(self.retain_train):,} retain"
+        earlier = "" if self.earlier_train is None else f", after requests for {number_of(len(self.earlier_train), 'image')}"
+        parts = f"{train}, test {len(self.forget_test):,} + {len(self.retain_test):,}"
+        return f"{self.train.name}, {self.task} task, forget {self.target}: {parts} [{self.digest}]{earlier}"
 
     __repr__ = __str__
 

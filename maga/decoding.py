@@ -70,7 +70,7 @@ def decode(
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             rgb = eight_bits(image).convert("RGB")
             return np.asarray(size.of(rgb) if isinstance(size, Crop) else rgb.resize((size, size), Image.Resampling.BICUBIC) if size else rgb)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as e:
         where = f"image of {len(data)} bytes" if isinstance(data, bytes) else str(data)
         advice = "" if isinstance(e, MagaError) else "; it is damaged, cut off, or far too large: fetch it again, or make it smaller"
         raise MagaError(f"The {where} cannot be decoded ({e}){advice}.") from e

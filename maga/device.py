@@ -24,11 +24,11 @@ from torch import nn
 from .checks import number_of
 from .data import ImageSet, MagaError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 # %% auto #0
-__all__ = ['T', 'pick_device', 'device_name', 'processor_name', 'usable_cores', 'seeded', 'seeded_generator', 'to_device',
-           'autocast', 'single_precision', 'rounded_alike', 'has_bfloat16', 'pass_size', 'clock', 'clocked', 'in_turns',
+__all__ = ['pick_device', 'device_name', 'processor_name', 'usable_cores', 'seeded', 'seeded_generator', 'to_device', 'autocast',
+           'single_precision', 'rounded_alike', 'has_bfloat16', 'pass_size', 'clock', 'clocked', 'in_turns',
            'out_of_memory', 'recovered']
 
 # %% ../nbs/001_device.ipynb #4fcb250f
@@ -162,9 +162,9 @@ def clock(device: torch.device | str) -> float:
 
 
 def clocked(
-    work: Callable[[], T],
+    work: Callable[[], _T],
     device: torch.device | str,  # synchronised before and after
-) -> tuple[T, float]:
+) -> tuple[_T, float]:
     "The result of a call, and the wall-clock seconds that it took."
     start = clock(device)
     result = work()

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .checks import MagaError
+from .checks import MagaError, writable_folder
 
 # %% auto #0
 __all__ = ['GROUPS', 'SHARE', 'PIECE', 'room', 'has_room', 'placed', 'write_in_parts', 'metadata', 'read_tensors', 'pieces',
@@ -182,9 +182,9 @@ def pieces(images: Tensor) -> Iterator[Tensor]:
 
 def _in_a_file(parts: Iterator[Tensor], n: int, row: Tensor) -> Tensor:
     "Parts that are n rows like this one together, in a nameless file; `MagaError` where the disk has no room."
-    folder = os.environ.get("MAGA_CACHE") or None
+    asked = os.environ.get("MAGA_CACHE")
     try:
-        with tempfile.TemporaryFile(dir=folder if folder and Path(folder).is_dir() else None) as f:
+        with tempfile.TemporaryFile(dir=writable_folder(asked) if asked else None) as f:
             for part in parts:
                 f.write(part.contiguous().numpy().data)
             f.flush()

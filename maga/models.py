@@ -24,7 +24,7 @@ from .checks import Checked, Count, MagaError, check_generator, check_value, did
 from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, check_normalisation
 from .device import pick_device, seeded, to_device
 from .packaged import no_waiting
-from .pretrained import PRETRAINED, check_parameters, fill, save_tensors, tensors_of, timm_name
+from .pretrained import PRETRAINED, check_parameters, fill, model_names, save_tensors, tensors_of, timm_name
 
 # %% auto #0
 __all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'from_timm', 'ModelSpec', 'batch_norms', 'frozen_batch_norms',
@@ -226,8 +226,10 @@ def frozen_batch_norms(model: nn.Module) -> list[nn.Module]:
     moving = model.training and any(m.training for m in layers)
     own = any(type(m).train is not nn.Module.train for m in model.modules())
     left = [not m.training for m in batch_norms(copy.deepcopy(model).train())] if own else [False] * len(norms)
-    frozen = [n or (moving and not m.training) or {p.requires_grad for p in m.parameters()} == {False} for n, m in zip(left, norms, strict=True)]
-    return [m for m, is_frozen in zip(norms, frozen, strict=True) if is_frozen]
+    moves = [{p.requires_grad for p in m.parameters()} for m in norms]  # empty: without parameters
+    fixed = set().union(*moves) == {False}  # all that have parameters are frozen by them, so the others are
+    kinds = zip(norms, left, moves, strict=True)
+    return [m for m, out, p in kinds if out or (moving and not m.training) or p == {False} or (fixed and not p)]
 
 # %% ../nbs/003_models.ipynb #ea513c88
 def logits_of(output: Any) -> Tensor:
@@ -361,8 +363,7 @@ def _empty(spec: ModelSpec, path: Path) -> nn.Module:
     try:
         return replace(spec, pretrained=False).make(torch.Generator().manual_seed(0))
     except MagaError as e:
-        kind = with_article(spec.arch)
-        raise MagaError(f"{path} holds {kind}, which cannot be built here; if it is a network of your own, pass it: model=…. ({e})") from e
+        raise MagaError(f"{path} holds {with_article(spec.arch)}, which cannot be built here; pass a network of your own: model=…. ({e})") from e
 
 # %% ../nbs/003_models.ipynb #ab9250f3
 def save_checkpoint(
@@ -388,9 +389,10 @@ def load_checkpoint(
 ) -> tuple[nn.Module, ModelSpec]:
     "(model in eval mode on the device, its description); `MagaError` if file and description do not match, or a weight is not finite."
     device, path = pick_device(str(device)), Path(path).expanduser()
-    spec, tensors = _agreed(path, described(path), spec), load_file(path)
+    spec, held = _agreed(path, described(path), spec), load_file(path)
     model = _empty(spec, path) if model is None else copy.deepcopy(model)
     expected = tensors_of(model)
+    tensors = {name: held[k] for k, name in model_names(held, expected).items()}
     check_parameters(path, f"{with_article(spec.arch)} with {number_of(len(spec.classes), 'class', 'classes')}", tensors, expected)
     if spoilt := [k for k, v in tensors.items() if not v.isfinite().all()]:
         raise MagaError(f"{path} holds weights that are not finite, first {spoilt[0]}: its training broke down; take an earlier checkpoint.")

@@ -20,7 +20,7 @@ from .data import ForgetSplit, ImageSet, class_id, emptied_told
 from .mapped import alike, joined, placed, twin_rows
 
 # %% auto #0
-__all__ = ['twins_of', 'forget_files', 'remembering', 'after']
+__all__ = ['forget_files', 'remembering', 'after']
 
 # %% ../nbs/013_requests.ipynb #4dfa586f
 def _tails(path: str) -> Iterator[str]:
@@ -76,15 +76,6 @@ def _rows(train: ImageSet, test: ImageSet, wanted: Sequence[Any]) -> list[int]:
         if found[-1] >= len(train) and not aside:
             raise MagaError(f"{text} is a test image: no model was trained on it, so there is nothing to forget; leave it out of the list.")
     return found
-
-# %% ../nbs/013_requests.ipynb #3169bfb9
-def twins_of(
-    images: ImageSet,
-    rows: Tensor,  # int64 [n]
-) -> Tensor:
-    "int64, sorted: the other rows that have the pixels of one of these."
-    return twin_rows((images.images, rows))[0].to(images.device)
-
 
 # %% ../nbs/013_requests.ipynb #7faa56ea
 def _with_test_rows(train: ImageSet, test: ImageSet, rows: Tensor) -> tuple[ImageSet, ImageSet]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .adapter import check_model
 from .averaging import WeightAverage, estimate_statistics, even_parts
 from .capture import PAYS_FROM, Replayed, may_be_captured, tensors_only
-from .checks import Amount, Checked, Count, Decay, Positive, Share, Weight, check_generator, check_value, number_of
+from .checks import Amount, Checked, Count, Decay, Positive, Share, Weight, check_generator, check_tensor, check_value, number_of
 from .convolution import faster_gradients
 from .data import ImageSet, MagaError, Views, random_views
 from .device import autocast, clock, seeded, to_device
@@ -61,6 +61,12 @@ class Examples(Checked):
         if n == 0 or n != len(self.targets):
             given = f"{number_of(n, 'image')} and {number_of(len(self.targets), 'target')}"
             raise MagaError(f"Training needs as many targets as images and at least one, not {given}.")
+        check_tensor("indices", self.indices, n, whole=True)
+        classes = not self.targets.is_floating_point()
+        check_tensor("targets", self.targets, *((n,) if classes else (n, None)), whole=classes)
+        if classes and not bool(((self.targets >= 0) & (self.targets < len(self.images.classes))).all()):
+            least, most = int(self.targets.min()), int(self.targets.max())
+            raise MagaError(f"The targets of examples must be classes, 0 … {len(self.images.classes) - 1}, not {least} … {most}.")
         if not bool(((self.indices >= 0) & (self.indices < k)).all()):
             raise MagaError(f"The indices of examples must lie in 0 … {k - 1}, not {int(self.indices.min())} … {int(self.indices.max())}.")
 
@@ -114,7 +120,7 @@ class FitConfig(Checked):
     freeze_batch_norm: bool = False  # batch norm in eval mode
     average: Decay = 0.0  # decay per step of a running average that replaces the weights at the end; 0: no average
     capture: bool = True  # on CUDA: replay the step as a graph, if there are enough steps, and functions and network compute with tensors alone
-    amp: bool | None = None  # bfloat16 autocast; None: on CUDA only
+    amp: bool | None = None  # bfloat16 autocast; None: see `autocast`
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         "The learning rate of a step (0, 1, …)."
@@ -284,6 +290,11 @@ def _take_average(step: _Stepper, order: Tensor, generator: torch.Generator) -> 
         estimate_statistics(step.model, shown)
 
 # %% ../nbs/006_training.ipynb #69c395a4
+def _check_distributions(targets: Tensor) -> None:  # [n, K], finite
+    if not bool(((targets >= 0).all() & ((targets.sum(1) - 1).abs() < 1e-2).all()).cpu()):
+        raise MagaError("Targets of cross entropy are classes or distributions, rows that are not negative and sum to 1: apply softmax to logits.")
+
+
 def fit(
     model: nn.Module,  # not changed
     examples: Examples,  # images and targets
@@ -298,12 +309,14 @@ def fit(
 ) -> nn.Module:
     """A trained copy of the model, on the images' device, in eval mode.
 
-    Raises `MagaError`, with the step, if the loss is no longer finite, and where batch norm gets a single image.
+    Raises `MagaError`, with the step, if the loss is no longer finite, and where batch norm gets a single value a channel.
     """
     for name, given, wanted in (("examples", examples, Examples), ("config", config, FitConfig)):
         check_value(name, given, wanted)
     check_generator(generator)
     k = len(examples.images.classes) if examples.targets.ndim == 1 else examples.targets.shape[1]
+    if examples.targets.ndim == 2 and objective is cross_entropy:  # another objective may take other targets, such as logits
+        _check_distributions(examples.targets)
     check_model(model, examples.images, k, config.pad, averaged=config.average > 0 and not config.freeze_batch_norm)
     device = examples.images.device
     model = to_device(copy.deepcopy(model), device)
@@ -373,7 +386,7 @@ def _two_images() -> Iterator[None]:
         if "more than 1 value per channel" not in str(e):
             raise
         raise MagaError(
-            "A batch holds a single image, and batch norm needs two or more to have statistics: "
+            "A batch holds a single image, and batch norm needs two or more values a channel to have statistics: "
             "take more images, a batch_size and forget_batch above 1, or set freeze_batch_norm=True in fit."
         ) from e
 

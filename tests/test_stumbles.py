@@ -281,7 +281,7 @@ def test_a_checkpoint_of_a_network_of_ones_own(tmp_path, split):
     path = save_checkpoint(tmp_path / "own.safetensors", own, spec, seed=3)
     again, described = load_checkpoint(path, model=Own("tuple"))
     assert described == spec and torch.equal(again.out.weight, own.out.weight)
-    with pytest.raises(MagaError, match="if it is a network of your own, pass it"):
+    with pytest.raises(MagaError, match="pass a network of your own"):
         load_checkpoint(path)
 
 

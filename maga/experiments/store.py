@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checks import Checked, Count, Seed
+from ..checks import Checked, Count, Seed, half_written
 from ..data import TASKS, MagaError, write_whole
 from .locks import PATIENCE, Locks
 
 # %% auto #0
-__all__ = ['ORIGINAL', 'RETRAIN', 'PUBLISHED_RESULTS', 'TRAINED', 'RENAMED', 'T_', 'Spec', 'canonical', 'key_of', 'left_out',
+__all__ = ['ORIGINAL', 'RETRAIN', 'PUBLISHED_RESULTS', 'TRAINED', 'RENAMED', 'Spec', 'canonical', 'key_of', 'left_out',
            'under_new_names', 'Row', 'experiments_folder', 'in_repository', 'code_digest', 'Store', 'Recent']
 
 # %% ../../nbs/500_store.ipynb #ec320f6b
@@ -269,7 +269,10 @@ class Store:
         return [row for row in found if row is not None]
 
     def sweep(self) -> None:
-        "Delete locks of dead processes on finished work: the process died between result and release."
+        "Delete what dead processes left: locks on finished work (the process died between result and release), and half-written files."
+        for part in ("rows", "checkpoints", "outputs"):
+            for path in half_written(self.folder / part):
+                path.unlink(missing_ok=True)
         for path in self.locks.folder.glob("*.*"):
             key, _, n = path.name.rpartition(".")
             if (self.row_path(key).exists() or self.checkpoint(key).exists()) and n.isdigit() and self.locks.dead(key, int(n)):
@@ -285,7 +288,7 @@ class Store:
         return frame
 
 # %% ../../nbs/500_store.ipynb #8fea99ee
-T_ = TypeVar("T_")
+_T = TypeVar("_T")
 
 
 class Recent:
@@ -295,7 +298,7 @@ class Recent:
         self.size = size
         self.kept: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], T_]) -> T_:
+    def get(self, key: Hashable, make: Callable[[], _T]) -> _T:
         "The result kept under this key; it is made now if there is none."
         if key not in self.kept:
             self.kept[key] = make()

@@ -51,7 +51,7 @@ def predict(
     images: ImageSet,
     indices: Tensor | None = None,  # int64 [n]; None: all images
     batch_size: int | None = None,  # None: chosen for the device
-    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
+    amp: bool | None = None,  # bfloat16 autocast; None: see `autocast`
 ) -> Tensor:
     "Logits, float32 [n, K], on the images' device, wherever the model lies. It keeps its train or eval mode."
     check_network(model)

@@ -33,7 +33,7 @@ def mean_gradients(
     batches: Sequence[Tensor],  # int64: which images make each mini-batch
     of: Callable[[Tensor], Tensor],  # torch.square: importance; torch.clone: the gradient itself
     progress: Progress | None = None,
-    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
+    amp: bool | None = None,  # bfloat16 autocast; None: see `autocast`
 ) -> dict[str, Tensor]:
     "Mean over the mini-batches of a function of the gradient of their mean cross entropy, by parameter name; in eval mode."
     total = {name: torch.zeros_like(p, device=images.device) for name, p in model.named_parameters() if p.requires_grad}
@@ -79,7 +79,7 @@ class SSDConfig(Checked):
     lam: Weight = 1.0  # dampening λ: smaller shrinks more
     batch_size: Count = 64  # of the gradients; matters to the result
     order: Literal["class", "shuffled"] = "class"  # how the retained images are walked; the forgotten come last
-    amp: bool | None = field(default=None, metadata=ADDED)  # of the gradients: bfloat16 autocast; None: on CUDA only
+    amp: bool | None = field(default=None, metadata=ADDED)  # of the gradients: bfloat16 autocast; None: see `autocast`
 
 
 SSD_PRESETS = {

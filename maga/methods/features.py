@@ -107,7 +107,7 @@ def layer_means(
     model: nn.Module,  # not changed
     split: ForgetSplit,
     retained: Tensor,  # int64 [m]: which retained images
-    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
+    amp: bool | None = None,  # bfloat16 autocast; None: see `autocast`
 ) -> dict[str, tuple[Tensor, Tensor]]:
     "Layer -> means of its input over each group of forget images [f, d] and over each retained class [r, d], up to a factor: float64."
     forget, k = split.forget_train, split.num_classes

@@ -66,7 +66,7 @@ def view_probabilities(
     n_views: int = 16,  # V
     pad: int = 4,  # pixels
     flip: bool = True,
-    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
+    amp: bool | None = None,  # bfloat16 autocast; None: see `autocast`
 ) -> Tensor:
     "The model's softmax output on the forget set, averaged over augmented views: float32 [n_f, K], rows sum to 1."
     train, forget = split.train, split.forget_train
@@ -104,7 +104,7 @@ def neighbour_votes(
     generator: torch.Generator,  # on the CPU: which retained images may vote
     k: int = 50,
     bank: int | None = None,  # retained images that may vote; None: all
-    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
+    amp: bool | None = None,  # bfloat16 autocast; None: see `autocast`
 ) -> Tensor:
     "v: the vote of the retained training images nearest in feature space, float32 [n_f, K], rows sum to 1."
     train = split.train
@@ -164,7 +164,7 @@ def soft_labels(
     experts: Experts,
     generator: torch.Generator,  # on the CPU: views and the bank
     transition: TransitionMatrix | None = None,  # T, where the judge has a weight
-    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
+    amp: bool | None = None,  # bfloat16 autocast; None: see `autocast`
 ) -> Tensor:
     "What the experts say a retrain would answer on the forget set: float32 [n_f, K], rows sum to 1; classes that vanish get 0."
     own, e, b = split.train.labels[split.forget_train], experts, believed(split, experts)
@@ -251,7 +251,7 @@ def retained_targets(
     split: ForgetSplit,
     retained: Tensor,  # int64 [m]: indices
     kind: Literal["hard", "distilled"],
-    amp: bool | None = None,  # bfloat16 autocast; None: on CUDA only
+    amp: bool | None = None,  # bfloat16 autocast; None: see `autocast`
 ) -> Tensor:
     "Targets of retained images: float32 [m, K], one-hot, or the original's softmax without the classes that vanish."
     if kind == "hard" or len(retained) == 0:

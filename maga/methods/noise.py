@@ -31,7 +31,7 @@ class NoiseConfig(Checked):
     lr: Positive = 0.1  # of Adam; the paper's "noise lr"
     penalty: Weight = 0.1  # λ: times the sum of squares over channels and pixels
     chunk: Count | None = None  # images optimised at once, None: what suits the device; changes memory and speed, not the result
-    amp: bool | None = None  # bfloat16 autocast; None: on CUDA only
+    amp: bool | None = None  # bfloat16 autocast; None: see `autocast`
     stop: Positive | None = None  # mean cross entropy at which a class's positive noise is finished; None: after all steps
     look: Count = 5  # steps from one look at that cross entropy to the next
 
