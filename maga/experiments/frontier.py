@@ -169,8 +169,11 @@ def _draw_panel(
         axis.axhspan(*band, color="0.9", zorder=0)
     axis.axhline(panel.ideal, color="0.5", linestyle=":", linewidth=1, zorder=1)
     drawn = points[points.method.isin(styles) & points[panel.metric].notna() & points.cost.notna()]
+    lines = [m for m, style in styles.items() if style["linestyle"] != "none"]
     for method, style in styles.items():
         some = drawn[drawn.method == method].sort_values("cost")
+        if method in lines:  # points of equal cost stand side by side
+            some = some.assign(cost=some.cost * 1.012 ** (lines.index(method) - len(lines) // 2))
         both = pd.concat([some[some.budget != TUNED].tail(1), some[some.budget == TUNED]])  # of several budgets the largest
         plain = small and style["linestyle"] == "none"
         if not plain:

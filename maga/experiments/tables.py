@@ -19,12 +19,13 @@ from .scores import scores_of_many
 from .session import Session
 from .settings import Cell, Settings, cifar10_spec
 from .store import ORIGINAL, RETRAIN, TRAINED, Row
+from ..measures.contract import METRICS
 from ..measures.distances import show_tsne
 
 # %% auto #0
-__all__ = ['FEW', 'SAID', 'HEADLINE', 'NO_POPULATION', 'with_interval', 'number', 'side_by_side', 'made_with', 'like_for_like',
-           'rows_of_one_seed', 'shared_legend', 'show_table', 'show_times', 'swept', 'show_sweep', 'show_embeddings',
-           'beyond_table', 'headline_table', 'population_table', 'show_metrics', 'said_flow']
+__all__ = ['FEW', 'LINES', 'SAID', 'HEADLINE', 'NO_POPULATION', 'with_interval', 'number', 'side_by_side', 'made_with',
+           'like_for_like', 'rows_of_one_seed', 'shared_legend', 'show_table', 'show_times', 'swept', 'show_sweep',
+           'show_embeddings', 'beyond_table', 'headline_table', 'population_table', 'show_metrics', 'said_flow']
 
 # %% ../../nbs/506_tables.ipynb #54535eb2
 def with_interval(mean: float, half: float) -> str:
@@ -171,7 +172,7 @@ def show_times(result: Result):
         axis.text(end, y, f"  {s:.0f}" if s >= 10 else f"  {s:.1f}", va="center", fontsize=7)
     axis.set_xlim(0, 1.12 * max(ends))
     axis.invert_yaxis()
-    axis.set_xlabel("seconds")
+    axis.set_xlabel("seconds (lines: 95 % intervals over seeds)", fontsize=8)
     axis.tick_params(labelsize=7)
     figure.tight_layout()
     return figure
@@ -188,7 +189,15 @@ def swept(result: Result) -> pd.DataFrame:
     return frame[frame.seeds > 0]
 
 
-SAID = {"tau": "τ", "alpha": "α", "fit.optimizer=sgd": "SGD", "fit.optimizer=adam": "Adam"}  # what a picture calls a field, or a change
+LINES = "vertical lines: 95 % intervals over seeds"
+SAID = {  # what a picture calls a field, or a change
+    "tau": "τ",
+    "alpha": "α",
+    "fit.optimizer=sgd": "SGD",
+    "fit.optimizer=adam": "Adam",
+    "noise.size": "noise images a class",
+    "fit.epochs": "epochs",
+}
 
 
 def show_sweep(result: Result):
@@ -202,14 +211,18 @@ def show_sweep(result: Result):
     figure, axes = plt.subplots(2, len(fields), figsize=(0.8 + 2.8 * len(fields), 3.8), squeeze=False, dpi=110, layout="constrained")
     for column, name in enumerate(fields):
         for axis, metric in zip(axes[:, column], ("A_r", "A_f"), strict=True):
-            for series, line in frame[frame.field == name].groupby("series", sort=False):
+            some = frame[frame.field == name]
+            beside = 0.012 * (some.value.max() - some.value.min())  # so that intervals at one value do not cover each other
+            for i, (series, line) in enumerate(some.groupby("series", sort=False)):
                 label = ", ".join(SAID.get(c, c) for c in series.split() if c not in common) or None
-                axis.errorbar(line.value, line[metric], line[f"{metric}_ci95"].fillna(0), marker="o", markersize=3, linewidth=1, label=label)
+                half = line[f"{metric}_ci95"].fillna(0)
+                axis.errorbar(line.value + i * beside, line[metric], half, marker="o", markersize=3, linewidth=1, label=label)
             axis.set_ylabel(f"{metric}, %", fontsize=8)
             axis.tick_params(labelsize=7)
         axes[1, column].set_xlabel(SAID.get(name, name), fontsize=8)
     if len(changes) > 1:
         shared_legend(figure, axes.flat, title=" ".join(common) or None, title_fontsize=7)
+    figure.supxlabel(LINES, fontsize=7)
     return figure
 
 # %% ../../nbs/506_tables.ipynb #01c93c1c
@@ -280,8 +293,8 @@ def population_table(result: Result, session: Session) -> tuple[pd.DataFrame, li
     return pd.DataFrame(known).T.rename_axis("method"), sorted(reasons)
 
 # %% ../../nbs/506_tables.ipynb #4be6a00d
-def show_metrics(result: Result, metrics: Sequence[tuple[str, float]]):  # (metric, ideal)
-    "A panel per metric, a bar per method; the dashed line is the ideal, the dotted one a retrain against the others. Returns the figure."
+def show_metrics(result: Result, metrics: Sequence[tuple[str, float | None]]):  # (metric, ideal; None: the retrain's)
+    "A panel per metric, a bar per method, – where it has no value; the dashed line is the ideal, the dotted one a retrain. Returns the figure."
     import matplotlib.pyplot as plt
 
     table = beyond_table(result).loc[headline_table(result).index]  # every metric, in that order
@@ -290,13 +303,16 @@ def show_metrics(result: Result, metrics: Sequence[tuple[str, float]]):  # (metr
     for axis, (metric, ideal) in zip(axes[0], metrics, strict=True):
         values = table[metric] if metric in table else pd.Series(float("nan"), table.index)
         axis.barh(list(table.index), values.fillna(0))
-        axis.axvline(ideal, linestyle="--", linewidth=0.8, color="grey")
+        for y in values.isna().to_numpy().nonzero()[0]:
+            axis.text(0, y, " –", fontsize=7, va="center")
+        if ideal is not None:
+            axis.axvline(ideal, linestyle="--", linewidth=1, color="tab:red", zorder=3, clip_on=False)
         if RETRAIN in values and not math.isnan(values[RETRAIN]):
             axis.axvline(values[RETRAIN], linestyle=":", linewidth=0.8, color="black")
-        axis.set_title(metric, fontsize=8)
+        axis.set_title(f"{metric}, {METRICS[metric].unit}" if metric in METRICS else f"{metric}, %", fontsize=8)
         axis.tick_params(labelsize=7)
     axes[0][0].invert_yaxis()
-    figure.supxlabel("dashed: the ideal; dotted: one retrain", fontsize=7)
+    figure.supxlabel("dashed: the ideal; dotted: one retrain; –: not known", fontsize=7)
     return figure
 
 

@@ -16,7 +16,7 @@ from .metrics import as_probabilities as as_probabilities
 from .metrics import total_variation
 
 # %% auto #0
-__all__ = ['js_divergence', 'activation_distance', 'zrf', 'leave_one_out_means', 'neighbour_tv', 'retrain_spread',
+__all__ = ['MARKS', 'js_divergence', 'activation_distance', 'zrf', 'leave_one_out_means', 'neighbour_tv', 'retrain_spread',
            'neighbour_tv_ratio', 'avg_gap', 'tow', 'show_tsne']
 
 # %% ../../nbs/101_distances.ipynb #09db06ce
@@ -107,6 +107,9 @@ def tow(
     return math.prod(1 - abs(u - r) / 100 for u, r in zip(unlearned, retrained, strict=True))
 
 # %% ../../nbs/101_distances.ipynb #b7676e8b
+MARKS = "osD^vP*Xp<"  # of the rows of a picture, so that colours do not tell them apart alone
+
+
 def show_tsne(
     predictions: Mapping[str, Tensor],  # name of the model -> probabilities of the same images [n, K]
     labels: Tensor,  # int64 [n]

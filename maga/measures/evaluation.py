@@ -37,7 +37,7 @@ from maga.measures.contract import (
     population_metric,
     timed,
 )
-from .distances import activation_distance, avg_gap, js_divergence, neighbour_tv_ratio, tow, zrf
+from .distances import MARKS, activation_distance, avg_gap, js_divergence, neighbour_tv_ratio, tow, zrf
 from maga.measures.membership import (
     Lira,
     attack_auc,
@@ -377,7 +377,7 @@ def show_floors(
     floors: Sequence[Floor],
     scores: Mapping[str, Sequence[Score]],  # row -> a score for each floor, in the same order
 ):
-    "One axis per metric: its floor as a band, the retrains' values as grey strokes, each row's mean as a dot, ∞ as an arrow. Returns the figure."
+    "One axis per metric: its floor as a band, the retrains' values as grey strokes, each row's mean as a mark, ∞ as an arrow. Returns the figure."
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(len(floors), 1, figsize=(6, 0.6 + 0.42 * len(floors)), dpi=110, squeeze=False, layout="constrained")
@@ -390,7 +390,7 @@ def show_floors(
             never = math.isinf(some[k].mean)
             x, place = (1, axis.get_yaxis_transform()) if never else (some[k].mean, axis.transData)
             y = 0.5 - i / max(1, len(scores) - 1)
-            axis.plot([x], [y], ">" if never else "o", color=f"C{i}", markersize=5, transform=place, clip_on=False, label=row)
+            axis.plot([x], [y], ">" if never else MARKS[i % len(MARKS)], color=f"C{i}", markersize=5, transform=place, clip_on=False, label=row)
         axis.set(ylim=(-1, 1), yticks=[])
         axis.tick_params(labelsize=7)
         axis.spines[["left", "right", "top"]].set_visible(False)
