@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
-DATA := $(firstword $(wildcard data ../shared/data) data)
 DRAWN := $(wildcard nbs/experiments/paper/*.ipynb) $(addprefix nbs/experiments/studies/,beyond.ipynb expected.ipynb frontier.ipynb tuning.ipynb)
+# data sets: data/, or a folder that several clones share
+DATA := $(firstword $(wildcard data ../shared/data) data)
 export MAGA_DATA ?= $(abspath $(DATA))
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PLATFORM_DIRS := 1
@@ -24,7 +25,7 @@ reproduce: $(READY)  ## every table and figure on this machine; ARGS="--config p
 slurm: $(READY)  ## the same through Slurm: a cluster of one node on a Debian machine, as root; ARGS="results/slurm only=table1" for a part
 	tools/slurm_one_node.sh $(ARGS)
 
-test: $(READY)  ## everything that CI runs; networks that many notebooks ask for are trained once
+test: $(READY)  ## everything that CI runs but the site; networks that many notebooks ask for are trained once
 	@export MAGA_BENCH=$$(mktemp -d); trap 'rm -rf "$$MAGA_BENCH"' EXIT; \
 	$(MAKE) --no-print-directory --jobs --output-sync=target check install notebooks && $(MAKE) --no-print-directory pytest
 

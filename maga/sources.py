@@ -177,7 +177,7 @@ def from_torchvision(
         try:
             data = kind(str(root), train=train, download=download)
         except (RuntimeError, OSError) as e:
-            raise MagaError(f"{name} was not found in {root} as torchvision keeps it ({e}); pass download=True or another folder.") from e
+            raise MagaError(f"{name} was not found in {root} ({e}); name another folder, or fetch it: load('{name}', '{root}', download=True)") from e
         labels = torch.tensor(data.targets)
         coarse = torch.tensor(CIFAR100_COARSE)[labels] if name == "cifar100" else None
         names = CIFAR20_NAMES if name == "cifar100" else ()
@@ -365,7 +365,7 @@ def _cifar(name: str, root: Path, download: bool) -> tuple[ImageSet, ImageSet]:
         train, test = from_torchvision(stored, root, download)
     else:
         what = f"{name} was not found: neither {root / stored}/train-*.parquet nor {unpacked} exists"
-        raise MagaError(f"{what}; name the folder that holds one of them, or download it (download=True).")
+        raise MagaError(f"{what}; name the folder that holds one of them, or fetch it in Python: load('{name}', '{root}', download=True).")
     if name == "cifar20":
         train, test = (replace(s.coarse(), name=name) for s in (train, test))
     if name == "cifar10_small":

@@ -23,11 +23,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from maga.adapter import prepared
 from maga.checks import MagaError
@@ -142,7 +142,7 @@ COMMANDS = get_command(command.app).commands
 
 def examples():
     for name, _c in COMMANDS.items():
-        shown = CliRunner().invoke(get_command(command.app), [name, "--help"]).output
+        shown = CliRunner().invoke(command.app, [name, "--help"]).output
         found = re.findall(r"^\s+(maga .+)$", shown.split("Example")[-1], re.M)
         yield name, [re.sub(r"\s+", " ", f) for f in found]
 

@@ -70,7 +70,7 @@ def parser() -> Arguments:
         else:
             action = "append" if f.metadata["form"].several else "store"
             p.add_argument(*names, action=action, metavar=f.metadata["metavar"], help=f.metadata["help"])
-    several = "processes that share the work; default: one; for smoke on a CPU one per core, at most four; seconds on a shared card do not compare"
+    several = "processes that share the work; default: one; for smoke and laptop on a CPU one per core, at most 4; their seconds do not compare"
     p.add_argument("--processes", type=int, default=0, help=several)
     p.add_argument("--beside", type=float, default=0.0, help=argparse.SUPPRESS)  # a helper process: where in the batch it begins, 0–1
     p.add_argument("--retry", action="store_true", help="try failed runs again although the code is the same")

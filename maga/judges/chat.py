@@ -5,6 +5,7 @@
 # %% ../../nbs/207_chat.ipynb #5ca928c1
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -119,12 +120,15 @@ def load_chat_model(
     dtype: str = "auto",  # as stored; or float32, bfloat16, float16
     device: str | torch.device = "cpu",
     device_map: str | None = None,  # "auto" spreads a model over several devices (needs accelerate)
-    quantisation: Literal["4bit", "8bit"] | None = None,  # needs bitsandbytes and CUDA
+    quantisation: Literal["4bit", "8bit"] | None = None,  # needs accelerate, bitsandbytes and CUDA
     size: int = 224,  # smaller images are enlarged to this, in pixels
 ) -> ChatModel:
     "The model in eval mode with its processor; `MagaError` in one sentence where it cannot be loaded."
     from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
+    wanted = {"accelerate": device_map or quantisation, "bitsandbytes": quantisation}
+    if missing := [package for package, asked in wanted.items() if asked and not importlib.util.find_spec(package)]:
+        raise MagaError(f"--device-map and --quantisation need the packages {' and '.join(missing)}: pip install {' '.join(missing)}.")
     source = Source.of(where, "vlm")
     placed: dict[str, Any] = {"device_map": device_map} if device_map else {}
     if quantisation:

@@ -234,7 +234,7 @@ def purge_command(folder: Annotated[str, typer.Argument(help="Of a result.")]) -
 _AUDIT = """Examples:
 
 \b
-  maga audit --original model.safetensors --unlearned forgotten --data photos --forget three --train-retrains 4 --trained-epochs 6 --out audited
+  maga audit --original model.safetensors --unlearned forgotten --data photos --forget three --train-retrains 5 --trained-epochs 6 --out audited
 """
 
 # %% ../../nbs/707_command.ipynb #f73fbb33
