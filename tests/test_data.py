@@ -237,7 +237,7 @@ def test_torchvision_folder(tmp_path, monkeypatch):
     assert train.coarse_labels[:100].tolist() == list(CIFAR100_COARSE) and train.coarse_classes == CIFAR20_NAMES
     coarse, _ = load("cifar20", tmp_path)
     assert coarse.name == "cifar20" and len(coarse.classes) == 20
-    with pytest.raises(MagaError, match="as torchvision keeps it"):
+    with pytest.raises(MagaError, match="fetch it: load\\('cifar10'"):
         from_torchvision("cifar10", tmp_path)
 
 

@@ -783,7 +783,7 @@ def test_purge_deletes_what_is_decoded_after_the_request(at, desk, capsys, tmp_p
     assert at("maga forget --model model.safetensors --data some --forget three --out purged --set fit.lr=0.05 --set fit.epochs=1", capsys)[0] == 0
     (first,) = (desk / "near").iterdir()
     from_folder(desk / "some", 16)
-    (left := desk / "near" / f".{first.name}.a1").write_bytes(b"pixels")
+    (left := desk / "near" / f".{first.name}.000000a1").write_bytes(b"pixels")
     os.utime(left, (0, 0))
     monkeypatch.setenv("MAGA_CACHE", str(desk / "near"))
     monkeypatch.chdir(tmp_path)

@@ -352,7 +352,7 @@ def said_frontier(
         for panel in panels:
             best = on_frontier(some, panel)
             steps = [
-                f"{point_name(m, b, c)}: {v:.2f}"
+                f"{point_name(m, b, c)}: {round(v, 9):.2f}"  # a half is rounded alike by every version of numpy
                 for m, b, c, v in zip(best.method, best.budget, best.cost, best[panel.metric], strict=True)
             ]
             if steps:
