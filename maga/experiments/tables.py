@@ -222,7 +222,7 @@ def show_sweep(result: Result):
         axes[1, column].set_xlabel(SAID.get(name, name), fontsize=8)
     if len(changes) > 1:
         shared_legend(figure, axes.flat, title=" ".join(common) or None, title_fontsize=7)
-    figure.supxlabel(LINES, fontsize=7)
+    figure.suptitle(LINES, fontsize=7)
     return figure
 
 # %% ../../nbs/506_tables.ipynb #01c93c1c
