@@ -463,3 +463,13 @@ def test_integers_of_32_bits_do_not_turn_black(tmp_path):
     for some in (pixels, pixels.clip(0, 1)):
         with pytest.raises(MagaError, match=r"32 bits .* save it with 8 or with 16 bits"):
             decode(saved(some, "TIFF"))
+
+
+def test_whatever_pillow_raises_on_a_damaged_image_is_said(monkeypatch):
+    "Damaged TIFFs end in a `TypeError` inside of Pillow, others in errors that it documents."
+    (content := io.BytesIO()).name = "a.tiff"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(content)
+    for kind in (TypeError, ValueError, SyntaxError, OSError):
+        monkeypatch.setattr(Image.Image, "load", raising(kind("damaged")))
+        with pytest.raises(MagaError, match="damaged"):
+            decode(content.getvalue())
