@@ -28,8 +28,8 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'one_sentence', 'number_of',
            'first_names', 'of_one_folder', 'with_article', 'one_form', 'did_you_mean', 'no_such', 'Range', 'expected',
-           'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor', 'write_whole', 'half_written',
-           'writable_folder']
+           'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor', 'check_probabilities',
+           'write_whole', 'half_written', 'writable_folder']
 
 # %% ../nbs/010_checks.ipynb #ef7e3e03
 class MagaError(ValueError):
@@ -218,6 +218,12 @@ def check_tensor(
         raise MagaError(f"{name} is {shown(tensor)}; expected a tensor {kind} [{', '.join('n' if n is None else str(n) for n in shape)}].")
     if not whole and not bool(tensor.isfinite().all().cpu()):
         raise MagaError(f"{name} holds numbers that are not finite (NaN or infinity).")
+
+
+def check_probabilities(p: Tensor) -> None:  # [..., K]
+    "`MagaError` where the rows are not probabilities."
+    if not bool(((p >= 0).all() & ((p.sum(-1) - 1).abs() < 1e-2).all()).cpu()):
+        raise MagaError("Expected probabilities, rows that are not negative and sum to 1: apply softmax to the logits first.")
 
 # %% ../nbs/010_checks.ipynb #15913240
 def write_whole(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .adapter import check_model
 from .averaging import WeightAverage, estimate_statistics, even_parts
 from .capture import PAYS_FROM, Replayed, may_be_captured, tensors_only
-from .checks import Amount, Checked, Count, Decay, Positive, Share, Weight, check_generator, check_tensor, check_value, number_of
+from .checks import Amount, Checked, Count, Decay, Positive, Share, Weight, check_generator, check_probabilities, check_tensor, check_value, number_of
 from .convolution import faster_gradients
 from .data import ImageSet, MagaError, Views, random_views
 from .device import autocast, clock, seeded, to_device
@@ -290,11 +290,6 @@ def _take_average(step: _Stepper, order: Tensor, generator: torch.Generator) -> 
         estimate_statistics(step.model, shown)
 
 # %% ../nbs/006_training.ipynb #69c395a4
-def _check_distributions(targets: Tensor) -> None:  # [n, K], finite
-    if not bool(((targets >= 0).all() & ((targets.sum(1) - 1).abs() < 1e-2).all()).cpu()):
-        raise MagaError("Targets of cross entropy are classes or distributions, rows that are not negative and sum to 1: apply softmax to logits.")
-
-
 def fit(
     model: nn.Module,  # not changed
     examples: Examples,  # images and targets
@@ -316,7 +311,7 @@ def fit(
     check_generator(generator)
     k = len(examples.images.classes) if examples.targets.ndim == 1 else examples.targets.shape[1]
     if examples.targets.ndim == 2 and objective is cross_entropy:  # another objective may take other targets, such as logits
-        _check_distributions(examples.targets)
+        check_probabilities(examples.targets)
     check_model(model, examples.images, k, config.pad, averaged=config.average > 0 and not config.freeze_batch_norm)
     device = examples.images.device
     model = to_device(copy.deepcopy(model), device)

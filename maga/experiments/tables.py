@@ -154,6 +154,9 @@ def show_table(result: Result):
     return figure
 
 # %% ../../nbs/506_tables.ipynb #520c454b
+LINES = "lines: 95 % intervals over seeds"
+
+
 def show_times(result: Result):
     "Seconds of each method, where they are known, and of loading and measuring. Returns the figure."
     import matplotlib.pyplot as plt
@@ -172,7 +175,7 @@ def show_times(result: Result):
         axis.text(end, y, f"  {s:.0f}" if s >= 10 else f"  {s:.1f}", va="center", fontsize=7)
     axis.set_xlim(0, 1.12 * max(ends))
     axis.invert_yaxis()
-    axis.set_xlabel("seconds (lines: 95 % intervals over seeds)", fontsize=8)
+    axis.set_xlabel(f"seconds ({LINES})", fontsize=8)
     axis.tick_params(labelsize=7)
     figure.tight_layout()
     return figure
@@ -189,7 +192,6 @@ def swept(result: Result) -> pd.DataFrame:
     return frame[frame.seeds > 0]
 
 
-LINES = "vertical lines: 95 % intervals over seeds"
 SAID = {  # what a picture calls a field, or a change
     "tau": "τ",
     "alpha": "α",

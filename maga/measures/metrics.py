@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import check_network, lying_on
-from ..checks import Count, check_tensor, check_value
+from ..checks import Count, check_probabilities, check_tensor, check_value
 from ..data import ForgetSplit, ImageSet, MagaError
 from ..device import autocast, pass_size
 from ..models import evaluating, head_of, logits_of
@@ -179,8 +179,7 @@ def as_probabilities(
             raise MagaError(
                 f"Expected probabilities of the same images and classes, [n, K] with n at least 1, not {[list(t.shape) for t in outputs]}."
             )
-        if not bool(((p >= 0).all() & ((p.sum(-1) - 1).abs() < 1e-2).all()).cpu()):
-            raise MagaError("Expected probabilities, rows that are not negative and sum to 1: apply softmax to the logits first.")
+        check_probabilities(p)
     return exact
 
 

@@ -349,7 +349,7 @@ def show_audits(
             x, place = (1, axis.get_yaxis_transform()) if never else (max(value, m.step / 2) if m.scale != "plain" else value, axis.transData)
             y = 0.7 - 1.4 * i / max(1, len(audits) - 1)
             look = {"color": f"C{i % 10}", "mfc": "none" if i > 9 else None, "markersize": 4, "transform": place, "clip_on": False}
-            axis.plot([x], [y], ">" if never else MARKS[i % 10], label=model, **look)
+            axis.plot([x], [y], ">" if never else MARKS[i % len(MARKS)], label=model, **look)
         axis.set(ylim=(-1, 1), yticks=[], **({"xscale": "log"} if m.scale != "plain" else {}))
         if m.scale != "plain":
             _log_ticks(axis, m.step / 2 if m.step and min(seen, default=m.step) < m.step / 2 else 0.0)
