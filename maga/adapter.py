@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from .checks import MagaError, check_value, number_of, shown, with_article
+from .checks import MagaError, check_value, one_sentence, shown, with_article
 from .data import ImageSet
-from .device import out_of_memory, to_device
-from .models import Classifier, batch_norms, evaluating, frozen_batch_norms, keeping_modes, last_linear, logits_of
+from .device import channels_last, copied, layout_of, out_of_memory, seeded, seeded_generator
+from .models import Classifier, evaluating, keeping_modes, last_linear, logits_of
 from .pretrained import tensors_of
 
 # %% auto #0
 __all__ = ['floats', 'lying_on', 'in_single', 'check_network', 'check_copies', 'check_shapes', 'check_weights', 'check_pad',
-           'check_model', 'moving_head', 'check_plain_head', 'unwrapped', 'prepared', 'handed_back', 'unreached']
+           'check_model', 'moving_head', 'check_plain_head', 'unwrapped', 'laid_out', 'prepared', 'handed_back',
+           'unreached']
 
 # %% ../nbs/011_adapter.ipynb #26475ce8
 def floats(model: nn.Module) -> dict[str, Tensor]:
@@ -33,7 +34,7 @@ def floats(model: nn.Module) -> dict[str, Tensor]:
 
 def lying_on(model: nn.Module, device: torch.device) -> nn.Module:
     "The model, or a copy on the device where a number of it is on another one."
-    return to_device(copy.deepcopy(model), device) if any(v.device != device for v in tensors_of(model).values()) else model
+    return copied(model, device) if any(v.device != device for v in tensors_of(model).values()) else model
 
 
 def in_single(model: nn.Module) -> nn.Module:
@@ -121,10 +122,16 @@ def _heard(layers: Mapping[str, nn.Module], hear: Callable[[str, Any], Any]) -> 
         yield
 
 
+def _some(model: nn.Module, images: ImageSet, n: int) -> Tensor:
+    "A batch of n images, the first ones, again and again if there are fewer, in the model's layout: float32 [n, 3, H, W] on the images' device."
+    return images.batch(torch.arange(n, device=images.device) % len(images)).contiguous(memory_format=layout_of(model))
+
+
 def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor], bool]:
     "What the model returns for two images, on their device; what each of its linear layers gave, by name; whether it changed the images."
-    x, given = images.batch(torch.arange(min(2, len(images)), device=images.device)), dict[str, Tensor]()
-    model, before = lying_on(model, x.device), x.clone()
+    model, given = lying_on(model, images.device), dict[str, Tensor]()
+    x = _some(model, images, min(2, len(images)))
+    before = x.clone()
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     try:
         with evaluating(model), _heard(layers, given.__setitem__):
@@ -134,9 +141,8 @@ def _asked(model: nn.Module, images: ImageSet) -> tuple[Any, dict[str, Tensor], 
     except Exception as e:  # a network of somebody else's raises what it likes
         if out_of_memory(e):
             raise
-        said = str(e).strip().split("\n")[0]
         raise MagaError(
-            f"The model cannot take a batch {list(x.shape)} of {str(x.dtype).removeprefix('torch.')} images ({type(e).__name__}: {said}); "
+            f"The model cannot take a batch {list(x.shape)} of {str(x.dtype).removeprefix('torch.')} images ({one_sentence(e)}); "
             f"{_one_channel(model, x) or 'is it a classifier of images of this size?'}"
         ) from e
 
@@ -203,7 +209,7 @@ def _check_head(
         return
     try:
         with evaluating(model):
-            last = _last_layers(model, images.batch(torch.arange(min(2, len(images)), device=images.device)), f"model.{model.head}")[1]
+            last = _last_layers(model, _some(model, images, min(2, len(images))), f"model.{model.head}")[1]
     except Exception:  # a network of somebody else's that takes no hooks: nothing is known
         return
     makers = [name.removeprefix("model.") for name, z in last.items() if classes in (*z.shape[1:2], *z.shape[-1:])]
@@ -212,18 +218,34 @@ def _check_head(
         raise MagaError(f"The layer {model.head!r} does not make the {classes} logits: {known}, or leave head out.")
 
 
+def _check_trains(model: nn.Module, images: ImageSet) -> None:
+    "`MagaError` where the model, which is changed, takes neither two images nor a larger batch in training mode."
+    for n in (2, 64):
+        x = _some(model, images, n)
+        try:
+            with seeded(seeded_generator("asked"), x.device):
+                logits_of(_Uncounted(model.train())(lambda x=x: x))
+            return
+        except Exception as e:
+            if out_of_memory(e):
+                raise
+            why = e
+    what = f"In training mode the model cannot take a batch {list(x.shape)} of images alone ({one_sentence(why)})"
+    raise MagaError(f"{what}: give it a forward that needs nothing else and returns the logits in both modes.") from why
+
+
 def _check_training(model: nn.Module, images: ImageSet, classes: int) -> None:
-    "`MagaError` where the answer in training mode is another one than in eval mode: of another shape, or made by another layer."
-    copied = to_device(copy.deepcopy(model), images.device)
-    x = images.batch(torch.arange(2, device=images.device) % len(images))
+    "`MagaError` where there is no answer in training mode, or another one than in eval mode: of another shape, or made by another layer."
+    asked_of = copied(model, images.device)
+    x = _some(asked_of, images, 2)
     try:
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-            asked = _last_layers(copied.eval(), x)[1]
-            logits, trained = _last_layers(copied.train(), x)
+        with seeded(seeded_generator("asked"), x.device):
+            asked = _last_layers(asked_of.eval(), x)[1]
+            logits, trained = _last_layers(asked_of.train(), x)
     except MagaError as e:
         raise MagaError(f"In training mode: {e}") from e
-    except Exception:  # a network of somebody else's; what stops its training is said there
-        return
+    except Exception:  # a network of somebody else's that takes no hooks, or no two images
+        return _check_trains(asked_of, images)
     if logits.shape != (2, classes):
         raise MagaError(f"In training mode the model gives {list(logits.shape)} for 2 images, and not the logits [2, {classes}] of eval mode.")
     if asked and trained and not asked.keys() & trained.keys():
@@ -249,7 +271,6 @@ def check_model(
     images: ImageSet,
     classes: int,  # K
     pad: int = 0,  # largest shift of crops, in pixels
-    averaged: bool = False,  # whether batch norm's statistics are estimated anew at the end
 ) -> None:
     "`MagaError` where the model cannot be trained on these images: its kind, weights, precision, what moves, or its answer to one batch."
     check_weights(model)
@@ -260,19 +281,14 @@ def check_model(
     _checked_answer(_asked(model, images)[0], min(2, len(images)), classes)
     _check_training(model, images, classes)
     check_pad(pad, images, "crops")
-    if averaged and 0 < (still := len(frozen_batch_norms(model))) < len(batch_norms(model)):
-        frozen = number_of(still, "batch norm is", "batch norms are")
-        raise MagaError(f"{frozen} frozen, and average estimates the statistics of all: freeze all or none, or set average to 0.")
 
 
 def moving_head(model: nn.Module) -> nn.Linear:
     "The linear layer that makes the logits; `MagaError` where there is none, or where a parameter of it is frozen."
     head = last_linear(model)
     if not all(p.requires_grad for p in head.parameters()):
-        raise MagaError(
-            "The last layer is frozen (requires_grad is False), and here it would be made anew or fitted: let it move, "
-            "or take a method that leaves it (restart with head='shrunk')."
-        )
+        what = "The last layer is frozen (requires_grad is False), and here it would be made anew or fitted"
+        raise MagaError(f"{what}: let it move, or take a method that leaves it (restart with head='shrunk').")
     return head
 
 
@@ -304,6 +320,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def laid_out(
+    model: nn.Module,  # on the images' device; not changed
+    images: ImageSet,
+) -> nn.Module:
+    "A copy in channels-last memory, where convolutions are fastest; the model itself where it is there already or takes no such batch."
+    if layout_of(model) is torch.channels_last or all(p.ndim != 4 for p in model.parameters()):
+        return model
+    try:
+        _asked(there := channels_last(copy.deepcopy(model)), images)
+    except Exception:  # such as `view` between its layers
+        return model
+    return there
+
+# %% ../nbs/011_adapter.ipynb #8440ba9c
 def prepared(
     model: nn.Module,  # not changed
     images: ImageSet,
@@ -312,7 +342,7 @@ def prepared(
     "The model as methods take it, after one batch; `MagaError` says what is wrong with it."
     check_value("images", images, ImageSet)
     check_weights(model)
-    model = lying_on(in_single(unwrapped(model)), images.device)
+    model = laid_out(lying_on(in_single(unwrapped(model)), images.device), images)
     output, given, changed = _asked(model, images)
     logits = _checked_answer(output, min(2, len(images)), classes)
     copies = changed or (isinstance(model, Classifier) and model.copies)  # who is asked after it must see the same images
@@ -332,14 +362,15 @@ def handed_back(
     result: nn.Module,  # made from `prepared(model, …)`; changed in place
     model: nn.Module,  # as it came in
 ) -> nn.Module:
-    "The result as a network of the kind that came in, but plain: without the adapter and wrappers, each number in the precision that it had."
+    "The result as a network of the kind that came in, but plain: without adapter and wrappers, in the precision and the layout that each number had."
     model = unwrapped(model)
     if isinstance(result, Classifier) and not isinstance(model, Classifier):
         result = result.model
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # also those that no state dict holds
     for name, values in (*result.named_parameters(), *result.named_buffers()):
-        if name in before and values.dtype != before[name].dtype:
-            values.data = values.data.to(before[name].dtype)
+        if name in before:
+            layout = torch.contiguous_format if before[name].is_contiguous() else torch.preserve_format
+            values.data = values.data.to(before[name].dtype, memory_format=layout)
     return result
 
 # %% ../nbs/011_adapter.ipynb #8440ba9e
@@ -355,7 +386,7 @@ def unreached(
     try:
         with keeping_modes(ready), torch.enable_grad():
             for n in (2, 64):  # a part that two images do not need may be one for others
-                x = images.batch(torch.arange(min(n, len(images)), device=images.device))
+                x = _some(ready, images, min(n, len(images)))
                 logits, asked = logits_of(_Uncounted(ready.eval())(lambda x=x: x)), {id(p): p for name in left for p in moving[name]}
                 given = torch.autograd.grad(logits.sum(), [*asked.values()], allow_unused=True) if asked else ()
                 reached = {k for k, g in zip(asked, given, strict=True) if g is not None}

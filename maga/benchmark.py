@@ -5,7 +5,6 @@
 # %% ../nbs/600_benchmark.ipynb #cd30143e
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from .checks import writable_folder
 from .data import ForgetSplit, ImageSet, MagaError, forget_class
-from .device import clocked, has_bfloat16, in_turns, pick_device, rounded_alike, single_precision
+from .device import clocked, device_name, has_bfloat16, in_turns, pick_device, processor_name, rounded_alike, single_precision
 from .judges.contract import FeatureJudge, draw_exemplars
 from .judges.transition import estimate_transition
 from .measures.cost import counted_passes
@@ -30,7 +29,7 @@ from .memory import vit_bytes, vit_step_gb
 from .methods.contract import METHODS, get_method, plain_fit, sample_retained
 from .methods.maga import MAGA_PRESETS, feature_noise_banks, perturbed_examples, ranked_labels
 from .models import ModelSpec
-from .progress import lasting_output
+from .progress import Parser, lasting_output
 from .sources import digits, load
 from .training import RECIPES, Examples, FitConfig, fit
 
@@ -266,7 +265,7 @@ def method_times(
     device, g, lines = split.device, torch.Generator().manual_seed(0), []
     original = fit(spec.make(g), Examples.of(split.train), replace(pretraining, epochs=1), g)
     exemplars = draw_exemplars(split.train, 10, g)
-    given = {"transition": estimate_transition(FeatureJudge(original, exemplars), exemplars), "make_model": spec.make}
+    transition = estimate_transition(FeatureJudge(original, exemplars), exemplars)
     wanted = sorted(set(METHODS) - {"retrain_head"}) if names is None else names
     for name in ("retrain", *(n for n in wanted if n != "retrain")):
         try:
@@ -277,7 +276,7 @@ def method_times(
             say(f"{name} is left out: {e}")
             continue
         config = replace(config, fit=pretraining) if name == "retrain" else config
-        config = replace(config, **{k: v for k, v in given.items() if hasattr(config, k)})
+        config = get_method(name).filled(config, transition=lambda: transition, make_model=lambda: spec.make)
         with counted_passes(device) as passes:
             _, took = clocked(partial(get_method(name), original, split, config, torch.Generator().manual_seed(0)), device)
         lines.append({"method": name, "seconds": took, "passes": float(passes)})
@@ -336,7 +335,7 @@ def run_benchmark(
     train, test = cifar_like(root, device, n, max(200, n // 5))
     small_train, small_test = (s.to(device) for s in digits())
     resnet, small = ModelSpec.of("resnet18", train), ModelSpec.of("resnet10", small_train)
-    name = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    name = device_name(device) + (f" ({processor})" if (processor := processor_name(device)) else "")
     say(f"{name}; torch {torch.__version__}; {train.name}, {len(train):,} images")
     halves = (False, True) if cuda or has_bfloat16() else (False,)
     split, small_split = forget_class(train, test, shared_class(train, test)), forget_class(small_train, small_test, "three")
@@ -375,13 +374,13 @@ def run_benchmark(
 def main(arguments: Sequence[str] | None = None) -> int:
     "The command line; returns the exit code."
     lasting_output()
-    parser = argparse.ArgumentParser(prog="python -m maga.benchmark", description="How fast is maga on this device, compared with the plain way?")
+    parser = Parser(prog="python -m maga.benchmark", description="How fast is maga on this device, compared with the plain way?")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--data-root", default="data", help="folder that holds CIFAR-100; random pixels are used if it is not there")
     parser.add_argument("--quick", action="store_true", help="a few minutes: smaller subsets")
     parser.add_argument("--out", help="also write comparisons.csv, stages.csv and methods.csv into this folder")
-    args = parser.parse_args(arguments)
     try:
+        args = parser.parse_args(arguments)
         folder = writable_folder(args.out) if args.out else None
         comparisons, stages, methods = run_benchmark(pick_device(args.device), args.data_root, args.quick)
         if folder:

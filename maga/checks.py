@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import os
 import re
@@ -14,7 +15,7 @@ import tempfile
 import time
 import types
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch import Tensor
 __all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'one_sentence', 'number_of',
            'first_names', 'of_one_folder', 'with_article', 'one_form', 'did_you_mean', 'no_such', 'Range', 'expected',
            'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor', 'check_probabilities',
-           'write_whole', 'half_written', 'writable_folder']
+           'NotWritten', 'causes', 'not_written', 'write_whole', 'half_written', 'writable_folder']
 
 # %% ../nbs/010_checks.ipynb #ef7e3e03
 class MagaError(ValueError):
@@ -225,12 +226,29 @@ def check_probabilities(p: Tensor) -> None:  # [..., K]
     if not bool(((p >= 0).all() & ((p.sum(-1) - 1).abs() < 1e-2).all()).cpu()):
         raise MagaError("Expected probabilities, rows that are not negative and sum to 1: apply softmax to the logits first.")
 
+# %% ../nbs/010_checks.ipynb #5e1b7c20
+class NotWritten(MagaError):
+    "A file that could not be written: the disk is full, or the place is closed to this user."
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    "The error, the one that it was raised from, the one behind that, and so on."
+    behind: BaseException | None = error
+    while behind is not None:
+        yield behind
+        behind = behind.__cause__
+
+
+def not_written(error: BaseException) -> bool:
+    "Whether an error comes from a file that could not be written: from a `NotWritten`, or the system's word that disk or quota is full."
+    return any(isinstance(e, NotWritten) or (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)) for e in causes(error))
+
 # %% ../nbs/010_checks.ipynb #15913240
 def write_whole(
     path: str | Path,  # of the file
     write: Callable[[Path], object],  # writes the content to the path it is given
 ) -> Path:
-    "Write a file under a temporary name, then rename it; on failure nothing is left and `MagaError` says why."
+    "Write a file under a temporary name, then rename it; on failure nothing is left and `NotWritten` says why."
     path = Path(path).expanduser()
     temporary = None
     try:
@@ -240,7 +258,7 @@ def write_whole(
         write(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as e:
-        raise MagaError(f"{path} could not be written ({e}); nothing was changed. Free some space or choose another folder.") from e
+        raise NotWritten(f"{path} could not be written ({e}); nothing was changed. Free some space or choose another folder.") from e
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -48,7 +48,10 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Crop(Checked):
-    "The middle of an image: its shorter side is resized to side / share pixels, then a square is cut out, as torchvision and timm do."
+    """The middle of an image: its shorter side is resized (bicubic) to side / share pixels, then a square is cut out.
+
+    timm evaluates so; torchvision's Resize and CenterCrop cut the same square, but resize bilinear where nothing else is said.
+    """
 
     side: Count  # of the square, in pixels
     share: Part = 1.0  # of the shorter side; timm calls it crop_pct

@@ -5,6 +5,7 @@
 # %% ../nbs/001_device.ipynb #dc8d1d58
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import json
@@ -27,9 +28,9 @@ from .data import ImageSet, MagaError
 _T = TypeVar("_T")
 
 # %% auto #0
-__all__ = ['pick_device', 'device_name', 'processor_name', 'usable_cores', 'seeded', 'seeded_generator', 'to_device', 'autocast',
-           'single_precision', 'rounded_alike', 'has_bfloat16', 'pass_size', 'clock', 'clocked', 'in_turns',
-           'out_of_memory', 'recovered']
+__all__ = ['pick_device', 'device_name', 'processor_name', 'usable_cores', 'seeded', 'seeded_generator', 'copied',
+           'channels_last', 'layout_of', 'autocast', 'single_precision', 'rounded_alike', 'has_bfloat16', 'pass_size',
+           'clock', 'clocked', 'in_turns', 'out_of_memory', 'recovered']
 
 # %% ../nbs/001_device.ipynb #4fcb250f
 def pick_device(
@@ -96,12 +97,24 @@ def seeded_generator(*parts: str | int) -> torch.Generator:  # for example a rol
     return torch.Generator().manual_seed(seed % 2**63)
 
 # %% ../nbs/001_device.ipynb #d0c74569
-def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
-    "The same model, moved to the device and to channels-last memory."
+def copied(model: nn.Module, device: torch.device | str) -> nn.Module:
+    "A copy of the model on the device, in the same layout."
+    return copy.deepcopy(model).to(device)
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    "The same model, moved to channels-last memory."
     for tensor in (*model.parameters(), *model.buffers()):
-        layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
-        tensor.data = tensor.data.to(device, memory_format=layout)
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return model
+
+
+def layout_of(model: nn.Module) -> torch.memory_format:
+    "The layout in which the model takes images [n, 3, H, W]: that of its weights [out, in, height, width]; contiguous where they do not tell."
+    told = (p for p in model.parameters() if p.ndim == 4 and p.is_contiguous() != p.is_contiguous(memory_format=torch.channels_last))
+    first = next(told, None)
+    return torch.contiguous_format if first is None or first.is_contiguous() else torch.channels_last
 
 # %% ../nbs/001_device.ipynb #51264da4
 def _from_ampere(gpu: torch.device) -> bool:

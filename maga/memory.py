@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .data import ImageSet, MagaError
-from .device import autocast
+from .device import autocast, layout_of
 from .models import ModelSpec, batch_norms
 from .training import Batch, Examples, FitConfig, cross_entropy, fit, make_optimizer
 
@@ -70,7 +70,7 @@ def two_steps(
     optimizer = make_optimizer(config, list(model.parameters()), images.device)
     rows = torch.arange(config.batch_size) % len(images)
     for _ in range(2):
-        x = images.batch(rows).contiguous(memory_format=torch.channels_last)
+        x = images.batch(rows).contiguous(memory_format=layout_of(model))
         optimizer.zero_grad(set_to_none=True)
         with autocast("cpu", config.amp):
             loss, _ = cross_entropy(model, Batch(x, images.labels[rows], rows, torch.zeros(())))

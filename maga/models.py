@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .checks import Checked, Count, MagaError, check_generator, check_value, did_you_mean, number_of, shown, with_article
 from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, check_normalisation
-from .device import pick_device, seeded, to_device
+from .device import channels_last, pick_device, seeded
 from .packaged import no_waiting
 from .pretrained import PRETRAINED, check_parameters, fill, model_names, save_tensors, tensors_of, timm_name
 
@@ -73,7 +73,7 @@ def small_network(
 ) -> nn.Module:
     "The architecture `small_cnn` for images of 8 × 8 (two convolutions, two linear layers); the generator determines its weights."
     with seeded(generator):
-        return _small_cnn(classes, 8, norm)
+        return channels_last(_small_cnn(classes, 8, norm))
 
 # %% ../nbs/003_models.ipynb #30a53bba
 class _Shortcut(nn.Module):
@@ -199,7 +199,7 @@ class ModelSpec(Checked):
             fill(model, last_linear(model), self.weights, with_article(self.arch))
         elif self.pretrained and self.arch in BUILT_HERE:
             raise MagaError(f"There are no pretrained weights of {self.arch}; pass a file of them (weights=…), or pretrained=False.")
-        return to_device(model, "cpu")
+        return channels_last(model)
 
     def view(self, images: ImageSet) -> ImageSet:
         "The images as this model sees them; `MagaError` if their classes are not the model's."

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
+import maga
 from .checks import MagaError, did_you_mean
 
 # %% auto #0
-__all__ = ['PACKAGED', 'PATIENCE', 'Packaged', 'weights_at', 'lasting', 'file_hash', 'file_revision', 'file_state', 'hub_answers',
-           'no_waiting']
+__all__ = ['PACKAGED', 'PATIENCE', 'Packaged', 'weights_at', 'lasting', 'package_folder', 'file_hash', 'file_revision',
+           'file_state', 'hub_answers', 'no_waiting']
 
 # %% ../nbs/008_packaged.ipynb #c7cf2d2d
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ def weights_at(where: str) -> Path:  # a name in PACKAGED, or a file or folder
 def lasting(where: str) -> str:
     "What `weights_at` is given, so that it means the same from any working folder: an absolute path, or a name in PACKAGED; empty stays empty."
     return where if where in PACKAGED or not where else os.path.abspath(Path(where).expanduser())
+
+
+def package_folder() -> Path:
+    "The folder with this package's own files, of which numbers and settings are a part."
+    return Path(next(iter(maga.__path__)))
 
 
 def file_hash(path: str | Path) -> str:

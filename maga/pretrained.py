@@ -25,9 +25,9 @@ from .checks import MagaError, number_of, write_whole
 from .packaged import PACKAGED, weights_at
 
 # %% auto #0
-__all__ = ['PRETRAINED', 'INNER', 'EXTRA', 'Pretrained', 'timm_name', 'unpickled', 'stored_weights', 'read_weights',
-           'model_names', 'tensors_of', 'save_tensors', 'timm_efficientnet', 'check_parameters', 'quiet_loading',
-           'weights_for', 'fill']
+__all__ = ['PRETRAINED', 'INNER', 'EXTRA', 'Pretrained', 'timm_name', 'unpickled', 'weights_file', 'stored_weights',
+           'read_weights', 'model_names', 'tensors_of', 'save_tensors', 'timm_efficientnet', 'check_parameters',
+           'quiet_loading', 'weights_for', 'fill']
 
 # %% ../nbs/009_pretrained.ipynb #43a1c1c5
 @dataclass(frozen=True)
@@ -91,12 +91,18 @@ def unpickled(path: Path) -> Any:
 
 
 # %% ../nbs/009_pretrained.ipynb #4ce317bb
-def stored_weights(where: str | Path) -> dict[str, Any]:  # a name in PACKAGED, or a file
-    "The named tensors in a file (safetensors, or a torch pickle without code), with extra states of modules; `MagaError` says what is wrong."
+def weights_file(where: str | Path) -> Path:  # a name in PACKAGED, a file, or a folder of Hugging Face's
+    "The file that holds the weights; `MagaError` where there is none."
     path = weights_at(str(where))
-    path = next((f for f in (path / "model.safetensors", path / "pytorch_model.bin") if f.is_file()), path)  # of a folder of Hugging Face's
+    path = next((f for f in (path / "model.safetensors", path / "pytorch_model.bin") if f.is_file()), path)
     if path.is_dir():
         raise MagaError(f"{path} is a folder without model.safetensors; expected weights, safetensors or a state dict saved by torch.")
+    return path
+
+
+def stored_weights(where: str | Path) -> dict[str, Any]:  # as `weights_file` takes it
+    "The named tensors in a file (safetensors, or a torch pickle without code), with extra states of modules; `MagaError` says what is wrong."
+    path = weights_file(where)
     if path.suffix == ".safetensors":
         try:
             found: Any = load_file(path)

@@ -5,15 +5,18 @@
 # %% ../nbs/004_progress.ipynb #c090ef88
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import TextIOWrapper
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
+
+from .checks import MagaError
 
 # %% auto #0
-__all__ = ['Progress', 'Report', 'Preparation', 'preparing', 'time_left', 'Countable', 'ProgressBar', 'BatchReport',
+__all__ = ['Progress', 'Report', 'Preparation', 'preparing', 'time_left', 'Countable', 'ProgressBar', 'BatchReport', 'Parser',
            'lasting_output']
 
 # %% ../nbs/004_progress.ipynb #01b444f0
@@ -86,8 +89,12 @@ class ProgressBar:
     def __call__(self, r: Countable) -> None:
         from tqdm import tqdm
 
+        if self.bar is not None and r.done < self.bar.n:  # the work before ended early, and this is another
+            self.bar.close()
+            self.bar = None
         if self.bar is None:
             self.bar = tqdm(total=r.total, desc=self.name, unit=self.unit, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}]{postfix}")
+        self.bar.total = r.total  # a batch may grow
         self.bar.set_postfix_str(str(r))
         self.bar.update(r.done - self.bar.n)
         if r.done == r.total:
@@ -121,6 +128,13 @@ class BatchReport:
         return f"{counts}; {self.now}" if self.now else counts
 
 # %% ../nbs/004_progress.ipynb #e90d23b4
+class Parser(argparse.ArgumentParser):
+    "The options of a command: a wrong one is a `MagaError` of one sentence, like every other mistake."
+
+    def error(self, message: str) -> NoReturn:
+        raise MagaError(f"{message[:1].upper()}{message[1:]}; `{self.prog} --help` lists the options.")
+
+
 def lasting_output() -> None:
     "Let standard output show `?` for a sign that its encoding lacks, instead of an error. Standard error does so by itself."
     if isinstance(sys.stdout, TextIOWrapper):  # Jupyter's is none, and knows every sign

@@ -37,7 +37,7 @@ from .packaged import no_waiting
 # %% auto #0
 __all__ = ['DIGIT_NAMES', 'CIFAR100_COARSE', 'CIFAR20_NAMES', 'TEST_FOLDERS', 'ASIDE', 'ASIDE_SEED', 'Samples', 'NAMES',
            'CUT_FROM', 'TUNING', 'digits', 'from_parquet', 'from_torchvision', 'aside_files', 'from_folder', 'from_hub',
-           'load', 'halved', 'without_tuning', 'put_aside']
+           'parquet_of', 'load', 'halved', 'without_tuning', 'put_aside']
 
 # %% ../nbs/002_sources.ipynb #d975a449
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -94,14 +94,9 @@ def _undecoded(
     y = label_tensor(fine)
     if not len(y):
         raise MagaError(f"{name} has no images; expected one at least for training and for testing.")
-    return Undecoded(
-        y,
-        tuple(named[fine]),
-        lambda: decoded((c["bytes"] if isinstance(c, dict) else c for c in pictures(images[0])), len(y), size),
-        label_tensor(coarse[0]) if coarse else None,
-        tuple(named[coarse[0]]) if coarse else (),
-        name,
-    )
+    superclasses: tuple[Tensor | None, tuple[str, ...]] = (label_tensor(coarse[0]), tuple(named[coarse[0]])) if coarse else (None, ())
+    pixels = lambda: decoded((c["bytes"] if isinstance(c, dict) else c for c in pictures(images[0])), len(y), size)  # noqa: E731
+    return Undecoded(y, tuple(named[fine]), pixels, *superclasses, name)
 
 # %% ../nbs/002_sources.ipynb #8c6ede95
 def from_parquet(
@@ -315,6 +310,12 @@ NAMES = ("digits", "cifar10", "cifar10_small", "cifar100", "cifar20")
 CUT_FROM = {"cifar10_small": "cifar10", "cifar20": "cifar100"}  # data set -> the one whose images it has
 
 
+def parquet_of(name: str, root: Path) -> Path | None:  # one of NAMES; the folder of local data sets
+    "The folder of parquet files that a data set is read from, `root` or one in it; None where there is none, as for digits."
+    places = () if name == "digits" else (root / CUT_FROM.get(name, name), root)
+    return next((f for f in places if any(f.glob("train-*.parquet"))), None)
+
+
 def load(
     name: str | os.PathLike[str],  # digits, cifar10, cifar10_small, cifar100, cifar20, a folder (of classes or parquet), hub:<name>; or with _tuning
     root: str | Path = "data",  # the folder of local data sets
@@ -353,8 +354,7 @@ def load(
 
 # %% ../nbs/002_sources.ipynb #9e631f12
 def _cifar(name: str, root: Path, download: bool) -> tuple[ImageSet, ImageSet]:
-    stored = CUT_FROM.get(name, name)
-    folder = next((f for f in (root / stored, root) if any(f.glob("train-*.parquet"))), None)
+    stored, folder = CUT_FROM.get(name, name), parquet_of(name, root)
     unpacked = root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[stored]
     if folder is not None:
         train, test = from_parquet(folder)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,7 @@ from .capture import PAYS_FROM, Replayed, may_be_captured, tensors_only
 from .checks import Amount, Checked, Count, Decay, Positive, Share, Weight, check_generator, check_probabilities, check_tensor, check_value, number_of
 from .convolution import faster_gradients
 from .data import ImageSet, MagaError, Views, random_views
-from .device import autocast, clock, seeded, to_device
+from .device import autocast, clock, copied, layout_of, seeded
 from .models import batch_norms, frozen_batch_norms, logits_of
 from .progress import Progress, ProgressBar, Report
 
@@ -179,7 +179,7 @@ class _Stepper:
     ) -> None:
         self.model, self.examples, self.config = model, examples, config
         self.objective, self.after_step = objective, after_step
-        self.device = examples.images.device
+        self.device, self.layout = examples.images.device, layout_of(model)
         self.optimizer = make_optimizer(config, parameters, self.device)
         self.average = WeightAverage(parameters, config.average) if config.average else None
 
@@ -196,7 +196,7 @@ class _Stepper:
         x = e.images.batch(e.indices[rows], views)
         if e.perturbation is not None and draw is not None:
             x = e.perturbation.apply(x, rows, draw, progress)
-        return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=self.layout)
 
     def replayed(self, steps: int) -> Callable[..., Tensor]:
         "The step for full batches: replayed on CUDA where that is asked for, allowed by the functions in it, and worth it for so many steps."
@@ -274,8 +274,8 @@ def _views_and_draw(
     return views, draw
 
 
-def _take_average(step: _Stepper, order: Tensor, generator: torch.Generator) -> None:
-    "Replace the weights by their average and estimate batch norm's statistics from the first rows of `order`."
+def _take_average(step: _Stepper, order: Tensor, generator: torch.Generator, still: Collection[nn.Module]) -> None:
+    "Replace the weights by their average and estimate batch norm's statistics from the first rows of `order`; those of `still` stay."
     assert step.average is not None
     step.average.apply()
     if all(not m.training for m in batch_norms(step.model)):
@@ -287,7 +287,7 @@ def _take_average(step: _Stepper, order: Tensor, generator: torch.Generator) -> 
     rows, end = order.to(step.device), torch.ones((), device=step.device)
     shown = (step.look(rows[i], None if seen is None else seen[i], None if draw is None else draw[i], end) for i in parts)
     with autocast(step.device, step.config.amp):
-        estimate_statistics(step.model, shown)
+        estimate_statistics(step.model, shown, still)
 
 # %% ../nbs/006_training.ipynb #69c395a4
 def fit(
@@ -312,9 +312,9 @@ def fit(
     k = len(examples.images.classes) if examples.targets.ndim == 1 else examples.targets.shape[1]
     if examples.targets.ndim == 2 and objective is cross_entropy:  # another objective may take other targets, such as logits
         check_probabilities(examples.targets)
-    check_model(model, examples.images, k, config.pad, averaged=config.average > 0 and not config.freeze_batch_norm)
+    check_model(model, examples.images, k, config.pad)
     device = examples.images.device
-    model = to_device(copy.deepcopy(model), device)
+    model = copied(model, device)
     still = batch_norms(model) if config.freeze_batch_norm else frozen_batch_norms(model)
     movable = [p.requires_grad for p in model.parameters()]
     parameters = [p for p in model.parameters() if p.requires_grad] if trainable is None else list(trainable(model))
@@ -329,7 +329,7 @@ def fit(
     with seeded(generator, device), _two_images():
         _run(step, batches, generator, progress)
         if step.average is not None:
-            _take_average(step, torch.cat(batches(generator)), generator)
+            _take_average(step, torch.cat(batches(generator)), generator, still)
     for p, moves in zip(model.parameters(), movable, strict=True):
         p.requires_grad_(moves)
         p.grad = None

@@ -165,6 +165,14 @@ def test_a_second_answer_in_train_mode_is_left_aside(name):
     assert equal(after, run(name, plain, split, replace(config, **teacher)))
 
 
+def test_a_second_answer_is_left_aside_while_legacy_noise_is_made_in_train_mode():
+    split = split_of("class")
+    plain, config = model_of("own", split.train), replace(short("unsir"), legacy=True, shown=3)
+    model = Auxiliary(split.num_classes)
+    model.load_state_dict(plain.state_dict())
+    assert equal(run("unsir", model, split, config), run("unsir", plain, split, config))
+
+
 class Watched(Own):
     "Says of every pass of training images whether it was in bfloat16."
 
@@ -445,6 +453,27 @@ def test_make_model_must_not_give_the_original():
     for name in ("retrain", "bad_teacher"):
         with pytest.raises(MagaError, match="the trained model itself"):
             run(name, model, split, short(name, lambda g: model))
+
+
+def test_a_mistake_inside_a_factory_is_the_factorys_own():
+    "Only one that cannot be called with a generator is said to be so."
+    split = split_of("class")
+    model = model_of("own", split.train)
+    with pytest.raises(TypeError, match="can only concatenate"):
+        run("retrain", model, split, short("retrain", lambda g: Own("ten" + 1)))
+    for make in (lambda: Own(10), lambda g, classes: Own(classes)):
+        with pytest.raises(MagaError, match="make_model cannot be called with a generator"):
+            run("retrain", model, split, short("retrain", make))
+
+
+@pytest.mark.parametrize("name", ("maga", "random_label", "restart"))
+def test_a_method_is_filled_with_what_it_needs_and_nothing_else(name):
+    "The labels of `random_label` have a field for T, which it does not read."
+    config, made = get_method(name).preset("digits"), []
+    T, make = random_transition(tuple("abcdefghij")), maker("own", split_of("class").train)
+    filled = get_method(name).filled(config, transition=lambda: made.append("transition") or T, make_model=lambda: made.append("make_model") or make)
+    assert made == list(get_method(name).needs)
+    assert filled == replace(config, **{n: {"transition": T, "make_model": make}[n] for n in made})
 
 
 @pytest.mark.parametrize("name", ("bad_teacher", "scrub", "delete", "trew", "head_distillation"))

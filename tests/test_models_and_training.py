@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import maga
-from maga.adapter import check_copies, check_model, prepared, unreached
+from maga.adapter import check_copies, check_model, handed_back, prepared, unreached
 from maga.averaging import estimate_statistics, even_parts
 from maga.data import MagaError
-from maga.device import autocast
-from maga.measures.connectivity import refresh_statistics
+from maga.device import autocast, layout_of
+from maga.measures.attacks import RelearnConfig
+from maga.measures.connectivity import LineConfig, refresh_statistics
 from maga.measures.metrics import accuracy, predict
+from maga.measures.residual import ResidualConfig, share_said
 from maga.methods.contract import get_method
 from maga.models import Classifier, ModelSpec, batch_norms, load_checkpoint, save_checkpoint, small_network
 from maga.own.forgetting import planned
@@ -289,6 +291,7 @@ def test_rows_targets_and_models_may_lie_on_the_host(monkeypatch):
     logits = predict(model, there, amp=False)
     assert logits.device == there.device and next(model.parameters()).device.type == "cpu"
     torch.testing.assert_close(logits.cpu(), predict(model, few), rtol=1e-3, atol=1e-3)
+    assert share_said(model, there, rows.to("cuda"), ResidualConfig(copies=2)).device == there.device
 
 
 @pytest.mark.cuda
@@ -354,6 +357,72 @@ class Experts(nn.Module):
             if chosen.any():
                 z[chosen] = part(x[chosen])
         return z
+
+
+class Viewed(nn.Module):
+    "Its `view` takes contiguous images alone."
+
+    def __init__(self, deep=True):
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3, padding=1) if deep else nn.Identity()
+        self.head = nn.Linear((4 if deep else 3) * 64, 10)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.head(x.view(len(x), -1))
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_network_may_view_its_activations(deep, split):
+    "It is asked, trained and unlearned in contiguous memory; one without `view` in channels-last memory, and comes back as it was."
+    few, model = split.train.subset(torch.arange(200)), Viewed(deep)
+    assert torch.allclose(predict(model, few), model(few.batch(torch.arange(200))), atol=1e-5)
+    made = prepared(model, few)
+    assert made is model and layout_of(fit(made, Examples.of(few), FitConfig(1, 32, pad=0, flip=False), generator())) is torch.contiguous_format
+    forgotten = get_method("finetune").run(model, split, replace(get_method("finetune").preset("digits"), fit=FitConfig(1, 64)), generator())
+    assert predict(forgotten, few).isfinite().all()
+    flat = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 10))
+    faster = prepared(flat, few)
+    assert layout_of(faster) is torch.channels_last and faster is not flat
+    assert torch.allclose(predict(faster, few), predict(flat, few), atol=1e-5)
+    back = handed_back(faster, flat)
+    assert layout_of(back) is layout_of(flat) is torch.contiguous_format and all(p.is_contiguous() for p in back.parameters())
+
+
+class Needy(nn.Module):
+    "It asks for the labels in training mode, or for a batch of eight at least."
+
+    def __init__(self, labels):
+        super().__init__()
+        self.labels, self.head = labels, nn.Linear(192, 10)
+
+    def forward(self, x, labels=None):
+        if self.training and (labels is None if self.labels else len(x) < 8):
+            raise TypeError("labels are missing")
+        return self.head(x.flatten(1))
+
+
+def test_what_stops_a_network_in_training_mode_is_said_before_its_training(digit_sets):
+    train = digit_sets[0].subset(torch.arange(64))
+    with pytest.raises(MagaError, match=r"In training mode the model cannot take a batch \[64, 3, 8, 8\] .*TypeError: labels are missing"):
+        fit(Needy(True), Examples.of(train), FitConfig(1, 32, pad=0, flip=False), generator())
+    patient, before = Needy(False), torch.get_rng_state()
+    fit(patient, Examples.of(train), FitConfig(1, 32, pad=0, flip=False), generator())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        (ResidualConfig, {"radius": "a"}, "radius is 'a'; expected"),
+        (LineConfig, {"points": 3.5}, "points is 3.5; expected"),
+        (RelearnConfig, {"every": 1.5}, "every is 1.5; expected"),
+        (LineConfig, {"point": 5}, "has no field 'point'"),
+    ],
+)
+def test_configurations_of_measures_are_checked(kind, given, said):
+    with pytest.raises(MagaError, match=said):
+        kind(**given)
 
 
 def test_layers_that_the_logits_do_not_need_are_named(digit_sets):

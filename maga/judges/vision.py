@@ -13,7 +13,7 @@ from torch import nn
 
 from ..checks import with_article
 from ..data import ImageSet, MagaError
-from ..device import seeded, to_device
+from ..device import channels_last, seeded
 from .contract import FeatureJudge
 from ..measures.attacks import probe_logits
 from ..measures.metrics import accuracy, predict
@@ -69,7 +69,7 @@ def load_vision_network(
     side = size or int(seen["input_size"][-1])
     revision = file_revision(path) if path else tag
     return VisionNetwork(
-        to_device(model, "cpu").eval(), side, tuple(seen["mean"]), tuple(seen["std"]), f"{revision} at {side} px" if size else revision
+        channels_last(model).eval(), side, tuple(seen["mean"]), tuple(seen["std"]), f"{revision} at {side} px" if size else revision
     )
 
 # %% ../../nbs/218_vision.ipynb #c2663fdf
@@ -87,7 +87,7 @@ class VisionJudge(FeatureJudge):
     ) -> None:
         self.network, self.device = network, torch.device(device)
         last_linear(network.model)  # `MagaError` before any work if there is none
-        super().__init__(to_device(network.model, self.device), exemplars)
+        super().__init__(network.model.to(self.device), exemplars)
         self.name, self.revision = name, network.revision
 
     def _seen(self, images: ImageSet) -> ImageSet:
@@ -113,7 +113,7 @@ def probe_accuracy(
     device: str | torch.device = "cpu",
 ) -> float:
     "Accuracy on the test images of a linear probe on the network's features, in percent."
-    model = Penultimate(to_device(network.model, torch.device(device)))
+    model = Penultimate(network.model.to(device))
     rows = torch.cat([(train.labels == k).nonzero()[:per_class, 0] for k in range(len(train.classes))])
     x, z = (predict(model, network.view(images.to(device)), batch_size=64) for images in (train.subset(rows), test))
     logits = probe_logits(x, train.labels[rows].to(device), z, len(train.classes), penalty / len(x), iterations=200)

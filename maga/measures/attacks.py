@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import prepared
-from ..checks import Range, fits, shown
+from ..checks import Amount, Checked, Count, Range, fits, shown
 from ..data import ForgetSplit, MagaError
 from .contract import A_CLASS, A_RETRAIN, AN_ORIGINAL, Evidence, Subject, mean_over, model_metric
 from .metrics import Outputs, accuracy, predict, share_right
@@ -29,21 +29,20 @@ __all__ = ['LOOKS_AT_ONCE', 'RelearnConfig', 'Relearning', 'relearn', 'show_rele
 
 # %% ../../nbs/106_attacks.ipynb #3fdacb55
 @dataclass(frozen=True)
-class RelearnConfig:
+class RelearnConfig(Checked):
     "How the attacker fine-tunes, and how often the class is tested."
 
-    images: int | None = None  # forget images that the attacker has; None: all; 0: retained images alone
-    max_steps: int = 300  # at most so many mini-batches
-    every: int = 3  # steps between two tests of the class
-    forget_batch: int = 32  # forget images a step
-    retain_batch: int = 32  # retained images a step
+    images: Amount | None = None  # forget images that the attacker has; None: all; 0: retained images alone
+    max_steps: Count = 300  # at most so many mini-batches
+    every: Count = 3  # steps between two tests of the class
+    forget_batch: Count = 32  # forget images a step
+    retain_batch: Count = 32  # retained images a step
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(1, 64, lr=1e-3, nesterov=False, weight_decay=0.0, schedule="constant", pad=0, flip=False, capture=False)
     )
 
     def __post_init__(self) -> None:
-        if min(self.max_steps, self.every, self.forget_batch, self.retain_batch) < 1 or (self.images is not None and self.images < 0):
-            raise MagaError("max_steps, every and the two batch sizes must be at least 1, and images not negative.")
+        super().__post_init__()
         if self.fit.capture or self.fit.epochs != 1:
             raise MagaError(
                 "Relearning is one epoch of max_steps batches and tests the model on the way: leave fit.epochs at 1 and fit.capture False."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Collection, Mapping
+from typing import Annotated
 from dataclasses import dataclass
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from ..adapter import prepared, unwrapped
 from ..averaging import estimate_statistics, even_parts
 from ..data import ForgetSplit, ImageSet, MagaError
-from ..device import autocast, seeded
+from ..checks import Checked, Range, Seed
+from ..device import autocast, layout_of, seeded
 from .contract import AN_ORIGINAL, Evidence, Need, Subject, mean_over, model_metric
 from .metrics import predict
 from ..models import frozen_batch_norms
@@ -56,17 +58,13 @@ def l2_distance(
 
 # %% ../../nbs/108_connectivity.ipynb #fb6ba144
 @dataclass(frozen=True)
-class LineConfig:
+class LineConfig(Checked):
     "Where along the line the loss is measured, and on what."
 
-    points: int = 9  # of t, evenly from 0 to 1
-    images: int = 1000  # retained and forgotten training images, at most so many of each, drawn with the seed
-    batch_size: int = 256  # of the pass that estimates batch norm's statistics
-    seed: int = 0  # of the images
-
-    def __post_init__(self) -> None:
-        if self.points < 3 or self.images < 2 or self.batch_size < 2:
-            raise MagaError(f"A line needs 3 points, 2 images and batches of 2 at least, not {self.points}, {self.images} and {self.batch_size}.")
+    points: Annotated[int, Range(3)] = 9  # of t, evenly from 0 to 1
+    images: Annotated[int, Range(2)] = 1000  # retained and forgotten training images, at most so many of each, drawn with the seed
+    batch_size: Annotated[int, Range(2)] = 256  # of the pass that estimates batch norm's statistics
+    seed: Seed = 0  # of the images
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def refresh_statistics(
     still: Collection[nn.Module] = (),  # batch norms that keep their statistics
 ) -> None:
     "Estimate batch norm's statistics on these images; nothing happens in a network without it."
-    shown = (images.batch(part).contiguous(memory_format=torch.channels_last) for part in even_parts(rows, batch_size))
+    shown = (images.batch(part).contiguous(memory_format=layout_of(model)) for part in even_parts(rows, batch_size))
     with seeded(generator, images.device), autocast(images.device, None):
         estimate_statistics(model, shown, still)
 

@@ -54,7 +54,7 @@ from ..models import ModelSpec
 from ..training import Examples, FitConfig, fit
 
 # %% auto #0
-__all__ = ['Make', 'train_originals', 'train_retrains', 'retain_gap', 'forget_gap', 'neighbour_tv_ratio_of',
+__all__ = ['Make', 'HALVINGS', 'train_originals', 'train_retrains', 'retain_gap', 'forget_gap', 'neighbour_tv_ratio_of',
            'neighbour_tv_ratio_train', 'cmia_auc', 'ulira_auc', 'ulira_tpr', 'ulira_auc_centred',
            'ulira_auc_retained_margin', 'ulira_auc_retained_entropy', 'time_ratio', 'avg_gap_of', 'tow_of', 'js_of',
            'activation_distance_of', 'zrf_of', 'mentr_auc', 'rmia_auc', 'Floor', 'floor', 'evaluate', 'comparison',
@@ -114,12 +114,15 @@ def neighbour_tv_ratio_of(evidence: Evidence, subject: Subject) -> float:
     return neighbour_tv_ratio(subject.forgotten[0].softmax(1), retrains)
 
 
+def _forget_train_probabilities(subject: Subject) -> Tensor:
+    return subject.outputs.train[subject.split.forget_train].softmax(1)
+
+
 @model_metric("neighbour_tv_ratio_train", RETRAINS, ideal="1", unit="ratio", bounds=(0, math.inf), appendix=True)
 def neighbour_tv_ratio_train(evidence: Evidence, subject: Subject) -> float:
     "The same on forgotten training images: 0 upwards; ideal 1."
-    f = evidence.split.forget_train
-    retrains = torch.stack([r.outputs.train[f].softmax(1) for r in evidence.references(subject)])
-    return neighbour_tv_ratio(subject.outputs.train[f].softmax(1), retrains)
+    retrains = torch.stack([_forget_train_probabilities(r) for r in evidence.references(subject)])
+    return neighbour_tv_ratio(_forget_train_probabilities(subject), retrains)
 
 # %% ../../nbs/105_evaluation.ipynb #375acfee
 @population_metric("cmia_auc", TWO_SEEDS, FOUR_IMAGES, ideal="0.5", unit="AUC", bounds=(0, 1))
@@ -222,10 +225,6 @@ def tow_of(evidence: Evidence, subject: Subject) -> float:
     return float(np.mean([tow(subject.accuracies, _mean_accuracies(some)) for some in evidence.reference_groups(subject)]))
 
 
-def _forget_train_probabilities(subject: Subject) -> Tensor:
-    return subject.outputs.train[subject.split.forget_train].softmax(1)
-
-
 @model_metric("js", A_RETRAIN, ideal="the retrain's", unit="nats", bounds=(0, math.log(2)), source="Chundawat et al. 2023", appendix=True)
 def js_of(evidence: Evidence, subject: Subject) -> float:
     "Mean JS divergence to a retrain on forgotten training images, in nats (0 to ln 2); ideal: that between retrains."
@@ -324,19 +323,20 @@ class Floor:
         return "–" if math.isnan(self.sd) else f"{self.low:.2f} … {self.high:.2f}"
 
 
+HALVINGS = 8  # of the retrains, for population metrics
+
+
 def floor(
     metric: Metric,
     evidence: Evidence,  # its retrains are used, its unlearned models are not
-    halvings: int = 8,  # of the retrains, for population metrics
-    seed: int = 0,  # of the halvings
 ) -> Floor:
     "Mean and standard deviation of the metric over true retrains, each measured against the others; NaN where it cannot be computed."
     retrains = evidence.retrains
     if not metric.of_populations:
         values = metric(replace(evidence, unlearned=retrains)).values if retrains else ()
     else:
-        g, half, values = torch.Generator().manual_seed(seed), len(retrains) // 2, ()
-        for _ in range(halvings if half else 0):
+        g, half, values = torch.Generator().manual_seed(0), len(retrains) // 2, ()
+        for _ in range(HALVINGS if half else 0):
             order = [retrains[i] for i in torch.randperm(len(retrains), generator=g).tolist()]
             score = metric(replace(evidence, unlearned=tuple(order[:half]), retrains=tuple(order[half : 2 * half])))
             values = (*values, score.mean) if score.values else values

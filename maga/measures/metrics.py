@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..adapter import check_network, lying_on
 from ..checks import Count, check_probabilities, check_tensor, check_value
 from ..data import ForgetSplit, ImageSet, MagaError
-from ..device import autocast, pass_size
+from ..device import autocast, layout_of, pass_size
 from ..models import evaluating, head_of, logits_of
 
 # %% auto #0
@@ -64,7 +64,7 @@ def predict(
     dtype, parts = next((p.dtype for p in model.parameters()), torch.float32), []
     with evaluating(model), exact_logits(model), autocast(images.device, amp):
         for part in indices.split(int(batch_size or pass_size(images))):
-            x = images.batch(part).contiguous(memory_format=torch.channels_last)
+            x = images.batch(part).contiguous(memory_format=layout_of(model))
             parts.append(logits_of(model(x.to(dtype))).float())
     return torch.cat(parts) if parts else torch.empty(0, len(images.classes), device=images.device)
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ForgetSplit, ImageSet, MagaError
-from ..device import autocast, pass_size
+from ..adapter import lying_on
+from ..checks import Checked, Count, Seed, Weight
+from ..device import autocast, layout_of, pass_size
 from .contract import A_RETRAIN, Evidence, Subject, model_metric
 from .metrics import exact_logits
 from ..models import evaluating, logits_of
@@ -22,17 +24,13 @@ __all__ = ['RESIDUAL', 'ResidualConfig', 'Residual', 'chosen_images', 'perturbed
 
 # %% ../../nbs/107_residual.ipynb #0d7a971c
 @dataclass(frozen=True)
-class ResidualConfig:
+class ResidualConfig(Checked):
     "Which noisy copies are made."
 
-    radius: float = 0.03  # tau: standard deviation of the noise, as a share of the pixel range
-    copies: int = 20  # c of each image; the paper takes 100
-    images: int | None = 500  # forget images at most, drawn with the seed; None: all
-    seed: int = 0  # of the images and the noise: all models see the same copies
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.radius < float("inf") or self.copies < 1 or (self.images is not None and self.images < 1):
-            raise MagaError(f"radius must be 0 or more, copies and images at least 1, not {self.radius}, {self.copies} and {self.images}.")
+    radius: Weight = 0.03  # tau: standard deviation of the noise, as a share of the pixel range
+    copies: Count = 20  # c of each image; the paper takes 100
+    images: Count | None = 500  # forget images at most, drawn with the seed; None: all
+    seed: Seed = 0  # of the images and the noise: all models see the same copies
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +85,13 @@ def share_said(
     config: ResidualConfig,
 ) -> Tensor:
     "Share of the noisy copies of each image on which the model says the image's label: float32 [n], 0 to 1, on the images' device."
-    g = torch.Generator().manual_seed(config.seed)
+    g, model = torch.Generator().manual_seed(config.seed), lying_on(model, images.device)
     said, dtype = torch.zeros(len(rows), device=images.device), next((p.dtype for p in model.parameters()), torch.float32)
     with evaluating(model), exact_logits(model), autocast(images.device, None):
         size = pass_size(images)
         for part in torch.arange(config.copies).split(max(1, size // len(rows))):
             pixels = perturbed(images, rows, config.radius, len(part), g).flatten(0, 1)
-            seen = (images.normalise(x).contiguous(memory_format=torch.channels_last).to(dtype) for x in pixels.split(size))
+            seen = (images.normalise(x).contiguous(memory_format=layout_of(model)).to(dtype) for x in pixels.split(size))
             answers = [logits_of(model(x)).argmax(1) for x in seen]
             said += (torch.cat(answers).view(len(part), -1) == images.labels[rows]).sum(0)
     return said / config.copies

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..capture import tensors_only
 from ..checks import Checked, Count, Positive, Weight
 from ..data import ForgetSplit, ImageSet
-from ..device import to_device
+from ..device import copied
 from .contract import ADDED, Source, method, plain_fit
 from .published import FOSTER, TUNED, read_in
 from ..training import Batch, Examples, Progress, cross_entropy, fit
@@ -122,7 +122,7 @@ SSD_SOURCES = {
 @method("ssd", SSD_PRESETS, source="Foster et al. 2024", sources=SSD_SOURCES)
 def ssd(model: nn.Module, split: ForgetSplit, config: SSDConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "The original with the weights dampened that matter more to the forget set than to all data."
-    placed = to_device(copy.deepcopy(model), split.device)
+    placed = copied(model, split.device)
     walk = walking_order(split, config.order, generator)
     forget = mean_gradients(placed, split.train, split.forget_train.split(config.batch_size), torch.square, amp=config.amp)
     everything = mean_gradients(placed, split.train, walk.split(config.batch_size), torch.square, progress, config.amp)

@@ -20,7 +20,7 @@ from ..adapter import check_plain_head, moving_head
 from ..capture import tensors_only
 from ..checks import Amount, Checked, Count, Part, Positive, Range
 from ..data import ForgetSplit, MagaError
-from ..device import to_device
+from ..device import copied
 from ..measures.cost import FORWARD_ALONE
 from ..measures.metrics import predict
 from .contract import FitOnly, Source, count_retained, fit_passes, method, paired_batches, part_means, plain_fit, sample_retained
@@ -89,8 +89,8 @@ def bad_teacher(
     check_unaugmented("bad_teacher", config.fit)
     incompetent = fresh_model(model, split, config.make_model, generator)
     retained = sample_retained(split, max(1, int(config.retain_share * len(split.retain_train))), generator)
-    competent = to_device(copy.deepcopy(model), split.device)
-    ignorance = predict(to_device(incompetent, split.device), split.train, split.forget_train, amp=config.fit.amp).softmax(1)
+    competent = copied(model, split.device)
+    ignorance = predict(incompetent.to(split.device), split.train, split.forget_train, amp=config.fit.amp).softmax(1)
     knowledge = predict(competent, split.train, retained, amp=config.fit.amp).softmax(1)
     examples = Examples(split.train, torch.cat([split.forget_train, retained]), torch.cat([ignorance, knowledge]))
     return fit(model, examples, config.fit, generator, objective=kl_divergence, progress=progress)
@@ -163,7 +163,7 @@ def scrub(model: nn.Module, split: ForgetSplit, config: ScrubConfig, generator: 
     "A student that leaves its teacher on forget images and stays with it on retain images."
     check_unaugmented("scrub", config.fit)
     examples, n, t = forget_then_retain(split), len(split.forget_train), config.temperature
-    known = predict(to_device(copy.deepcopy(model), split.device), split.train, examples.indices, amp=config.fit.amp)
+    known = predict(copied(model, split.device), split.train, examples.indices, amp=config.fit.amp)
     teacher = (known / t).log_softmax(1)
 
     @tensors_only
@@ -227,7 +227,7 @@ DELETE_SOURCES = {
 @method("delete", DELETE_PRESETS, source="Zhou et al. 2025", sources=DELETE_SOURCES)
 def delete(model: nn.Module, split: ForgetSplit, config: FitOnly, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Distillation of the original with the forgotten class removed, on forget images alone."
-    teacher = to_device(copy.deepcopy(model), split.device).eval().requires_grad_(False)
+    teacher = copied(model, split.device).eval().requires_grad_(False)
     forbidden = split.forbidden_labels()
     checked_allowed(forbidden)
 
@@ -291,7 +291,7 @@ def trew(model: nn.Module, split: ForgetSplit, config: TrewConfig, generator: to
     check_unaugmented("trew", config.fit)
     n, train, forbidden = len(split.forget_train), split.train, split.forbidden_labels()
     checked_allowed(forbidden)
-    teacher = to_device(copy.deepcopy(model), split.device)
+    teacher = copied(model, split.device)
     near = class_cosines(teacher, split.num_classes)[train.labels[split.forget_train]]
     answers = predict(teacher, train, split.forget_train, amp=config.fit.amp)
     soft = removed_targets(answers, forbidden, config.beta * near)
@@ -334,7 +334,7 @@ def head_distillation(
     forbidden = torch.zeros(len(split.train), split.num_classes, dtype=torch.bool, device=split.device)
     forbidden[:, list(split.forgotten)] = True
     forbidden[split.forget_train] = split.forbidden_labels()
-    original = to_device(copy.deepcopy(model), split.device)
+    original = copied(model, split.device)
     shown = split.shown_train
     features = predict(Penultimate(original), split.train, shown, amp=config.fit.amp)
     targets = removed_targets(last_linear(original)(features).detach(), forbidden[shown])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..checks import Count, MagaError, Part, Range, Share
 from ..data import ForgetSplit
-from ..device import autocast, pass_size, to_device
+from ..device import autocast, copied, layout_of, pass_size
 from ..measures.cost import FORWARD_ALONE
 from .contract import Source, count_retained, method, sample_retained
 from .published import LEE, ours, read_in
@@ -114,11 +114,11 @@ def layer_means(
     rows = torch.cat([forget, retained])
     own = split.train.labels[rows].clone()
     own[: len(forget)] += k  # the second k groups: forget images by their class
-    means = _Means(model := to_device(copy.deepcopy(model), split.device), 2 * k)
+    means = _Means(model := copied(model, split.device), 2 * k)
     with evaluating(model), autocast(split.device, amp):
         for part in torch.arange(len(rows), device=split.device).split(pass_size(split.train)):
             means.now = own[part]
-            model(split.train.batch(rows[part]).contiguous(memory_format=torch.channels_last))
+            model(split.train.batch(rows[part]).contiguous(memory_format=layout_of(model)))
     count = torch.bincount(own, minlength=2 * k)
     there = count.nonzero().flatten()
     found = {name: sums[there] / count[there, None] for name, sums in means.of.items()}
@@ -187,7 +187,7 @@ def blinded(
     generator: torch.Generator,  # on the CPU: the images of the means, random directions
 ) -> nn.Module:
     "A copy on the split's device whose moving layers do not see the directions; `MagaError` where the weight of one is computed from others."
-    cut = to_device(copy.deepcopy(model), split.device)
+    cut = copied(model, split.device)
     layers = dict(cut.named_modules())
     means = layer_means(cut, split, sample_retained(split, config.mean_images, generator), config.fit.amp)
     for name, (forgotten, retained) in means.items():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..checks import Amount, Checked, Count, Positive, Weight, check_generator, check_value
 from ..data import ImageSet, MagaError, class_id
-from ..device import autocast, pass_size, seeded, to_device
+from ..device import autocast, copied, layout_of, pass_size, seeded
 
 # %% auto #0
 __all__ = ['NoiseConfig', 'noise_loss', 'NoiseBank', 'make_noise', 'combine_noise', 'shared_features']
@@ -66,7 +66,7 @@ class NoiseBank:
 def _cross_entropies(model: nn.Module, x: Tensor, labels: Tensor, config: NoiseConfig) -> tuple[Tensor, Tensor]:
     "(logits float32 [n, K], their cross entropies [n], without gradients)."
     with autocast(x.device, config.amp):
-        logits = model(x.contiguous(memory_format=torch.channels_last)).float()
+        logits = model(x.contiguous(memory_format=layout_of(model))).float()
     return logits, F.cross_entropy(logits.detach(), labels, reduction="none")
 
 
@@ -161,7 +161,7 @@ def make_noise(
     if not numbers:
         raise MagaError("The noise is of no class; name one at least.")
     device = images.device
-    frozen = to_device(copy.deepcopy(model), device).eval().requires_grad_(False)
+    frozen = copied(model, device).eval().requires_grad_(False)
     with seeded(generator, device):
         noise = torch.randn(len(numbers), config.size, 3, *images.sides, device=device)
     which = torch.tensor(numbers, device=device)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ..adapter import in_single, moving_head, unwrapped
 from ..checks import Checked, shown
 from ..data import ForgetSplit, MagaError
-from ..device import seeded, to_device
+from ..device import channels_last, copied, layout_of, seeded, seeded_generator
 from ..measures.metrics import predict
 from .contract import FitOnly, Source, method, plain_fit
 from .published import FOSTER, FOSTER_IMAGES, SGD, numbers_of, ours, read_in
@@ -26,8 +27,8 @@ from ..training import PRETRAINING, RECIPES, Examples, FitConfig, Progress, fit
 
 # %% auto #0
 __all__ = ['MakeModel', 'RETRAIN_PRESETS', 'RETRAIN_SOURCES', 'PUBLIC_STEPS', 'BY_RULE', 'RETRAIN_HEAD_PRESETS', 'OF_PRETRAINING',
-           'RETRAIN_HEAD_SOURCES', 'MAKE_PLAIN', 'frozen_values', 'reinitialised', 'fresh_model', 'RetrainConfig',
-           'public_pretraining', 'retrain', 'legacy_fit', 'public_retraining', 'retrain_head']
+           'RETRAIN_HEAD_SOURCES', 'MAKE_PLAIN', 'frozen_values', 'reinitialised', 'fixed_share', 'fresh_model',
+           'RetrainConfig', 'public_pretraining', 'retrain', 'legacy_fit', 'public_retraining', 'retrain_head']
 
 # %% ../../nbs/305_retraining.ipynb #3dceda95
 MakeModel = Callable[[torch.Generator], nn.Module]
@@ -51,7 +52,7 @@ def reinitialised(
     in the body of a ResNet-18 of torchvision or timm have a standard deviation 2.45 times as large. A factory avoids it.
     What is frozen keeps its values: no training made them. These are parameters with requires_grad=False, and batch norms that the user froze.
     """
-    fresh = to_device(copy.deepcopy(model), "cpu")
+    fresh = copied(model, "cpu")
     kept = frozen_values(fresh)
     for p in fresh.parameters():
         if p.requires_grad:
@@ -98,13 +99,38 @@ def _frozen_as(fresh: nn.Module, model: nn.Module) -> nn.Module:
 
 # %% ../../nbs/305_retraining.ipynb #4e1f09ac
 def _made(make_model: MakeModel, generator: torch.Generator) -> nn.Module:
-    "The factory's network; what it draws from torch's global random state comes from the generator as well."
+    """The factory's network; what it draws from torch's global random state comes from the generator as well.
+
+    `MagaError` where the factory cannot be called with a generator alone; errors of its own are passed on as they are.
+    """
+    try:
+        inspect.signature(make_model).bind(generator)
+    except TypeError as e:
+        raise MagaError(f"make_model cannot be called with a generator ({e}); expected a function (generator) -> untrained model.") from e
+    except ValueError:  # Python knows no signature of it
+        pass
     beside = torch.Generator()
     beside.set_state(generator.get_state())
     with seeded(beside):
         return make_model(generator)
 
 
+def fixed_share(make_model: MakeModel) -> float:
+    """The share of a factory's layers that are the same in two draws: near 0 of untrained ones, 1 where it loads a checkpoint or seeds itself.
+
+    Between them the factory fills in pretrained weights and draws new last layers. Parameters that are frozen do not count, nor do vectors of
+    one value, such as the ones of batch norm; a matrix of one value counts as new, such as that of a last layer that begins at zero.
+    """
+    one, two = (dict(_made(make_model, seeded_generator("draw", k)).named_parameters()) for k in range(2))
+    layers: dict[str, bool] = {}
+    for name, p in one.items():
+        plain = bool((p == p.flatten()[:1]).all())
+        if p.requires_grad and not (plain and p.ndim < 2):
+            layer = name.rpartition(".")[0]
+            layers[layer] = layers.get(layer, True) and not plain and name in two and torch.equal(p, two[name])
+    return sum(layers.values()) / max(1, len(layers))
+
+# %% ../../nbs/305_retraining.ipynb #7f55c28c
 def fresh_model(
     model: nn.Module,  # the original
     split: ForgetSplit,
@@ -118,10 +144,7 @@ def fresh_model(
     """
     if isinstance(make_model, nn.Module):
         raise MagaError("make_model is a model; expected a function (generator) -> untrained model, such as ModelSpec.make.")
-    try:
-        fresh = reinitialised(model, generator) if make_model is None else _made(make_model, generator)
-    except TypeError as e:
-        raise MagaError(f"make_model cannot be called with a generator ({e}); expected a function (generator) -> untrained model.") from e
+    fresh = reinitialised(model, generator) if make_model is None else _made(make_model, generator)
     if not isinstance(fresh, nn.Module):
         raise MagaError(f"make_model gave {shown(fresh)}; expected an untrained model.")
     fresh = in_single(unwrapped(fresh))
@@ -131,9 +154,10 @@ def fresh_model(
     same = len(ours) == len(theirs) and all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in zip(ours, theirs, strict=True))
     if make_model is not None and same:
         raise MagaError("make_model gave the trained model itself; it must make a model as it was before training.")
-    k = predict(to_device(fresh, split.device), split.train, split.retain_train[:1], amp=False).shape[1]
+    k = predict(fresh.to(split.device), split.train, split.retain_train[:1], amp=False).shape[1]
     if k != split.num_classes:
         raise MagaError(f"make_model gave a model with {k} classes; the split has {split.num_classes}.")
+    fresh = channels_last(fresh) if layout_of(model) is torch.channels_last else fresh
     return fresh if make_model is None else _frozen_as(fresh, model)
 
 # %% ../../nbs/305_retraining.ipynb #7f55c28b

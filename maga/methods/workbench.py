@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..checks import write_whole
 from ..data import ForgetSplit, ImageSet, forget_class
-from ..device import seeded, seeded_generator, to_device
+from ..device import seeded, seeded_generator
 from ..judges.contract import FeatureJudge, draw_exemplars
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.distances import neighbour_tv_ratio
@@ -52,7 +52,7 @@ def _trained(make: MakeModel, images: ImageSet, rows: tuple[int, ...] | None, co
     model, kept = make(g), _kept(make, images, rows, config, seed)
     if kept is not None and kept.exists():
         model.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True))
-        return to_device(model, images.images.device).eval()
+        return model.to(images.images.device).eval()
     model = fit(model, Examples.of(images, None if rows is None else torch.tensor(rows)), config, g)
     if kept is not None:
         write_whole(kept, lambda p: torch.save(model.state_dict(), p))
@@ -122,8 +122,7 @@ class Bench:
     ) -> Any:
         "The method's digits preset with what the method needs."
         m = get_method(name)
-        c = m.preset("digits", **changes)
-        return replace(c, **{need: {"transition": self.transition, "make_model": self.make}[need] for need in m.needed(c)})
+        return m.filled(m.preset("digits", **changes), transition=lambda: self.transition, make_model=lambda: self.make)
 
     def tv_ratio(self, model: nn.Module) -> float:
         "Neighbour-TV ratio on forgotten test images; a retrain is compared with the others."
