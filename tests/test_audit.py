@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -9,16 +10,23 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from maga.checks import MagaError
-from maga.data import forget_class, forget_random
+from maga.data import ImageSet, forget_class, forget_random
 from maga.measures.evaluation import train_originals, train_retrains
 from maga.measures.membership import logit_margin
 from maga.measures.metrics import Outputs
 from maga.methods.contract import get_method
-from maga.models import small_network
+from maga.models import ModelSpec, save_checkpoint, small_network
 from maga.own.audit import CONSISTENT, DISTINGUISHABLE, UNDECIDED, audit, false_alarms, judged, retrains_wanted, share_interval, show_audits
+from maga.own.audited import PRETRAINED, audited, keep_audit, retrains_here
+from maga.own.networks import open_network
+from maga.own.order import check_named, said_of_view, seen_by
+from maga.own.retrains import Begun, beginning_of, usual_rates
 from maga.own.yardstick import AUDIT_MEASURES, Facts, Spread, facts_of, holm_level, widening
+from maga.packaged import PACKAGED, Packaged
+from maga.pretrained import save_tensors
 from maga.requests import after
 from maga.sources import digits
 from maga.training import FitConfig
@@ -323,3 +331,173 @@ def test_each_wrong_input_ends_in_one_sentence(real, tmp_path):
         with pytest.raises(MagaError, match=says) as e:
             call()
         assert "\n" not in str(e.value)
+
+
+# networks and orders
+
+
+FACTORIES = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+def loading(file, head=None):
+    net = Net()
+    net.load_state_dict(torch.load(FOLDER + file))
+    net[5] = head or net[5]
+    return net
+
+def original():
+    return loading("/net.pth")
+
+def other():
+    return loading("/other.pth")
+
+def itself():
+    torch.manual_seed(0)
+    return Net()
+
+def tuned():
+    return loading("/other.pth", nn.Linear(4, 3))
+
+def zero_head():
+    net = tuned()
+    nn.init.zeros_(net[5].weight)
+    return net
+
+def constant():
+    net = Net()
+    for p in net.parameters():
+        nn.init.constant_(p, 0.1)
+    return net
+
+class Embedded(Net):
+    def __init__(self):
+        super().__init__()
+        self.place = nn.Parameter(torch.linspace(0, 1, 8).sin())
+
+def broken():
+    raise RuntimeError("no such layer\\nand a long trace")
+"""
+
+
+@pytest.fixture
+def factories(tmp_path):
+    "A function that opens a network of the file above; and a request on a few noisy images."
+    (tmp_path / "nets.py").write_text(f"FOLDER = {str(tmp_path)!r}\n{FACTORIES}")
+    exec(FACTORIES, found := {})
+    for name in ("net", "other"):
+        net = found["Net"]()
+        nn.init.normal_(net[1].weight)  # as trained
+        torch.save(net.state_dict(), tmp_path / f"{name}.pth")
+    torch.save(found["Embedded"]().state_dict(), tmp_path / "embedded.pth")
+    pixels = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = ImageSet(pixels, torch.arange(12) % 3, tuple("abc"), mean=(0.5,) * 3, std=(0.5,) * 3)
+    return lambda name, file="net.pth": open_network(f"{tmp_path}/nets.py:{name}", str(tmp_path / file)), forget_class(images, images, "a")
+
+
+def test_a_factory_that_fills_in_weights_is_no_untrained_network(factories, tmp_path, monkeypatch):
+    "With a new last layer it begins with pretrained weights, at smaller rates, and the page says so."
+    opened, split = factories
+    for check in ("check_useful", "check_original"):
+        monkeypatch.setattr(f"maga.own.audited.{check}", lambda *a: None)
+    for name, begun in (("Net", False), ("constant", False), ("tuned", True), ("zero_head", True)):
+        network = opened(name)
+        make, file = beginning_of(network, "", "", "restart", split)
+        assert isinstance(make, Begun) == begun and file == ""
+        recipe = retrains_here(network, split, 1, 1, tmp_path / name, make)[2]
+        assert recipe["lr"] == usual_rates("sgd", begun)[1]
+        about = audited("a", split, network, network, [], make) | {"recipe": recipe, "trained_here": 1}
+        assert (PRETRAINED in about["networks"]) == begun
+        keep_audit(tmp_path / name, {"audited": about}, "")
+        assert ("They begin with untrained weights" in (tmp_path / name / "audit.html").read_text()) != begun
+        if begun:
+            assert about["networks"][PRETRAINED] == {"source": network.source, "file": str(tmp_path / "nets.py"), "sha256": network.code_sha256}
+    assert not isinstance(beginning_of(opened("Embedded", "embedded.pth"), "", "", "restart", split)[0], Begun)
+
+
+@pytest.mark.parametrize("name", ["original", "other", "itself"])
+def test_a_factory_that_makes_one_network_alone_is_refused(name, factories):
+    "It may load what must go, which a restart would bring back; methods that make no network take it."
+    opened, split = factories
+    with pytest.raises(MagaError, match=f"nets.py:{name} makes the same network every time.*leave loading and seeding out"):
+        beginning_of(opened(name), "", "", "auto", split)
+    assert beginning_of(opened(name), "", "", "ssd", split)[1] == ""
+
+
+def test_an_optimiser_alone_brings_its_usual_rate(factories, tmp_path, monkeypatch):
+    opened, split = factories
+    for check in ("check_useful", "check_original"):
+        monkeypatch.setattr(f"maga.own.audited.{check}", lambda *a: None)
+    network = opened("Net")
+    for changes, lr in (({}, usual_rates("sgd")[1]), ({"optimizer": "adamw"}, usual_rates("adamw")[1]), ({"optimizer": "adamw", "lr": 0.5}, 0.5)):
+        assert retrains_here(network, split, 1, 1, tmp_path / "kept", network.make, changes)[2]["lr"] == lr
+
+
+def test_a_checkpoint_that_was_fine_tuned_begins_where_its_file_says(factories, tmp_path):
+    "Where these weights are gone, a restart is warned about, and retrains are refused."
+    _, split = factories
+    start = save_tensors(tmp_path / "start.safetensors", small_network(torch.Generator().manual_seed(0)))
+    for weights, said in ((str(start), str(start)), ("gone.safetensors", "gone.safetensors"), ("", "timm's hub")):
+        spec = ModelSpec("small_cnn", tuple("abc"), 8, pretrained=True, weights=weights)
+        model = replace(spec, pretrained=False).make(torch.Generator().manual_seed(1))
+        network = open_network(str(save_checkpoint(tmp_path / "tuned.safetensors", model, spec)))
+        assert network.pretrained == said
+        if weights == str(start):
+            make, file = beginning_of(network, "", "", "retrain", split)
+            assert isinstance(make, Begun) and make.weights == file == str(start)
+            continue
+        with pytest.raises(MagaError, match=r"began with pretrained weights \(.*which are not here: name them \(--pretrained\)"):
+            beginning_of(network, "", "", "retrain", split)
+        with pytest.warns(UserWarning, match="restart begins with untrained ones"):
+            assert beginning_of(network, "", "", "auto", split) == (network.make, "")
+        assert beginning_of(network, str(start), "", "retrain", split)[1] == str(start)
+
+
+def test_weights_in_a_folder_or_of_a_package_are_written_as_their_file(factories, tmp_path, monkeypatch):
+    state = torch.load(tmp_path / "net.pth")
+    (tmp_path / "pack_of_nets").mkdir()
+    (tmp_path / "pack_of_nets/__init__.py").touch()
+    torch.save(state, tmp_path / "pack_of_nets/net.bin")
+    (tmp_path / "folder").mkdir()
+    torch.save(state, tmp_path / "folder/pytorch_model.bin")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PACKAGED, "mine", Packaged("pack-of-nets", "pack_of_nets", "net.bin", "nets"))
+    for weights, file in (("folder", "folder/pytorch_model.bin"), ("mine", "pack_of_nets/net.bin")):
+        network = open_network(f"{tmp_path}/nets.py:Net", weights if weights == "mine" else str(tmp_path / weights))
+        assert network.weights == tmp_path / file and network.sha256
+        again = torch.load(network.write(network.model, tmp_path / "out"))
+        assert list(again) == list(state) and all(torch.equal(v, state[k]) for k, v in again.items())
+
+
+def test_half_of_a_normalisation_is_refused_and_its_source_is_told(factories):
+    "A mean of the user's is not completed with a deviation that the network's description has."
+    opened, split = factories
+    network = replace(opened("Net"), mean=(0.1,) * 3, std=(0.2,) * 3)
+    for half, says in (({"mean": (0.5,) * 3}, "mean is given without std"), ({"std": (0.5,) * 3}, "std is given without mean")):
+        for source in ("timm:resnet18", "hf:somebody/net", "model.safetensors", "net.py:Net"):
+            with pytest.raises(MagaError, match=says):
+                check_named(source, **half)
+        with pytest.raises(MagaError, match=says):
+            seen_by(network, split.train, **half)
+    said = said_of_view(seen_by(network, split.train), False)
+    assert said.endswith("mean 0.1, 0.1, 0.1 and standard deviation 0.2, 0.2, 0.2, as the network says itself.")
+    assert said_of_view(seen_by(network, split.train, mean=(0.5,) * 3, std=(0.5,) * 3), True).endswith("0.5, as you say.")
+
+
+def test_an_opened_network_leaves_the_process_as_it_was(factories, tmp_path, monkeypatch):
+    "Its random state and where modules are looked for; an error of its code is told in one line."
+    opened, _ = factories
+    (tmp_path / "module_of_nets.py").write_text((tmp_path / "nets.py").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    places, before = [*sys.path], torch.get_rng_state()
+    opened("Net")
+    open_network("module_of_nets:itself", "net.pth")
+    assert torch.equal(torch.get_rng_state(), before) and sys.path == places
+    with pytest.raises(MagaError, match="RuntimeError: no such layer") as found:
+        opened("broken")
+    assert "\n" not in str(found.value)

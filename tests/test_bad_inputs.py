@@ -1,7 +1,9 @@
 """Bad inputs end in one sentence, and those that have a right answer get it. Every case is a line; none of them trains."""
 
+import copy
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import pyarrow as pa
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from maga.data import ForgetSplit, ImageSet, MagaError, class_id, forget_class, forget_random, forget_subclass, random_views
@@ -27,11 +29,16 @@ from maga.methods.labels import class_overlap, perturbing_labels, random_labels,
 from maga.methods.noise import NoiseConfig, combine_noise, make_noise
 from maga.methods.retraining import RetrainConfig
 from maga.models import Classifier, ModelSpec, load_checkpoint, save_checkpoint, small_network
-from maga.own.forgetting import planned
+from maga.own import forgetting
+from maga.own.doubts import found_useless
+from maga.own.forgetting import Plan, Wanted, forget, planned
+from maga.own.networks import write_weights
+from maga.own.retrains import usual_rates
+from maga.pretrained import save_tensors
 from maga.sources import from_folder, from_parquet, load
 from maga.training import Examples, FitConfig, fit
 
-from .conftest import generator
+from .conftest import generator, raising
 from .forked import Forked
 
 K7, K12 = small_network(generator(), classes=7), small_network(generator(), classes=12)
@@ -259,3 +266,117 @@ def test_sixteen_bits(tmp_path):
     from maga.sources import decode
 
     assert decode(tmp_path / "grey.png")[..., 0].flatten().tolist() == [round(i * 1000 / 257) for i in range(64)]
+
+
+# a request of one's own
+
+
+@pytest.mark.filterwarnings("ignore:.*the same pixels")
+def test_a_line_of_digits_is_no_picture_of_another_person():
+    "Where images are named by numbers, it could be a file or a row: neither is taken. A row is one of the training part."
+    named = images(200, files=tuple(f"train/a/{n + 77:06d}.png" for n in range(200))), images(4, files=tuple(f"test/a/{n}.png" for n in range(4)))
+    for line in ("000123", "123", "0", "99999"):
+        with pytest.raises(MagaError, match=rf"'{line}', and images are named by numbers.*\(from 0\); write the name of the file .* such as"):
+            Wanted(files=("000124.png", line)).split(*named)
+    assert Wanted(files=("000123.png", "train/a/000124.png")).split(*named).forget_train.tolist() == [46, 47]
+    plain = images(200, files=tuple(f"train/a/x{n}.png" for n in range(200))), images(4, files=tuple(f"test/a/x{n}.png" for n in range(4)))
+    assert Wanted(files=("123", "x7.png")).split(*plain).forget_train.tolist() == [7, 123]
+
+
+def changed(model, *_, by=1 / 3):
+    "Stands for a method: every parameter that may move is another one."
+    made = copy.deepcopy(model)
+    for p in made.parameters():
+        if p.requires_grad:
+            p.data.mul_(by).add_(by)
+    return made
+
+
+def test_a_request_that_cannot_be_measured_fails_before_the_method(w):
+    "No test image is left: said at once, not when the work is done."
+    none = forget_class(w.train, w.test.subset(torch.arange(0)), 3)
+    with pytest.raises(MagaError, match="non_members is empty"):
+        forget(NET, none, Plan(raising(AssertionError("the method ran")), None, ""))
+
+
+class Momentum(nn.Module):
+    "An encoder with a slow copy of it, a queue of features, and a frozen body that no training made."
+
+    def __init__(self, g=None):
+        super().__init__()
+        self.body, self.encoder = nn.Linear(192, 192).requires_grad_(False), nn.Linear(192, 10)
+        nn.init.eye_(self.body.weight)
+        self.body.bias.data.copy_(torch.arange(192) / 192)
+        self.ema = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.register_buffer("queue", torch.rand(10, 4, generator=g))
+        self.register_buffer("ones", torch.ones(192))
+
+    def forward(self, x):
+        return self.encoder(self.body(x.flatten(1)))
+
+
+def test_parts_that_are_the_originals_bit_for_bit_are_named(w):
+    "With their shares; no constants, and nothing that the network holds before training, also where the file rounded it."
+    model, known = Momentum(generator(1)).eval(), r"Unchanged: ema\.\* \(4.7 % of the numbers\), queue \(0.1 % of the numbers\). If they were trained"
+    with pytest.warns(UserWarning, match=known):
+        result = forget(model, w.split, Plan(changed, None, "", make_model=Momentum))
+    assert len(result.doubts) == 1
+    with pytest.warns(UserWarning, match=r"Unchanged: body\.\* \(90.1 % of the numbers\), ema"):
+        forget(model, w.split, Plan(changed, None, ""))
+    with pytest.warns(UserWarning, match=r"Unchanged: ema"):
+        forget(model.half().float(), w.split, Plan(changed, None, "", make_model=Momentum))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert forget(NET, w.split, Plan(changed, None, "")).doubts == ()
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_another_optimiser_has_its_own_rate(kind, w, monkeypatch):
+    "Neither the rate of the network's usual one, nor that of a preset, and it is tried at its own rates."
+    usual, changes = usual_rates(kind)[1], {"fit.optimizer": kind}
+    few = planned(NET, w.split, budget=0.05, trained=12, changes=changes)
+    assert few.config.fit.lr == usual and f"{usual:g} is the usual one" in few.why
+    assert planned(NET, w.split, preset="digits", changes=changes).config.fit.lr == usual
+    assert planned(NET, w.split, preset="digits", changes=changes | {"fit.lr": 0.02}).config.fit.lr == 0.02
+    assert planned(NET, w.split, preset="digits", changes={"fit.optimizer": "sgd"}).config.fit.lr == 0.1
+    tried = []
+    monkeypatch.setattr(forgetting, "tried_rates", lambda model, split, config, *_: tried.append(config.fit) or ({0.5: 9.0}, 0.0))
+    assert planned(NET, w.split, changes=changes).config.fit.lr == 0.5 and tried[0].optimizer == kind and tried[0].lr == usual
+
+
+def test_an_error_of_every_trial_is_raised(w, monkeypatch):
+    "It is no accuracy of 0."
+    config = forgetting.usual_restart(NET, w.split)
+    monkeypatch.setattr(forgetting, "get_method", lambda name: raising(MagaError("no layer moves")))
+    with pytest.raises(MagaError, match="no layer moves"):
+        forgetting.tried_rates(NET, w.split, config, generator(), most=100)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_the_numbers_are_those_of_the_weights_that_are_written(kind, w, tmp_path):
+    "A file of 16 bits: the result is rounded before it is measured, and what the file cannot hold is said."
+    save_tensors(tmp_path / "old.safetensors", copy.deepcopy(NET).to(kind))
+    result = forget(NET, w.split, Plan(changed, None, ""), like=tmp_path / "old.safetensors")
+    written = load_file(write_weights(result.model, tmp_path / "old.safetensors", tmp_path / "new.safetensors"))
+    read = copy.deepcopy(NET)
+    read.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in written.items()})
+    assert all(torch.equal(a, b) for a, b in zip(result.model.state_dict().values(), read.state_dict().values(), strict=True))
+    assert measure(read.eval(), w.split) == result.after
+    if kind == torch.float16:
+        with pytest.raises(MagaError, match="is not finite in float16, the precision of the original's file: write the original's"):
+            forget(NET, w.split, Plan(lambda model, *_: changed(model, by=1e5), None, ""), like=tmp_path / "old.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:The pixels of forgotten images")
+def test_one_answer_for_all_images_is_near_chance(w):
+    "Also where it is right on 95 % of them: the mean of the classes' accuracies counts, so a network that knows the rare class as well passes."
+    labels = torch.zeros(100, dtype=torch.int64).index_fill_(0, torch.arange(95, 100), 1)
+    shades = (60 + 80 * labels)[:, None, None, None].expand(100, 3, 8, 8).to(torch.uint8).contiguous()
+    split = forget_random(*(ImageSet(shades, labels, ("common", "rare"), mean=(0.5,) * 3, std=(0.5,) * 3) for _ in range(2)), 5)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    net[1].weight.data.zero_()
+    net[1].bias.data.copy_(torch.tensor([3.0, -1.0]))
+    assert "is right on 50.0 % of the retained test images (mean of the classes), near chance (50.0 %)" in found_useless(net, split)
+    net[1].weight.data[1] = 1.0
+    net[1].bias.data.copy_(torch.tensor([3.0, 2.0]))
+    assert found_useless(net, split) == ""

@@ -43,7 +43,7 @@ def test_the_seconds_of_forgetting_begin_and_end_on_the_devices_clock(split, ori
     "The evaluation before it is still queued on a GPU when Python comes here."
     looks, told = [], iter((10.0, 17.5))
     monkeypatch.setattr(forgetting, "clock", lambda device: (looks.append(device), next(told))[1])
-    plan = SimpleNamespace(method=lambda model, *more: (looks.append("method"), copy.deepcopy(model))[1], config=None)
+    plan = SimpleNamespace(method=lambda model, *more: (looks.append("method"), copy.deepcopy(model))[1], config=None, make_model=None)
     assert forget(original, split, plan).seconds == 7.5
     assert looks == [split.device, "method", split.device]
 
@@ -53,9 +53,10 @@ def test_a_kept_retrain_that_the_device_has_no_room_for_is_not_trained_on(split,
     make, brief = ModelSpec.of("resnet10", split.train).make, FitConfig(1, 128, lr=0.01, pad=0, flip=False)
     (first,) = trained_retrains(original, make, split, 1, brief, tmp_path)
     (file,) = tmp_path.glob("retrain_*")
-    whole = file.read_bytes()
+    whole, read = file.read_bytes(), retrains._read_into
     with monkeypatch.context() as full:
-        full.setattr(retrains, "to_device", raising(torch.OutOfMemoryError("CUDA out of memory.")))
+        there = raising(torch.OutOfMemoryError("CUDA out of memory."))
+        full.setattr(retrains, "_read_into", lambda *given: read(*given) and (full.setattr(torch.nn.Module, "to", there), True)[1])
         with pytest.raises(torch.OutOfMemoryError):
             trained_retrains(original, make, split, 1, brief, tmp_path)
     assert file.read_bytes() == whole

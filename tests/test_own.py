@@ -37,7 +37,8 @@ from maga.judges.contract import Answers, Block, image_hashes
 from maga.judges.transition import TransitionMatrix
 from maga.mapped import alike
 from maga.measures.cost import counted_passes
-from maga.methods.contract import show_flow
+from maga.measures.metrics import Outputs, measure
+from maga.methods.contract import get_method, show_flow
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command, forgetting, inputs, report
 from maga.own.artefacts import Artefact, answers_about, read_artefacts, write_artefacts
@@ -45,7 +46,7 @@ from maga.own.audit import audit
 from maga.own.doubts import names_among
 from maga.own.forgetting import Wanted, transition_of
 from maga.own.inputs import inputs_of
-from maga.own.ledger import Entry, carried_out, in_force, open_result
+from maga.own.ledger import Entry, Ledger, carried_out, imported_beside, in_force, open_result
 from maga.own.listing import methods_there_are, metrics_there_are
 from maga.own.networks import _processor, open_network, write_weights
 from maga.own.order import in_model_order, lines_of
@@ -352,7 +353,8 @@ def test_a_second_request_starts_from_the_first(at, desk, capsys):
     said = {n["name"]: n["after"] for n in record["numbers"]}
     assert said["A_f"] <= 5 and said["A_earlier"] <= 5
     with (desk / "two/artefacts.csv").open() as f:
-        assert [Path(a["path"]).as_posix() for a in csv.DictReader(f) if a["holds"] == "weights"] == ["one/model.safetensors", "model.safetensors"]
+        listed = [Path(a["path"]) for a in csv.DictReader(f) if a["holds"] == "weights"]
+    assert listed == [desk / "one/model.safetensors", desk / "model.safetensors"]
     _network, ledger = open_result(desk / "two")
     assert [e.classes for e in ledger.entries] == [("three",), ("eight",)]
     assert [len(e.right) for e in ledger.entries] == [9, 0] and "three" not in ledger.entries[0].right
@@ -1301,7 +1303,7 @@ def test_an_audit_refuses_networks_that_do_not_work(at, retrained, capsys):
     assert code == 0 and out.startswith("DISTINGUISHABLE"), err
     turned = "nine,eight,seven,six,five,four,three,two,one,zero"
     code, out, err = at(f"{AUDITED} --mean 0 --std 0.004 --classes {turned} --unlearned net.pth {given}", capsys)
-    assert code == 1 and not out and f"near chance (10.0 %): {check}" in err, err
+    assert code == 1 and not out and f"near chance (11.1 %): {check}" in err, err
     for wrong in ("untrained.pth", "turned.pth"):
         code, out, err = at(f"{AUDITED} {own} --unlearned net.pth {given} --retrain {wrong}", capsys)
         assert code == 1 and not out and "Retrain 4 is right on" in err and check in err, err
@@ -1789,3 +1791,90 @@ def test_code_on_another_drive_and_processes_that_windows_does_not_know(monkeypa
 
     monkeypatch.setattr(inputs.os, "kill", unknown)
     assert not inputs._runs(Path(".done.4711.x.part"))
+
+
+# ledger, report and list of files
+
+
+@pytest.mark.parametrize("task", ["overwritten", "cut off", "deleted"])
+def test_a_result_with_other_weights_is_none(task, at, desk, capsys):
+    "Neither for the same line, nor for the next request or an audit, which would go on as if the class were gone; a ledger without a hash passes."
+    out = f"tied_{task.partition(' ')[0]}"
+    line = f"{GOOD} --forget three --method ssd --out {out}"
+    assert at(line, capsys)[0] == 0 and "is done" in at(line, capsys)[1]
+    held, file = Path(out, "model.safetensors").read_bytes(), Path(out, "model.safetensors")
+    if task == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes(held[:-100] if task == "cut off" else Path("model.safetensors").read_bytes())
+    said = "is not what maga forget wrote (it is gone)" if task == "deleted" else "is not what maga forget wrote (its SHA-256 begins with"
+    for other in (line, f"maga forget --model {out} --data photos --forget eight --method ssd --out never",
+                  f"maga audit --original model.safetensors --unlearned {out} --data photos --forget three"):
+        code, _, err = at(other, capsys)
+        assert code == 1 and said in err and "put that file back" in err, err
+    file.write_bytes(held)
+    assert "is done" in at(line, capsys)[1]
+    replace(Ledger.load(out), weights_sha256="").save(out)
+    file.write_bytes(Path("model.safetensors").read_bytes())
+    assert open_result(out)[1].weights_sha256 == ""
+
+
+def test_an_audit_of_another_list_of_as_many_files_is_told():
+    "Both are called 30 listed images: their pixels say that it was never asked for, and the data are not blamed."
+    train, test = (s.subset(torch.arange(120)) for s in digits())
+    train = replace(train, files=tuple(f"train/{k:03d}.png" for k in range(120)))
+    asked, other = (Wanted(files=train.files[k : k + 30]) for k in (0, 60))
+    first = Entry.of(asked.split(train, test), "ssd", "2026-01-01")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        carried_out(asked, train, test, (), (first,))
+        carried_out(other, train, test, (), (first, Entry.of(other.split(train, test), "ssd", "2026-01-02")))
+    for before in ((), (first,)):
+        with pytest.warns(UserWarning, match=r"never asked to forget 30 of 30 images \(30 listed images\), or their pixels have changed"):
+            assert carried_out(other, train, test, before, (first,)).forget_train.tolist() == list(range(60, 90))
+
+
+def test_the_list_of_files_holds_in_any_folder_and_the_card_names_none(at, desk, capsys, tmp_path, monkeypatch):
+    "Also where a later request is made from another working folder. The card is published: of the network it has the name alone."
+    line = f"maga forget --model {desk}/net.py:Net --weights net.pth --mean 0.5 --std 0.5 --data photos --forget three --method ssd --out placed"
+    assert at(line, capsys)[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert at(f"maga forget --model {desk}/placed --data {desk}/photos --forget eight --method ssd --out later", capsys)[0] == 0
+    for out, originals in ((desk / "placed", [desk / "net.pth"]), (tmp_path / "later", [desk / "placed/net.pth", desk / "net.pth"])):
+        listed = read_artefacts(out)
+        assert all(Path(a.path).is_absolute() and Path(a.path).exists() for a in listed), listed
+        assert [Path(a.path) for a in listed if a.holds == "weights"] == originals
+        assert f"maga purge {out}" in {a.remedy for a in listed}
+        card = (out / "model_card.md").read_text()
+        assert "# net.py:Net, without" in card and str(desk) not in card and "was not compared with retrains" in card
+    assert [report._published(s) for s in ("timm:resnet18", "hf:org/name", f"hf:{desk}/placed", "models.mine:net")] == [
+        "timm:resnet18", "hf:org/name", "placed", "models.mine:net"]  # fmt: skip
+
+
+def test_beside_a_module_of_site_packages_are_other_peoples_packages(tmp_path, monkeypatch):
+    "They are no part of the network's code; the files of its own package are."
+    for name in ("net.py", "other/__init__.py", "mine/net.py", "mine/other/__init__.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("import other\n")
+    assert [*imported_beside(tmp_path / "net.py")] == ["other/__init__.py"]
+    monkeypatch.setattr("site.getsitepackages", lambda: [str(tmp_path)])
+    assert imported_beside(tmp_path / "net.py") == {} and [*imported_beside(tmp_path / "mine/net.py")] == ["other/__init__.py"]
+
+
+def test_a_report_names_the_processor(split, original, tmp_path, monkeypatch):
+    "Its model where the system says it, else the number of threads."
+    file = save_checkpoint(tmp_path / "net.safetensors", original, ModelSpec.of("resnet10", split.train))
+    measured = measure(Outputs.of(original, split), split)
+    result = forgetting.Forgotten(original, forgetting.Plan(get_method("restart"), None, ""), measured, measured, {}, 1.0, 1.0, 0)
+    network = open_network(str(file))
+    for name, said in (("A processor", "cpu (A processor)"), ("", "cpu (CPU, ")):
+        monkeypatch.setattr(report, "processor_name", lambda device, name=name: name)
+        record = report.record(network, split, result, file, "r")
+        assert record["device"].startswith(said) and "audit" not in record
+
+
+def test_a_ledger_holds_entries_alone():
+    about = {"source": "m", "weights": "m", "classes": ("a", "b"), "size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    assert Ledger(**about).entries == ()
+    with pytest.raises(MagaError, match=r"entries is .*Entry"):
+        Ledger(**about, entries=("three",))

@@ -29,7 +29,8 @@ from maga.experiments.report import paper_folder, paper_numbers
 from maga.measures.attacks import quantised
 from maga.models import small_network
 from maga.own.artefacts import artefacts, read_from
-from maga.own.ledger import Entry, in_force
+from maga.own.forgetting import Wanted
+from maga.own.ledger import Entry, carried_out, gone_before, in_force
 from maga.own.networks import Network
 from maga.own.order import order_of
 from maga.requests import after, forget_files
@@ -41,9 +42,9 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MAGA_CACHE", str(tmp_path / "cache"))
 
 
-def paint(path: Path, seed: int, size: int = 6) -> None:
+def paint(path: Path, seed: int, size: int = 6, width: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, width or size, 3), dtype=np.uint8)).save(path)
 
 
 @pytest.fixture
@@ -662,6 +663,38 @@ def test_a_superclass_without_images_is_named(digit_sets, then):
     with pytest.warns(UserWarning, match="No training image of zero or one is left") as said:
         after(second, first)
     assert len(said) == 1
+
+
+def test_oblong_images_are_found_when_one_of_another_size_joins_them(tmp_path):
+    "They were hashed as they are stored; all are decoded as squares now, so the files are looked at."
+    for part, seed in (("train", 0), ("test", 50)):
+        for k, name in enumerate(("cat", "dog")):
+            for i in range(4):
+                paint(tmp_path / "oblong" / part / name / f"{i}.png", seed + 10 * k + i, 4, 6)
+    place = str(tmp_path / "oblong")
+    wanted = Wanted(files=("train/cat/2.png", "train/dog/0.png"))
+    entry = Entry.of(wanted.split(*from_folder(place)), "restart", "2026-01-01")
+    paint(tmp_path / "oblong/train/cat/1a.png", 99, 9)
+    again = forget_random(*from_folder(place, 5), 1, among=torch.tensor([0]))
+    for data in (place, f"folder:{place}"):
+        known = in_force(again, [entry], data)
+        assert tuple(known.train.files[k] for k in known.earlier_train) == wanted.files and not len(known.earlier_test)
+        assert gone_before(again.train, [entry], data).nonzero().flatten().equal(known.earlier_train)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        audited = carried_out(wanted, again.train, again.test, (), (entry,), place)
+    assert audited.forget_train.equal(known.earlier_train) and not len(audited.earlier_train)
+    square = Entry.of(forget_files(*from_folder(place, 3), [0]), "restart", "2026-01-01")
+    for entries, data, advice in (([entry], "", "resize those that were added"), ([entry, square], place, "decode the images at that size")):
+        with pytest.raises(MagaError, match=f"were hashed at .* and these have 5×5, so they are not found and would be shown; {advice}"):
+            in_force(again, entries, data)
+
+
+def test_digits_are_read_from_no_file(tmp_path):
+    "A data set in the folder of local ones is none of theirs: its caches stay out of their lists, and out of `maga purge`."
+    (tmp_path / "train-0.parquet").touch()
+    assert read_from("digits", tmp_path) == ("", "")
+    assert read_from("cifar20", tmp_path) == read_from("cifar100", tmp_path) == (str(tmp_path), tmp_path.name)
 
 
 # Names in another Unicode form

@@ -24,6 +24,7 @@ from maga.methods.restart import (
     fresh_weights,
     head_names,
     passes_of,
+    retained_examples,
     shrink_and_perturb,
     taught,
     within_budget,
@@ -119,13 +120,13 @@ def test_the_student_learns_and_the_teacher_does_not(task, monkeypatch):
     split = split_of(task)
     model = model_of("resnet10", split.train)
     model.train()
-    before, teachers, real = state(model), [], module.to_device
+    before, teachers, real = state(model), [], module.copied
 
-    def watched(moved, device):
-        teachers.append((moved, state(moved)))
-        return real(moved, device)
+    def watched(model, device):
+        teachers.append((made := real(model, device), state(made)))
+        return made
 
-    monkeypatch.setattr(module, "to_device", watched)
+    monkeypatch.setattr(module, "copied", watched)
     after = run("restart", model, split, config_of("resnet10", split, head="fresh", distil=Distil()))
     assert equal(before, state(model)) and model.training and not equal(before, after)
     assert teachers and all(equal(state(m), s) for m, s in teachers[-1:]) and not teachers[-1][0].training
@@ -197,6 +198,16 @@ def test_a_network_without_a_linear_last_layer():
 def test_bad_values_are_refused(make, says):
     with pytest.raises(MagaError, match=says):
         make()
+
+
+def test_targets_of_forget_images_are_checked_as_everywhere():
+    "By shape, for numbers that are not finite, and as probabilities to the tolerance of all others."
+    split = split_of("class")
+    soft = torch.full((len(split.forget_train), 10), 0.1)
+    assert len(retained_examples(split, soft * 1.005)) == len(split.train)
+    for bad, says in ((soft[:, :9], r"forget is a tensor .*expected a tensor"), (soft * math.nan, "not finite"), (2 * soft, "Expected probabilities")):
+        with pytest.raises(MagaError, match=says):
+            retained_examples(split, bad)
 
 
 def test_keys_of_earlier_runs_stay():

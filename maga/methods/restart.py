@@ -19,9 +19,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..adapter import moving_head
 from .retraining import MakeModel, fresh_model
 from ..capture import tensors_only
-from ..checks import Checked, Count, Part, Positive, Share, check_value
+from ..checks import Checked, Count, Part, Positive, Share, check_probabilities, check_tensor, check_value
 from ..data import ForgetSplit, MagaError
-from ..device import to_device
+from ..device import copied
 from ..measures.cost import FORWARD_ALONE
 from ..models import batch_norms, frozen_batch_norms, logits_of
 from .maga_soft import Experts, experts_look, soft_labels, vanishing
@@ -108,7 +108,7 @@ def damaged(
     change: Callable[[str, Tensor], Tensor],  # a parameter's name and value -> its new value
 ) -> nn.Module:
     "A copy on the split's device with every moving parameter changed and batch norm's statistics reset, those apart that the user froze."
-    start = to_device(copy.deepcopy(model), split.device)
+    start = copied(model, split.device)
     with torch.no_grad():
         for name, p in start.named_parameters():
             if p.requires_grad:
@@ -148,9 +148,9 @@ def retained_examples(
     retained = split.retain_train if retained is None else retained
     if forget is None:
         return Examples.of(split.train, retained)
-    n, k = len(split.forget_train), split.num_classes
-    if forget.shape != (n, k) or not bool(((forget >= 0).all() & ((forget.sum(1) - 1).abs() < 1e-3).all()).cpu()):
-        raise MagaError(f"forget must hold a distribution over the {k} classes for each of the {n} forget images, not {list(forget.shape)}.")
+    k = split.num_classes
+    check_tensor("forget", forget, len(split.forget_train), k)
+    check_probabilities(forget)
     certain = F.one_hot(split.train.labels[retained], k).float()
     return Examples(split.train, torch.cat([split.forget_train, retained]), torch.cat([forget.to(certain), certain]))
 
@@ -188,7 +188,11 @@ def shrink_and_perturb(
     fresh: dict[str, Tensor],  # see `fresh_weights`; unused where γ is 0 and the head is shrunk
     head: Head = "shrunk",  # what the last layer is instead: fresh, or fresh in the forgotten classes' rows
 ) -> nn.Module:
-    "A copy with λ θ + γ θ_fresh for every moving parameter, another last layer if asked for, and batch norm's statistics reset."
+    """A copy with λ θ + γ θ_fresh for every moving parameter (Ash and Adams 2020), and another last layer if asked for.
+
+    Batch norm's statistics are reset, those apart that the user froze; frozen parameters and other buffers stay as they are.
+    `MagaError` where the last layer is not linear or frozen and another one is asked for, or where rows are asked for and no class is forgotten.
+    """
     if head == "fresh row" and not split.forgotten:
         raise MagaError(f"head='fresh row' re-initialises the rows of forgotten classes, and the {split.task} task forgets none: take 'fresh'.")
     last, rows = set() if head == "shrunk" else head_names(model), list(split.forgotten)
@@ -219,8 +223,11 @@ def taught(
     first: int = 0,  # the first retain row of the examples: the forget rows before it have the cross entropy alone
     absent: bool = False,  # True: the student's softmax runs over all classes, and the teacher gives the forgotten ones nothing
 ) -> Objective:
-    "The objective of a student of the original over the retained classes."
-    teacher = to_device(copy.deepcopy(model), split.device).eval().requires_grad_(False)
+    """The objective of a student s of the original z: the mean of (1 − w) CE(s, y) + w T² KL(softmax(z / T) ‖ softmax(s / T)) over a batch.
+
+    Softmaxes run over the retained classes. T and the factor T² are from Hinton et al. 2015; w is 0 for the rows before `first`.
+    """
+    teacher = copied(model, split.device).eval().requires_grad_(False)
     kept, w, t = (~vanishing(split)).nonzero().flatten(), distil.weight, distil.temperature
 
     @tensors_only
@@ -239,7 +246,10 @@ def taught(
 # %% ../../nbs/311_restart.ipynb #77a7b985
 @dataclass(frozen=True)
 class RestartConfig(StartConfig):
-    "What a restart needs besides model and split."
+    """What a restart needs besides model and split: λ θ + γ θ_fresh are the weights that it is trained from (Ash and Adams 2020).
+
+    Buffers other than batch norm's statistics stay, as frozen parameters do. `MagaError` where λ and γ are both 0, or an expert is a judge.
+    """
 
     shrink: Share = 0.6  # λ: 1 keeps the weights, 0 removes them
     perturb: Share = 0.1  # γ: share of a fresh initialisation; with 0 and a shrunk head no factory is needed

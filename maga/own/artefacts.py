@@ -17,10 +17,10 @@ from ..cache import cache_folder, caches_of, sources_of, unfinished
 from ..checks import MagaError, first_names, write_whole
 from ..data import ForgetSplit
 from ..mapped import twin_rows
-from .doubts import put_aside
+from .doubts import tests_were_put_aside
 from .ledger import Ledger, hashes_of
 from .networks import Network
-from ..sources import CUT_FROM, NAMES, unread_files, without_tuning
+from ..sources import NAMES, parquet_of, unread_files, without_tuning
 
 # %% auto #0
 __all__ = ['read_from', 'Artefact', 'answers_about', 'read_artefacts', 'artefacts', 'write_artefacts', 'purge']
@@ -31,13 +31,18 @@ def read_from(
     data_root: str | Path = "data",  # the folder of local data sets
 ) -> tuple[str, str]:
     "(folder, name): what the caches of a data set are known by, from any working folder; two empty texts where it has none."
-    name, root = _whole(data), Path(os.path.abspath(Path(data_root).expanduser()))
+    name = _whole(data)
     if name.startswith("hub:"):
         return "", name.removeprefix("hub:")
     if name in NAMES:
-        stored = next((f for f in (root / CUT_FROM.get(name, name), root) if any(f.glob("train-*.parquet"))), None)
+        stored = parquet_of(name, _absolute(data_root))
         return (str(stored), stored.name) if stored else ("", "")
-    return os.path.abspath(Path(name.removeprefix("folder:")).expanduser()), ""
+    return str(_absolute(name.removeprefix("folder:"))), ""
+
+
+def _absolute(path: str | Path) -> Path:
+    "The same file or folder, named so that it holds from any working folder."
+    return Path(os.path.abspath(Path(path).expanduser()))
 
 
 def _whole(data: str) -> str:
@@ -54,7 +59,7 @@ def _caches(folder: str, name: str) -> list[Path]:
 class Artefact:
     "A file or folder that was made from the forgotten images, or remembers them."
 
-    path: str
+    path: str  # absolute; of data without a folder their name
     what: str  # it is
     holds: str  # of the forgotten images: pixels, weights, hashes, numbers
     whose: str  # yours, or maga's
@@ -72,7 +77,7 @@ def _unread(root: Path, split: ForgetSplit) -> list[Artefact]:
     "Files in folders of forgotten classes that were not read: of another ending, hidden, or in a part that is not read."
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    both, depth = ((split.train, split.forget_train), (split.test, split.forget_test)), 0 if put_aside(split) else 1
+    both, depth = ((split.train, split.forget_train), (split.test, split.forget_test)), 0 if tests_were_put_aside(split) else 1
     classes = {images.files[i].split("/")[depth] for images, gone in both if images.files for i in gone.tolist()}
     found: dict[str, Counter[str]] = {}
     for file in map(Path, unread_files(root, sorted(classes), (f for images, _ in both for f in images.files), hidden=True) if classes else []):
@@ -113,7 +118,7 @@ def _originals_before(network: Network) -> list[Artefact]:
     said = {"what": "the original network of an earlier request", "remedy": "delete it, if it is still there, and its optimiser's state"}
     return [replace(a, **said) for a in listed if a.holds == "weights"]
 
-
+# %% ../../nbs/712_artefacts.ipynb #9145013c
 def artefacts(
     network: Network,  # the original
     split: ForgetSplit,
@@ -122,9 +127,9 @@ def artefacts(
     data_root: str | Path = "data",  # the folder of local data sets, as `load` takes it
 ) -> list[Artefact]:
     "Every file that is known to hold or remember what was forgotten; backups and copies made elsewhere are not known."
-    accepted = "delete it, and its optimiser's state, when the result is accepted"
-    found = [Artefact(str(network.weights), "the original network", "weights", "yours", accepted), *_originals_before(network)]
-    root = Path(_whole(data).removeprefix("folder:")).expanduser()
+    accepted, result = "delete it, and its optimiser's state, when the result is accepted", _absolute(folder)
+    found = [Artefact(str(_absolute(network.weights)), "the original network", "weights", "yours", accepted), *_originals_before(network)]
+    root = _absolute(_whole(data).removeprefix("folder:"))
     rows = ((split.train, split.forget_train), (split.test, split.forget_test))
     files = [root / images.files[i] for images, gone in rows if images.files for i in gone.tolist()]
     places, behind = Counter(str(f.parent) for f in files), Counter(str(f.resolve().parent) for f in files if f.is_symlink())
@@ -133,8 +138,9 @@ def artefacts(
     found += [*_twins(root, split), *(_unread(root, split) if split.task == "class" else [])]
     if not places:
         n = sum(len(gone) for _, gone in rows)
-        found.append(Artefact(data, f"the data set, with {n:,} forgotten images", "pixels", "yours", "delete those rows"))
-    caches, ours = _caches(*read_from(data, data_root)), ("pixels", "maga's", f"maga purge {folder}")
+        named = data if data in NAMES or not root.is_dir() else str(root)
+        found.append(Artefact(named, f"the data set, with {n:,} forgotten images", "pixels", "yours", "delete those rows"))
+    caches, ours = _caches(*read_from(data, data_root)), ("pixels", "maga's", f"maga purge {result}")
     found += [Artefact(str(p), "decoded images of the data set", *ours) for p in caches]
     found += [Artefact(str(p), "decoded images that a killed process left, of whatever data", *ours) for p in unfinished()]
     downloads = sorted({p for c in caches for p in sources_of(c)}) if data.startswith("hub:") else []
@@ -142,8 +148,8 @@ def artefacts(
     found += [Artefact(str(p), "the hub library's own copy of the data set", "pixels", "yours", again) for p in downloads]
     asked = "a judge's answers about some of the images", "hashes, numbers", "maga's", "may stay: they show no image"
     found += [Artefact(str(p), *asked) for p in answers_about(split)]
-    ledger = Artefact(f"{folder}/ledger.json", "the ledger", "hashes", "maga's", "may stay: it keeps later requests from undoing this one")
-    return [*found, ledger, Artefact(f"{folder}/report.html", "the report", "numbers", "maga's", "may stay: it shows no image")]
+    ledger = Artefact(f"{result}/ledger.json", "the ledger", "hashes", "maga's", "may stay: it keeps later requests from undoing this one")
+    return [*found, ledger, Artefact(f"{result}/report.html", "the report", "numbers", "maga's", "may stay: it shows no image")]
 
 # %% ../../nbs/712_artefacts.ipynb #bcfc7704
 def write_artefacts(found: Sequence[Artefact], path: str | Path) -> Path:

@@ -21,9 +21,10 @@ from .. import __version__
 from ..checks import MagaError, write_whole
 from ..data import ForgetSplit
 from ..methods.contract import with_change
-from .doubts import check_useful, right_on_retained
+from ..methods.retraining import MakeModel
+from .doubts import check_original, check_useful, right_on_retained
 from .networks import Network, revision_of
-from .retrains import begun_with, retrain_files, trained_retrains, usual_training
+from .retrains import RATES, Begun, retrain_files, trained_retrains, usual_training
 from ..packaged import weights_at
 from ..progress import Progress
 
@@ -40,7 +41,7 @@ def audited(
     original: Network,
     unlearned: Network,
     retrains: Sequence[Network],  # given, not trained for this audit
-    pretrained: str = "",  # a file of the weights that retrains trained here begin with
+    make: MakeModel | None = None,  # of retrains that are trained here, see `beginning_of`
     **more: Any,  # settings of the audit
 ) -> dict[str, Any]:
     "What an audit compares, as plain values."
@@ -50,8 +51,9 @@ def audited(
         return {"source": n.source, "file": os.path.abspath(n.weights), "sha256": n.sha256, "code sha256": n.code_sha256}
 
     networks, seen = {k: known(n) for k, n in named.items()}, split.train
-    if pretrained:
-        networks[PRETRAINED] = {"source": pretrained, "file": str(file := weights_at(pretrained).absolute()), "sha256": revision_of(file)}
+    if isinstance(make, Begun):
+        file = weights_at(make.weights).absolute() if make.weights else Path(original.code)
+        networks[PRETRAINED] = {"source": make.weights or original.source, "file": str(file), "sha256": revision_of(file)}
     return {
         "request": request, "forgotten": split.target, "task": split.task, "networks": networks, "data": {"name": seen.name, "sha256": split.digest},
         "sides": list(seen.sides), "mean": list(seen.mean), "std": list(seen.std), **more,
@@ -87,7 +89,7 @@ def retrains_here(
     n: int,
     epochs: int | None,  # needed where n is not 0
     folder: str | Path | None,  # they are kept there
-    pretrained: str = "",  # a file of weights that they begin with; "": untrained ones
+    make: MakeModel | None,  # the factory of networks before training, see `beginning_of`; needed too
     changes: Mapping[str, Any] | None = None,  # single settings of the recipe, "lr" -> 0.01
     progress: Progress | None = None,
 ) -> tuple[list[nn.Module], dict[str, dict[str, str]], dict[str, Any]]:
@@ -95,13 +97,13 @@ def retrains_here(
 
     `MagaError` before a training where the original is of no use or the recipe is none, and after the first where it does not train this network.
     """
-    if not n or folder is None:
+    if not n or folder is None or make is None:
         return [], {}, {}
     right, counted = right_on_retained(original.model, split), (split.num_classes, len(split.retain_test))
-    check_useful(right, [], *counted)
-    usual = usual_training(original.model, split, epochs, begun=bool(pretrained))
+    check_original(original.model, split)
+    kind = (changes or {}).get("optimizer")
+    usual = usual_training(original.model, split, epochs, begun=isinstance(make, Begun), kind=kind if kind in RATES else None)
     recipe = reduce(lambda c, change: with_change(c, *change), (changes or {}).items(), usual)
-    make = begun_with(pretrained, original.model, original.make, split)
     words, made = f"maga's recipe, rate {recipe.lr:g} and {recipe.epochs} epochs,", list[nn.Module]()
     for k in sorted({1, n}):  # the first is looked at before the others are trained
         made = trained_retrains(original.model, make, split, k, recipe, folder, progress, original.source)

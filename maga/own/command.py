@@ -80,7 +80,8 @@ def opened(
     held: tuple[Any, Any] | None = None,  # train and test where they are loaded already
 ) -> tuple[Any, Any, Any, Any]:
     "(network, train, test, ledger): what the network is, the images as it sees them, and the ledger where the model is an earlier result, else None."
-    from maga.device import pick_device, to_device
+    from maga.adapter import laid_out
+    from maga.device import pick_device
     from maga.models import Classifier
     from maga.own.ledger import open_result
     from maga.own.networks import open_network
@@ -104,8 +105,8 @@ def opened(
         network = open_network(model, weights, classes or pair[0].classes, size)
     network = replace(network, crop=middle.share if middle else None)
     train, test = (seen_by(network, p, classes, size, mean, std).to(place) for p in pair)
-    used = Classifier(network.model, head) if head else network.model
-    return replace(network, model=to_device(used, place)), train, test, ledger
+    used = (Classifier(network.model, head) if head else network.model).to(place)
+    return replace(network, model=laid_out(used, train)), train, test, ledger
 
 # %% ../../nbs/707_command.ipynb #43a74bed
 _FORGET = """Examples:
@@ -124,14 +125,14 @@ Classes = Annotated[str, typer.Option(help="The classes in the order of the logi
                                            "a text file (.txt), a name a line; else the folders' alphabet.")]  # fmt: skip
 Size = Annotated[int | None, typer.Option(help="Side of the images that the model sees, in pixels.", min=1)]
 Cut = Annotated[float | None, typer.Option("--crop", help="Share of the images' shorter side that the model sees: the middle is cut out, as timm's "
-                                           "crop_pct or torchvision's CenterCrop(224) after Resize(256) do (0.875).", min=1e-3, max=1)]  # fmt: skip
+                                           "crop_pct or Resize(256), CenterCrop(224) do (0.875), but always bicubic.", min=1e-3, max=1)]  # fmt: skip
 Mean = Annotated[str, typer.Option(help="Of your training's normalisation, for pixels from 0 to 1: one number or three.")]
 Std = Annotated[str, typer.Option(help="The standard deviations of the same.")]
 Pretrained = Annotated[str, typer.Option(help="The weights that the training began with, where it was fine-tuning: a state dict.")]
 Head = Annotated[str, typer.Option(help="The layer that makes the logits, where it cannot be found.")]
 Forget = Annotated[list[str] | None, typer.Option(help="Classes that must go: names or numbers, separated by commas; may be repeated.")]
 Subclass = Annotated[str, typer.Option(help="A fine class of a model that predicts superclasses.")]
-Files = Annotated[list[str] | None, typer.Option(help="A text file: an image or a row number a line; may be repeated.")]
+Files = Annotated[list[str] | None, typer.Option(help="A text file: an image a line, or a row of the training part, from 0; may be repeated.")]
 Random = Annotated[int, typer.Option(help="So many random training images, for experiments.", min=0)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
@@ -170,7 +171,7 @@ def forget_command(
     from maga.own.doubts import cautions, found_useless
     from maga.own.inputs import check_free, request_of
     from maga.own.ledger import asked_before, gone_before, in_force
-    from maga.own.order import check_named, classes_given
+    from maga.own.order import check_named, classes_given, said_of_view
     from maga.own.report import percent, write_result
     from maga.own.retrains import beginning_of
     from maga.progress import ProgressBar
@@ -179,20 +180,19 @@ def forget_command(
     named, wanted = classes_given(classes), _wanted(forget, subclass, files, random, seed)
     request, unseen = request_of(given | {"classes": named}, wanted)
     if check_free(out, request):
-        _done_before(out, unseen, as_json)
-        return
+        return _done_before(out, unseen, as_json)
     part, changes, look = share_of(budget), settings_given(set_ or []), dict[str, Any](mean=numbers_of("mean", mean), std=numbers_of("std", std))
     forgetting.check_asked(wanted.task, method, preset, part, trained_epochs, changes, seed, bool(pretrained))
     check_named(model, weights, pretrained, **look)
     network, train, test, ledger = opened(model, weights, data, data_root, device, named, size, **look, head=head, crop=crop)
     entries, last_head, begun = (ledger.entries, ledger.head, ledger.pretrained) if ledger else ((), "", "")
-    split = in_force(wanted.split(train, test, gone_before(train, entries) if random else None), entries)
-    known = [*asked_before(wanted.split(train, test), entries), *cautions(split), *filter(None, [found_useless(network.model, split)])]
-    _tell(f"{split}", *(f"Note: {w}" for w in known))
+    split = in_force(wanted.split(train, test, gone_before(train, entries, data) if random else None), entries, data)
+    known = list(filter(None, [*asked_before(wanted.split(train, test), entries), *cautions(split), found_useless(network.model, split)]))
+    _tell(f"{split}", said_of_view(train, bool(mean)), *(f"Note: {w}" for w in known))
     make, began = beginning_of(network, pretrained, begun, method, split)
     plan = forgetting.planned(network.model, split, method, preset, part, trained_epochs, changes, judge, make, seed, ProgressBar("learning rates"))
     _tell(plan.why)
-    result = forgetting.forget(network.model, split, plan, seed, ProgressBar(plan.method.name))
+    result = forgetting.forget(network.model, split, plan, seed, ProgressBar(plan.method.name), network.weights)
     record = write_result(out, network, split, result, data, request, entries, head or last_head, data_root=data_root, pretrained=began)
     _tell(*(f"Note: {w}" for w in record["warnings"] if w not in (*known, *result.doubts)))
     rows = [f"{n['name']:10s} {percent(n['before']):>6s} → {percent(n['after']):>6s} %   {n['meaning']}" for n in record["numbers"]]
@@ -204,16 +204,13 @@ def _wanted(forget: Sequence[str] | None, subclass: str, files: Sequence[str] | 
     from maga.own.forgetting import Wanted
     from maga.own.order import lines_of
 
-    lists = {file: lines_of(file) for file in files or []}
-    if empty := next((file for file, lines in lists.items() if not lines), ""):
-        raise MagaError(f"The list {empty} is empty; expected an image or a row number a line.")
-    listed = tuple(dict.fromkeys(line for lines in lists.values() for line in lines))
-    return Wanted(tuple(text for text in forget or [] if text.strip(" ,")), subclass, listed, random, seed)
+    listed = dict.fromkeys(line for file in files or [] for line in lines_of(file))
+    return Wanted(tuple(text for text in forget or [] if text.strip(" ,")), subclass, tuple(listed), random, seed)
 
 
 def _tell(*lines: str) -> None:
-    "Lines for the reader, on standard error; standard output holds the result."
-    for line in lines:
+    "Lines for the reader, on standard error, but empty ones; standard output holds the result."
+    for line in filter(None, lines):
         print(line, file=sys.stderr)
 
 
@@ -270,28 +267,31 @@ def audit_command(
     "Say of every measure whether the network is consistent with one that never saw the images, distinguishable, or undecided."
     from maga.own.audit import audit
     from maga.own.audited import audited, check_audit, keep_audit, retrains_here, said_of_retrains
-    from maga.own.doubts import out_of_reach
+    from maga.own.doubts import check_original, out_of_reach, unchanged
     from maga.own.ledger import carried_out
-    from maga.own.order import classes_given
+    from maga.own.order import classes_given, said_of_view
+    from maga.own.retrains import Begun, beginning_of
     from maga.progress import ProgressBar
 
     changes = settings_given(set_ or [])
     _check_asked(level, train_retrains, trained_epochs, out, [name for name, value in (("pretrained", pretrained), ("set", set_)) if value])
-    wanted = _wanted(forget, subclass, files, random, seed)
-    folder: Any = writable_folder(out) if out else None
+    wanted, folder = _wanted(forget, subclass, files, random, seed), writable_folder(out) if out else None
     see = partial(opened, data=data, data_root=data_root, device=device, classes=classes_given(classes), size=size, head=head, crop=crop)
     see = partial(see, mean=numbers_of("mean", mean), std=numbers_of("std", std))
-    first, result, others, train, test, books = _compared(original, unlearned, retrain or [], model, see)
-    split = carried_out(wanted, train, test, *(book.entries if book else () for book in books))
-    _tell(f"{split}", *([said_of_retrains(bool(pretrained))] if train_retrains else []), *filter(None, [out_of_reach(result.model, split)]))
+    first, result, others, train, test, before, later = _compared(original, unlearned, retrain or [], model, see)
+    split = carried_out(wanted, train, test, before, later, data)
+    check_original(first.model, split)
+    make = beginning_of(first, pretrained, "", "retrain", split)[0] if train_retrains else None
+    _tell(f"{split}", said_of_view(train, bool(mean)), said_of_retrains(isinstance(make, Begun)) if make else "")
+    _tell(out_of_reach(result.model, split), unchanged(result.model, first.model, first.make))
     more = {"level": level, "attacks": attacks, "trained_here": train_retrains, "epochs": trained_epochs, "settings": changes}
-    asked = audited(f"{wanted}", split, first, result, others, pretrained, **more)
+    asked = audited(f"{wanted}", split, first, result, others, make, **more)
     check_audit(folder, asked)
-    made, known, recipe = retrains_here(first, split, train_retrains, trained_epochs, folder, pretrained, changes, ProgressBar("retrain"))
+    made, known, recipe = retrains_here(first, split, train_retrains, trained_epochs, folder, make, changes, ProgressBar("retrain"))
     found = audit(first.model, result.model, split, [*(r.model for r in others), *made], attacks, level)
     record = found.as_dict() | {"audited": asked | {"networks": asked["networks"] | known, "recipe": recipe}}
     print(json.dumps(record, indent=1) if as_json else found)
-    if out:
+    if folder is not None:
         keep_audit(folder, record, found.html())
 
 # %% ../../nbs/707_command.ipynb #5a1de80c
@@ -306,7 +306,7 @@ def _check_asked(level: float, train_retrains: int, trained_epochs: int | None, 
 
 
 def _compared(original: str, unlearned: str, retrains: Sequence[str], model: str, see: Callable[..., Any]) -> tuple[Any, ...]:
-    "(original, unlearned, retrains, train, test, ledgers) of an audit: all see the images in one way. `see` is `opened` with what holds for all."
+    "(original, unlearned, retrains, train, test, their entries) of an audit: all see images in one way. `see` is `opened` with what holds for all."
     from maga.own.doubts import check_same_view
     from maga.own.order import check_named
 
@@ -322,7 +322,7 @@ def _compared(original: str, unlearned: str, retrains: Sequence[str], model: str
 
     first, train, test, ledger = network(original)
     result, _, _, later = network(unlearned, first, train, test)
-    return first, result, [network(r, first, train, test)[0] for r in retrains], train, test, (ledger, later)
+    return first, result, [network(r, first, train, test)[0] for r in retrains], train, test, *(b.entries if b else () for b in (ledger, later))
 
 # %% ../../nbs/707_command.ipynb #627f2655
 @app.command("methods", epilog="Example:\n\n\b\n  maga methods")

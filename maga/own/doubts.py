@@ -9,26 +9,31 @@ import copy
 import difflib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import takewhile
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..adapter import prepared, unreached
+from ..adapter import floats, prepared, unreached, unwrapped
 from ..checks import MagaError, of_one_folder
 from ..data import ForgetSplit, ImageSet
 from ..device import seeded, seeded_generator
 from ..measures.metrics import accuracy, predict
-from ..models import logits_of
+from ..models import Classifier, logits_of
 from .order import order_of
-from ..pretrained import tensors_of
+from ..pretrained import model_names, stored_weights, tensors_of
 
 # %% auto #0
-__all__ = ['FAR', 'OTHERWISE', 'CHECK', 'lost_classes', 'put_aside', 'cautions', 'near_chance', 'useless', 'right_on_retained',
-           'found_useless', 'out_of_reach', 'check_useful', 'check_same_view', 'class_of', 'names_among',
-           'behaviour_of']
+__all__ = ['FAR', 'OTHERWISE', 'CHECK', 'lost_classes', 'tests_were_put_aside', 'cautions', 'near_chance', 'right_by_class',
+           'useless', 'right_on_retained', 'found_useless', 'check_original', 'check_useful', 'out_of_reach',
+           'inner_floats', 'unchanged_parts', 'unchanged', 'stored_kinds', 'round_to', 'check_same_view', 'class_of',
+           'names_among', 'files_or_rows', 'behaviour_of']
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7004
 def lost_classes(split: ForgetSplit) -> list[str]:
@@ -37,7 +42,7 @@ def lost_classes(split: ForgetSplit) -> list[str]:
     return [name for k, name in enumerate(split.train.classes) if k not in known]
 
 
-def put_aside(split: ForgetSplit) -> bool:
+def tests_were_put_aside(split: ForgetSplit) -> bool:
     "Whether the test images were put aside from one folder with the training images, so that the original may have been trained on them."
     return of_one_folder(split.train.files, split.test.files)
 
@@ -52,7 +57,7 @@ def cautions(split: ForgetSplit) -> list[str]:
             f"what the network knows of {'these classes' if len(lost) > 1 else 'this class'} is lost, and is not measured. "
             "Give the images of every class that must stay."
         )
-    if put_aside(split):
+    if tests_were_put_aside(split):
         later = split.earlier_train is not None
         found.append(
             f"The {len(split.test):,} test images were put aside from {split.train.name} itself. If the original was trained on them, its accuracy "
@@ -66,11 +71,11 @@ FAR = 10.0  # points of accuracy below original and other retrains at which a re
 
 
 def near_chance(
-    right: float,  # accuracy, percent
-    classes: int,
+    right: float,  # accuracy, percent; the mean of the classes' where some have many more images than others
+    classes: int,  # of which there are images
 ) -> bool:
-    "Whether a network knows less than a tenth of what there is to know beyond guessing."
-    chance = 100 / classes
+    "Whether a network knows less than a tenth of what there is to know beyond one answer for all images."
+    chance = 100 / max(2, classes)  # of one class alone nothing can be guessed wrongly
     return right < chance + 0.1 * (100 - chance)
 
 
@@ -81,13 +86,26 @@ OTHERWISE = (
 CHECK = "check the normalisation (--mean, --std), the size of the images, the order of the classes, and the weights"
 
 
+def _said_near_chance(right: float, classes: int, how: str = "") -> str:
+    said = f"The original is right on {right:.1f} % of the retained test images{how}, near chance ({100 / max(2, classes):.1f} %): {CHECK}."
+    return said if near_chance(right, classes) else ""
+
+
+def right_by_class(
+    logits: Tensor,  # [n, K] on the retained test images
+    split: ForgetSplit,
+) -> dict[str, float]:
+    "Class -> accuracy on its retained test images, in percent; classes without any are left out."
+    labels = split.test.labels[split.retain_test]
+    counts = (torch.bincount(k.cpu(), minlength=split.num_classes).tolist() for k in (labels[logits.argmax(1) == labels], labels))
+    return {c: round(100 * r / n, 4) for c, r, n in zip(split.train.classes, *counts, strict=True) if n}
+
+
 def useless(
-    original: float,  # its accuracy on retained test images, percent
-    classes: int,
+    right: Mapping[str, float],  # of an original, see `right_by_class`
 ) -> str:
-    "What there is to say of an original near chance; empty where it is not."
-    said = f"The original is right on {original:.1f} % of the retained test images, near chance ({100 / classes:.1f} %): {CHECK}."
-    return said if near_chance(original, classes) else ""
+    "What there is to say of an original near chance, by the mean of the classes' accuracies; empty where it is not."
+    return _said_near_chance(fmean(right.values()), len(right), " (mean of the classes)") if right else ""
 
 
 def right_on_retained(model: nn.Module, split: ForgetSplit) -> float:
@@ -98,18 +116,16 @@ def right_on_retained(model: nn.Module, split: ForgetSplit) -> float:
 
 def found_useless(model: nn.Module, split: ForgetSplit) -> str:
     "`useless` of an original, on the retained test images of a split."
-    return useless(right_on_retained(model, split), split.num_classes)
-
-# %% ../../nbs/708_doubts.ipynb #d0ab7017
-def out_of_reach(model: nn.Module, split: ForgetSplit) -> str:
-    "What there is to say of layers that no training by the logits reaches; empty where there are none."
-    if not (left := unreached(model, split.train)):
-        return ""
-    names = ", ".join(left[:5]) + f" and {len(left) - 5} more" * (len(left) > 5)
-    what = f"Training did not reach {names}: the logits, a network's first output, depend on no weight there"
-    return f"{what}. What such layers know of what had to go may stay, and no number here measures it: remove them, or train them anew."
+    logits = predict(prepared(model, split.train, split.num_classes), split.test, split.retain_test)
+    return useless(right_by_class(logits, split))
 
 
+def check_original(model: nn.Module, split: ForgetSplit) -> None:
+    "`MagaError` where an original is near chance on the retained test images of a split."
+    if said := found_useless(model, split):
+        raise MagaError(said)
+
+# %% ../../nbs/708_doubts.ipynb #d0ab7022
 def check_useful(
     original: float,  # accuracy on retained test images, percent
     retrains: Sequence[float],  # the same of each
@@ -119,7 +135,7 @@ def check_useful(
 ) -> None:
     "`MagaError` where the original is near chance, or a retrain is far from what retrains are."
     chance = 100 / classes
-    if said := useless(original, classes):
+    if said := _said_near_chance(original, classes):
         raise MagaError(said)
     for i, right in enumerate(retrains):
         others = [*retrains[:i], *retrains[i + 1 :]]
@@ -131,6 +147,92 @@ def check_useful(
             if recipe:
                 raise MagaError(f"Retrain {i + 1}, trained here, is right on {what}: {recipe} does not train this network well enough. {OTHERWISE}")
             raise MagaError(f"Retrain {i + 1} is right on {what}, so it is no retrain, or read wrongly: {CHECK}. For one trained here: {OTHERWISE}")
+
+# %% ../../nbs/708_doubts.ipynb #d0ab7017
+def out_of_reach(model: nn.Module, split: ForgetSplit) -> str:
+    "What there is to say of layers that no training by the logits reaches; empty where there are none."
+    if not (left := unreached(model, split.train)):
+        return ""
+    names = ", ".join(left[:5]) + f" and {len(left) - 5} more" * (len(left) > 5)
+    what = f"Training did not reach {names}: the logits, a network's first output, depend on no weight there"
+    return f"{what}. What such layers know of what had to go may stay, and no number here measures it: remove them, or train them anew."
+
+
+def inner_floats(model: nn.Module) -> dict[str, Tensor]:
+    "The floating-point parameters and buffers of the network itself, under their names in it: without adapter and wrappers."
+    model = unwrapped(model)
+    return floats(model.model if isinstance(model, Classifier) else model)
+
+
+def unchanged_parts(
+    made: nn.Module,  # the result
+    model: nn.Module,  # the original
+    make_model: Callable[[torch.Generator], nn.Module] | None = None,  # (generator) -> the network before training; None: not known
+) -> dict[str, float]:
+    """Part of the network -> percent of its numbers: parameters and buffers that are the original's, bit for bit.
+
+    Left out are constants, and what the network before training holds as well, rounded to 16 bits or not.
+    """
+    before, now, older, kept = inner_floats(model), inner_floats(made), dict[str, Tensor](), dict[str, list[str]]()
+    with suppress(Exception), seeded(g := seeded_generator("beginning")):  # somebody else's factory raises what it likes: nothing is known
+        older = inner_floats(make_model(g)) if make_model is not None else {}
+
+    def same(a: Tensor | None, b: Tensor) -> bool:
+        return a is not None and a.shape == b.shape and torch.equal(a.to(b.device, b.dtype), b)
+
+    for name, v in before.items():
+        first = [older[name].to(kind) for kind in (older[name].dtype, torch.float16, torch.bfloat16)] if name in older else []
+        if v.numel() > 1 and same(now.get(name), v) and bool((v != v.flatten()[0]).any()) and not any(same(f, v) for f in first):
+            kept.setdefault(name.partition(".")[0], []).append(name)
+
+    def part(names: list[str]) -> str:
+        common = takewhile(lambda each: len({*each}) == 1, zip(*(n.split(".") for n in names), strict=False))
+        return ".".join(each[0] for each in common) + ".*" * (len(names) > 1)
+
+    whole = sum(v.numel() for v in before.values())
+    shares = {part(names): 100 * sum(before[n].numel() for n in names) / whole for names in kept.values()}
+    return dict(sorted(shares.items(), key=lambda found: -found[1]))
+
+
+def unchanged(
+    made: nn.Module,  # these three as `unchanged_parts` takes them
+    model: nn.Module,
+    make_model: Callable[[torch.Generator], nn.Module] | None = None,
+) -> str:
+    "What there is to say of parts that are the original's, bit for bit; empty where there are none."
+    if not (parts := unchanged_parts(made, model, make_model)):
+        return ""
+    said = [f"{part} ({share:.1f} % of the numbers)" for part, share in parts.items()]
+    names = ", ".join(said[:5]) + f" and {len(said) - 5} more" * (len(said) > 5)
+    what = f"Unchanged: {names}. If they were trained or computed on what had to go, they still hold it, and no number here measures that"
+    do = "remove or recompute them, let them move (requires_grad) in a method that trains, or name what the training began with (--pretrained)"
+    return f"{what}: {do}."
+
+# %% ../../nbs/708_doubts.ipynb #d0ab7020
+def stored_kinds(
+    model: nn.Module,
+    file: str | Path | None,  # that holds weights of such a model; None, or a folder: its networks have the precision that they are kept in
+) -> dict[str, torch.dtype]:
+    "The precision in which a file holds each of the model's floating-point numbers, by their names in the model; nothing where it is gone."
+    stored = dict[str, Any]()
+    if file is not None and not Path(file).expanduser().is_dir():
+        with suppress(MagaError):  # it may vanish or change after it was read
+            stored = stored_weights(file)
+    held = {k: v.dtype for k, v in stored.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    names = model_names(held, inner_floats(model))
+    return {names[k]: kind for k, kind in held.items()}
+
+
+def round_to(
+    model: nn.Module,  # changed in place
+    kinds: Mapping[str, torch.dtype],  # see `stored_kinds`; others stay as they are
+) -> None:
+    "Round numbers to the precision in which they will be written; `MagaError` where one is not finite then."
+    for name, v in inner_floats(model).items():
+        v.data = v.data.to(kind := kinds.get(name, v.dtype)).to(v.dtype)
+        if not bool(v.isfinite().all()):
+            what = f"The result's {name} is not finite in {str(kind).removeprefix('torch.')}, the precision of the original's file"
+            raise MagaError(f"{what}: write the original's weights in float32 and forget from that file, or take a lower rate.")
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7016
 def check_same_view(
@@ -174,6 +276,20 @@ def names_among(
         found.append(",".join(parts[:n]).strip())
         parts = parts[n:]
     return [spelt.get(name, name) for name in found if name]
+
+
+def files_or_rows(
+    wanted: Sequence[str],  # lines of a list
+    files: Sequence[str],  # the images' names; (): they have none
+) -> list[str | int]:
+    "Names of files, and of lines of digits the numbers of rows; `MagaError` for such a line where images are named by numbers."
+    stems = ((f, f.rpartition("/")[2].partition(".")[0]) for f in files)
+    odd = next((w for w in wanted if w.isdecimal()), "")
+    if odd and (numbered := {f: int(stem) for f, stem in stems if stem.isdecimal()}):
+        near = next((f for f, n in numbered.items() if n == int(odd)), next(iter(numbered)))
+        what = f"The list holds {odd!r}, and images are named by numbers: it could be a file or a row of the training part (from 0)"
+        raise MagaError(f"{what}; write the name of the file with its folder or ending, such as {near}.")
+    return [int(w) if w.isdecimal() else w for w in wanted]
 
 # %% ../../nbs/708_doubts.ipynb #d0ab7014
 def _gist(values: Tensor) -> list[str]:

@@ -27,7 +27,7 @@ from ..judges.named import JudgeOptions, is_matrix, make_judge
 from ..judges.transition import TransitionMatrix, estimate_transition
 from ..measures.cost import FORWARD_ALONE, counted_passes
 from ..measures.metrics import Measurement, Outputs, accuracy, measure, predict
-from .doubts import class_of, names_among, out_of_reach
+from .doubts import class_of, files_or_rows, names_among, out_of_reach, right_by_class, round_to, stored_kinds, unchanged
 from .retrains import RATES, Begun, average_of, method_for, usual_rates, usual_training
 from ..methods.contract import Method, count_retained, get_method, sample_retained, with_change
 from ..methods.retraining import MakeModel
@@ -38,9 +38,9 @@ from ..requests import forget_files
 from ..training import FitConfig
 
 # %% auto #0
-__all__ = ['WHY_RESTART', 'HALF_WAY', 'TRIALS_SHARE', 'LOOKS_SHARE', 'TRIAL_STEPS', 'Wanted', 'trial_split', 'linear_head',
-           'usual_restart', 'Plan', 'check_asked', 'affordable_trial', 'tried_rates', 'transition_of', 'planned',
-           'Forgotten', 'right_by_class', 'forget']
+__all__ = ['WHY_RESTART', 'KEPT_OF_PRETRAINED', 'TRIALS_SHARE', 'LOOKS_SHARE', 'TRIAL_STEPS', 'Wanted', 'trial_split',
+           'linear_head', 'usual_restart', 'Plan', 'check_asked', 'affordable_trial', 'tried_rates', 'transition_of',
+           'planned', 'Forgotten', 'forget']
 
 # %% ../../nbs/701_forgetting.ipynb #3249c2c4
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Wanted(Checked):
 
     classes: tuple[str, ...] = ()  # by name, or by number where no class is named by a number; a text may hold several, separated by commas
     subclass: str = ""  # a fine class; the model predicts the coarse ones
-    files: tuple[str, ...] = ()  # training images, by name as in `ImageSet.files`, or by row number
+    files: tuple[str, ...] = ()  # training images, by name as in `ImageSet.files`; a line of digits is a row of the training part, from 0
     random: Amount = 0  # so many training images
     seed: Seed = 0  # of the random choice
 
@@ -76,7 +76,7 @@ class Wanted(Checked):
         if self.subclass:
             return forget_subclass(train, test, self.subclass)
         if self.files:
-            return forget_files(train, test, [int(f) if f.isdecimal() else f for f in self.files])
+            return forget_files(train, test, files_or_rows(self.files, (*train.files, *test.files)))
         return forget_random(train, test, self.random, self.seed, None if gone is None else (~gone).nonzero().flatten())
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ def trial_split(
 
 # %% ../../nbs/701_forgetting.ipynb #a26d3c5e
 WHY_RESTART = "restart: among the nearest to a retrain for its cost, on classes, a sub-class and single images."
-HALF_WAY = 0.5  # how much of the weights stays where a restart goes back to pretrained ones; the rest is theirs
+KEPT_OF_PRETRAINED = 0.5  # how much of the weights stays where a restart goes back to pretrained ones; the rest is theirs
 
 
 def linear_head(model: nn.Module, split: ForgetSplit) -> bool:
@@ -119,15 +119,19 @@ def usual_restart(
     split: ForgetSplit,
     epochs: int | None = None,  # see `usual_training`
     looked_at: int = 1000,
-    begun: bool = False,
+    begun: bool = False,  # whether `make_model` gives pretrained weights
+    kind: Any = None,  # the optimiser, see `usual_training`
 ) -> RestartConfig:
-    "A restart for a network and data that no preset was made for; its rate is the second of those that are tried."
+    """A restart for a network and data that no preset was made for; its rate is the second of those that are tried.
+
+    λ = 0.8, γ = 0.1, w = 0.2 and T = 4 are from the study `search` (a fresh last layer), the way back to pretrained weights from `fine_tuned`;
+    shrink and perturb from Ash and Adams 2020.
+    """
     of_restart = get_method("restart").config_type  # of the method that is registered
-    plain: RestartConfig = of_restart(usual_training(model, split, epochs, looked_at, begun))
+    plain: RestartConfig = of_restart(usual_training(model, split, epochs, looked_at, begun, kind))
     linear = linear_head(model, split)
     plain = replace(plain, head="fresh", distil=Distil(), shrink=0.8) if linear else plain
-    return replace(plain, shrink=HALF_WAY, perturb=1 - HALF_WAY) if begun else plain
-
+    return replace(plain, shrink=KEPT_OF_PRETRAINED, perturb=1 - KEPT_OF_PRETRAINED) if begun else plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +146,7 @@ class Plan:
     trained: int | None = None  # epochs that the model was trained for, where they were given
     budget: float | None = None  # share of a retrain that was asked for
     pretrained: str = ""  # a file of weights that the training began with; "": none was named
+    make_model: MakeModel | None = None  # gives the network as it was before training; None: not known
 
 # %% ../../nbs/701_forgetting.ipynb #a26d3c5f
 def _said_cost(
@@ -223,18 +228,23 @@ def tried_rates(
     most: int = 10_000,  # retained images to train on; 0: nothing is tried
     begun: bool = False,
 ) -> tuple[dict[float, float], float]:
-    "(rate -> accuracy on retained training images that are put aside, in percent; image passes): one epoch with each rate. A rate that fails has 0."
+    """(rate -> accuracy on retained training images that are put aside, in percent; image passes): one epoch with each rate.
+
+    A rate that fails has 0; where all fail, `MagaError` says why the smallest one does.
+    """
     if not most:
         return {}, 0.0
-    small, found = trial_split(split, generator, most), dict[float, float]()
+    small, found, failed = trial_split(split, generator, most), dict[float, float](), dict[float, MagaError]()
     with counted_passes(split.device) as passes:
         for rate in usual_rates(config.fit.optimizer, begun):
             brief = replace(config, fit=replace(config.fit, epochs=1, lr=rate, average=0.0), retain_images=None)
             try:
                 made = get_method("restart")(model, small, brief, seeded_generator("trial", 0), progress)
                 found[rate] = accuracy(predict(made, small.test), small.test.labels)
-            except MagaError:
-                found[rate] = 0.0
+            except MagaError as e:
+                found[rate], failed[rate] = 0.0, e
+        if found.keys() == failed.keys():
+            raise next(iter(failed.values()))  # of the smallest rate
         return found, float(passes)
 
 # %% ../../nbs/701_forgetting.ipynb #6e951c6c
@@ -243,16 +253,19 @@ def transition_of(
     model: nn.Module,  # for the judge `features`
     split: ForgetSplit,
     generator: torch.Generator,
-    exemplars: int = 10,  # of each class; fewer where the smallest class has fewer
 ) -> TransitionMatrix:
-    "T for MaGA and its relatives, from images that may be shown: a class without any resembles itself alone. `MagaError` where a class has too few."
+    """T [K, K] for MaGA and its relatives: row i says which classes resemble class i, shares that sum to 1 (equations 2 to 4 of the paper).
+
+    The judge sees ten images of each class, or as many as the smallest has, of those that may be shown; a class without any resembles itself alone.
+    `MagaError` where a class has too few, or the file is of other classes.
+    """
     if is_matrix(judge):
         given = TransitionMatrix.load(judge)
         return given.in_order(split.train.classes) if sorted(given.classes) == sorted(split.train.classes) else given
     shown = split.train if split.earlier_train is None else split.train.subset(split.shown_train)
     there = shown.labels.unique()
     known = replace(shown, labels=torch.searchsorted(there, shown.labels), classes=tuple(shown.classes[k] for k in there.tolist()))
-    drawn = draw_exemplars(known, min(exemplars, int(torch.bincount(known.labels.cpu()).min())), generator)
+    drawn = draw_exemplars(known, min(10, int(torch.bincount(known.labels.cpu()).min())), generator)
     asked = make_judge(judge, drawn, model, JudgeOptions(device=str(split.device)))
     found = estimate_transition(stored(asked, drawn, cache_folder() / "answers", ProgressBar(asked.name, "answer")), drawn)
     S, rows = torch.eye(split.num_classes), there.cpu()
@@ -282,15 +295,19 @@ def planned(
     allowed = math.inf if budget is None else budget * retrain
     check_copies(model)
     prepared(model, split.train, split.num_classes)  # these say what is wrong with it
-    own, passes = chosen.name == "restart" and not preset, 0.0
+    own, passes, kind = chosen.name == "restart" and not preset, 0.0, changes.get("fit.optimizer")
     if own:
         with counted_passes(split.device) as looks:
-            config: Any = usual_restart(model, split, looked_at=int(min(1000, max(50, LOOKS_SHARE * allowed))), begun=bool(begun))
+            looked_at = int(min(1000, max(50, LOOKS_SHARE * allowed)))
+            config: Any = usual_restart(model, split, looked_at=looked_at, begun=bool(begun), kind=kind)
             passes = float(looks)
-        why = WHY_RESTART + (f" It goes back half-way to the pretrained weights in {Path(begun.weights).name}." if begun else "")
+        where = f" in {Path(begun.weights).name}" if begun and begun.weights else ""
+        why = WHY_RESTART + f" It goes back half-way to the pretrained weights{where}." * bool(begun)
     else:
         usual = "paper_resnet18" if batch_norms(model) or "paper_vit" not in chosen.presets else "paper_vit"
         config = chosen.preset(preset or usual, split.task)
+        if kind is not None and kind != config.fit.optimizer:  # the rate is another one's
+            config = with_change(config, "fit.lr", usual_rates(kind, bool(begun))[1])
         why = f"{chosen.name} was asked for, with the preset {preset or usual}: its numbers were chosen for the network and data that it names."
 
     def paid(share: float | None, spent: float = 0.0) -> Any:
@@ -303,7 +320,7 @@ def planned(
         return replace(found, make_model=make_model) if "make_model" in chosen.needs and make_model is not None else found
 
     first, trials = paid(budget), dict[float, float]()
-    if own and "fit.lr" not in changes and first.fit.optimizer in RATES:
+    if own and "fit.lr" not in changes:
         trials, tried = tried_rates(model, split, first, g, progress, affordable_trial(first, split, model, TRIALS_SHARE * allowed), bool(begun))
         passes += tried
         changes |= {"fit.lr": max(trials, key=trials.__getitem__)} if trials else {}
@@ -316,7 +333,7 @@ def planned(
             passes += float(looks) if judge == "features" else 0.0  # those of the network itself
         uncounted = "" if judge == "features" or is_matrix(judge) else " The judge's own work is not counted."
     why += _said_cost((passes + chosen.cost(config, split, model)) / kept, trained, budget) + uncounted if chosen.cost is not None else ""
-    return Plan(chosen, config, why, trials, passes, trained, budget, begun.weights if begun else "")
+    return Plan(chosen, config, why, trials, passes, trained, budget, begun.weights if begun else "", make_model)
 
 # %% ../../nbs/701_forgetting.ipynb #6d3dff8d
 @dataclass(frozen=True, eq=False)
@@ -335,36 +352,32 @@ class Forgotten:
     right: Mapping[str, float] = field(default_factory=dict)  # class -> accuracy of the original on its retained test images, percent
 
 
-def right_by_class(
-    outputs: Outputs,
-    split: ForgetSplit,
-) -> dict[str, float]:
-    "Class -> accuracy on its retained test images, in percent; classes without any are left out."
-    labels = split.test.labels[split.retain_test]
-    right = labels[outputs.test[split.retain_test].argmax(1) == labels]
-    counts = (torch.bincount(k.cpu(), minlength=split.num_classes).tolist() for k in (right, labels))
-    return {c: round(100 * r / n, 4) for c, r, n in zip(split.train.classes, *counts, strict=True) if n}
-
-
 def forget(
     model: nn.Module,  # not changed
     split: ForgetSplit,
     plan: Plan,
     seed: int = 0,
     progress: Progress | None = None,
+    like: str | Path | None = None,  # what the model was read from, in whose precision the result will be written; None: the model's own
 ) -> Forgotten:
-    "The model without what must go, measured beside the original on the same images. A warning names layers that training did not reach."
+    """The model without what must go, measured beside the original on the same images, in the precision in which it will be written.
+
+    Nothing is written. Warnings say what no number shows: layers that training did not reach, parts that are the original's, bit for bit.
+    `MagaError` before the method where the original cannot be measured on the split; those of the method; and where the result is not finite
+    in that precision.
+    """
     check_value("seed", seed, Seed)
-    original = Outputs.of(model, split)
+    kinds, original = stored_kinds(model, like), Outputs.of(model, split)
+    before, right = measure(original, split), right_by_class(original.test[split.retain_test], split)
     start = clock(split.device)
     with counted_passes(split.device) as passes:
         made = plan.method(model, split, plan.config, seeded_generator("forget", seed), progress)
         cost = float(passes)
     seconds = clock(split.device) - start
+    round_to(made.eval(), kinds)
     result = Outputs.of(made, split)
     answers = {name: o.forgotten(split)[0].argmax(1).cpu() for name, o in (("before", original), ("after", result))}
-    doubts = tuple(filter(None, [out_of_reach(made.eval(), split)]))
+    doubts = tuple(filter(None, [out_of_reach(made, split), unchanged(made, model, plan.make_model)]))
     for said in doubts:
         warnings.warn(said, stacklevel=2)
-    right = right_by_class(original, split)
-    return Forgotten(made, plan, measure(original, split), measure(result, split), answers, cost, seconds, int(seed), doubts, right)
+    return Forgotten(made, plan, before, measure(result, split), answers, cost, seconds, int(seed), doubts, right)

@@ -59,7 +59,10 @@ def check_free(
     folder: str | Path,  # of the result
     request: str,  # what is asked for
 ) -> bool:
-    "Whether this very result is there; `MagaError` where something else is, or nothing can be written. What an interrupted run left is removed."
+    """Whether this very result is there, with its weights; what an interrupted run left is removed.
+
+    `MagaError` where something else is there, its weights are not those that were written (`Ledger.check_weights`), or nothing can be written.
+    """
     folder = Path(folder).expanduser()
     for left in folder.parent.glob(f".{folder.name}.*.part"):
         if not _runs(left):
@@ -75,6 +78,7 @@ def check_free(
         raise MagaError(f"{folder} exists and is no result of maga forget, so nothing is written there; name another folder (--out).")
     if not same:
         raise MagaError(f"{folder} exists and holds another result, or that of inputs that changed since; name another folder (--out), or delete it.")
+    Ledger.load(folder).check_weights(folder)
     return True
 
 

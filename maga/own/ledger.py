@@ -8,8 +8,10 @@ from __future__ import annotations
 import ast
 import json
 import os
+import site
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -20,6 +22,8 @@ from torch import Tensor
 
 from ..checks import Checked, MagaError, write_whole
 from ..data import ForgetSplit, ImageSet, class_id
+from ..decoding import decode
+from ..device import usable_cores
 from ..judges.contract import image_hashes
 from .networks import Network, open_network, revision_of
 from ..requests import remembering
@@ -30,7 +34,7 @@ __all__ = ['hashes_of', 'Entry', 'Ledger', 'imported_beside', 'open_result', 'go
 
 # %% ../../nbs/702_ledger.ipynb #22e703e1
 def hashes_of(split: ForgetSplit) -> set[str]:
-    "Hashes of the pixels of a request's forgotten training and test images."
+    "Hashes of the pixels of a request's forgotten training and test images, see `Entry`."
     both = (split.train, split.forget_train), (split.test, split.forget_test)
     return {h for images, rows in both for h in image_hashes(images.pixels(rows))}
 
@@ -42,11 +46,16 @@ class Entry(Checked):
     what: str  # in words
     task: str  # class, subclass or random
     method: str
-    date: str  # YYYY-MM-DD
+    date: str  # YYYY-MM-DD, in UTC
     classes: tuple[str, ...] = ()  # that are forgotten as a whole
-    images: tuple[str, ...] = ()  # hashes of the forgotten training and test images
+    images: tuple[str, ...] = ()  # of each forgotten training and test image the first 16 hex digits of SHA-256 of its uint8 [3, H, W], contiguous
     sides: tuple[int, ...] = ()  # height and width of the pixels that were hashed; (): not said
-    right: Mapping[str, float] = field(default_factory=dict)  # of the first request: class -> accuracy before it, percent; of later ones: {}
+    right: Mapping[str, float] = field(default_factory=dict)  # of the first request: class -> accuracy before it, in percent; of later ones: {}
+
+    @property
+    def single(self) -> bool:
+        "Whether it names images that no label stands for: they are found by their pixels alone."
+        return bool(self.images) and self.task != "class"
 
     @classmethod
     def of(cls, split: ForgetSplit, method: str, date: str, right: Mapping[str, float] | None = None) -> Entry:
@@ -69,7 +78,7 @@ class Ledger(Checked):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     head: str = ""  # the named last layer; "": found
-    entries: tuple[Any, ...] = field(default_factory=tuple)  # of the first request to the last
+    entries: tuple[Entry, ...] = ()  # of the first request to the last
     data_folder: str = ""  # that the images were read from; "": none, or not said
     data_name: str = ""  # of the data set, where its caches are known by that
     code: str = ""  # the file of the network's factory, absolute; "": there is none, or not said
@@ -78,11 +87,20 @@ class Ledger(Checked):
     code_imports: Mapping[str, str] = field(default_factory=dict)  # files beside it that it imports, from its folder -> their hash
     crop: float | None = None  # share of the images' shorter side that the network sees, see `Crop`; None: all of them
     pretrained: str = ""  # the file of weights that the original's training began with, absolute; "": none was named
+    weights_sha256: str = ""  # of the result's weights, as `revision_of`; "": not said
 
     def decoded_at(self, size: int | None) -> int | None:
         "The side to decode images at, so that hashes find those of earlier requests; None: as they are. Where no entry says it, `size`."
         sides = next((e.sides for e in reversed(self.entries) if e.sides), None)
         return size if sides is None else sides[0] if sides[0] == sides[1] else None
+
+    def check_weights(self, folder: str | Path) -> None:
+        "`MagaError` where the folder does not hold the weights that the ledger was written with; one that does not say which passes."
+        file = Path(folder).expanduser() / self.weights
+        if self.weights_sha256 and (found := revision_of(file)) != self.weights_sha256:
+            odd = f"its SHA-256 begins with {found}, not {self.weights_sha256}" if found else "it is gone"
+            what = f"{file} is not what maga forget wrote ({odd}), and other weights may know what is said to be forgotten"
+            raise MagaError(f"{what}; put that file back, or delete {folder} and run the request again.")
 
     def save(self, folder: str | Path) -> Path:
         "Written as `ledger.json`."
@@ -111,8 +129,13 @@ def _imported_by(file: Path) -> list[str]:
 
 
 def imported_beside(file: str | Path) -> dict[str, str]:
-    "The Python files beside a file that it imports by name, and those that these import: path from its folder -> hash, as `revision_of`."
+    """The Python files beside a file that it imports by name, and those that these import: path from its folder -> hash, as `revision_of`.
+
+    None for a module that lies in site-packages itself: beside it are other people's packages.
+    """
     root, found, left = Path(file).absolute().parent, dict[str, str](), [Path(file).absolute()]
+    if root.resolve() in (Path(p).resolve() for p in (*site.getsitepackages(), site.getusersitepackages())):
+        return found
     while left:
         for name in _imported_by(left.pop()):
             beside = {p.relative_to(root).as_posix(): p for p in (root / f"{name}.py", *sorted((root / name).rglob("*.py"))) if os.access(p, os.R_OK)}
@@ -143,8 +166,9 @@ def _with_code(ledger: Ledger, folder: Path) -> str:
 def open_result(
     folder: str | Path,  # of a result
 ) -> tuple[Network, Ledger]:
-    "The network of an earlier result, and its ledger."
+    "The network of an earlier result, and its ledger; `MagaError` where either is damaged, or the weights are not those of the result."
     ledger, folder = Ledger.load(folder), Path(folder).expanduser()
+    ledger.check_weights(folder)
     file = folder / ledger.weights
     alone = file.is_dir() or ledger.source.endswith(".safetensors")  # describes itself
     network = open_network(str(file) if alone else _with_code(ledger, folder), "" if alone else str(file), ledger.classes, ledger.size)
@@ -152,41 +176,70 @@ def open_result(
     return replace(network, **said), ledger
 
 # %% ../../nbs/702_ledger.ipynb #1247cbf1
+def _hash_as_stored(file: Path) -> str:
+    return image_hashes(torch.tensor(decode(file)).permute(2, 0, 1)[None])[0]
+
+
+def _known_by(
+    images: ImageSet,
+    now: tuple[int, ...],  # height and width of the training images, as entries say them
+    entries: Iterable[Entry],
+    data: str,  # see `in_force`
+) -> list[set[str]]:
+    """Hashes by which entries may name each image: of its pixels, and of its file's where an entry has those of oblong images.
+
+    Oblong images were hashed as they are stored. `MagaError` where single images were hashed at another size, and files cannot tell.
+    """
+    found = [{h} for h in image_hashes(images.images)]
+    odd = [e for e in entries if e.single and e.sides not in ((), now)]
+    if lost := next((e for e in odd if not (data and images.files and len({*e.sides}) > 1)), None):
+        (h, w), oblong = lost.sides, len({*lost.sides}) > 1
+        what = f"The images of the earlier request ({lost.what}) were hashed at {h}×{w} pixels, and these have {now[0]}×{now[1]}"
+        advice = "resize those that were added at another size, or move them out" if oblong else "decode the images at that size"
+        raise MagaError(f"{what}, so they are not found and would be shown; {advice}.")
+    if odd:
+        files = [Path(data.removeprefix("folder:")).expanduser() / f for f in images.files]
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            found = [hashes | {stored} for hashes, stored in zip(found, pool.map(_hash_as_stored, files), strict=True)]
+    return found
+
+# %% ../../nbs/702_ledger.ipynb #1247cbf2
 def gone_before(
     images: ImageSet,
     entries: Iterable[Entry],
+    data: str = "",  # where they were loaded from, see `in_force`
 ) -> Tensor:
     "bool [N]: which of the images these requests forgot, with their class or one by one."
-    entries = list(entries)
+    entries, sides = list(entries), tuple(images.images.shape[-2:])
     known, named = {h for e in entries for h in e.images}, {c for e in entries for c in e.classes}
     labels = torch.tensor([k for k, c in enumerate(images.classes) if c in named], dtype=torch.int64, device=images.device)
-    listed = torch.tensor([h in known for h in image_hashes(images.images)], dtype=torch.bool, device=images.device)
+    listed = torch.tensor([not known.isdisjoint(h) for h in _known_by(images, sides, entries, data)], dtype=torch.bool, device=images.device)
     return listed | torch.isin(images.labels, labels)
 
 
 def in_force(
     split: ForgetSplit,  # what to forget now
     entries: Iterable[Entry],
+    data: str = "",  # the folder of its files, as `load` takes it: they are read where images have another size now; "": they cannot be
 ) -> ForgetSplit:
-    "The request with earlier ones in force. A warning names those none of whose images is there; `MagaError` where hashes are of another size."
+    """The request with earlier ones in force. A warning names those none of whose images is there.
+
+    Single images are found by their exact pixels: at the size at which they were hashed, or in files that are stored at it. Files that were
+    encoded again are not found. `MagaError` where hashes are of another size, and files cannot tell.
+    """
     entries = list(entries)
     if not entries:
         return split
     known, sides = {h for e in entries for h in e.images}, tuple(split.train.images.shape[-2:])
-    alone = [e for e in entries if e.images and e.task != "class"]  # no label stands for their images
-    if odd := next((e for e in alone if e.sides and e.sides != sides), None):
-        h, w = odd.sides
-        what = f"The images of the earlier request ({odd.what}) were hashed at {h}×{w} pixels, and these have {sides[0]}×{sides[1]}"
-        raise MagaError(f"{what}, so they are not found and would be shown; decode the images at that size.")
-    hashes = {part: image_hashes(getattr(split, part).images) for part in ("train", "test")}
-    there = {h for found in hashes.values() for h in found}
-    for e in alone:
-        if there.isdisjoint(e.images):
+    hashes = {part: _known_by(getattr(split, part), sides, entries, data) for part in ("train", "test")}
+    there = {h for found in hashes.values() for several in found for h in several}
+    for e in entries:
+        if e.single and there.isdisjoint(e.images):
             what = f"None of the {len(e.images):,} images of the earlier request ({e.what}) is in the data"
             warnings.warn(f"{what}: they were deleted, or their pixels have changed and they are shown again.", stacklevel=2)
 
     def before(part: str) -> Tensor:
-        return torch.tensor([h in known for h in hashes[part]], dtype=torch.bool, device=getattr(split, part).device)
+        return torch.tensor([not known.isdisjoint(h) for h in hashes[part]], dtype=torch.bool, device=getattr(split, part).device)
 
     return remembering(split, {class_id(split.train.classes, c) for e in entries for c in e.classes}, before)
 
@@ -209,22 +262,27 @@ def carried_out(
     test: ImageSet,
     before: Sequence[Entry],  # of the original
     after: Sequence[Entry],  # of the result
+    data: str = "",  # where the images were loaded from, see `in_force`
 ) -> ForgetSplit:
-    "The request as it was carried out between two networks, others in force; a warning where it never was, `MagaError` where it was of other images."
+    """The request as it was carried out between two networks, others in force (`in_force`). A warning where it never was.
+
+    `MagaError` where a random draw, or numbers of rows, mean other images than those that were forgotten. Images of another size are not compared.
+    """
     known = [*before, *(e for e in after if e not in before)]
     earlier = [*before, *takewhile(lambda e: e.what != str(wanted), known[len(before) :])]
-    split = wanted.split(train, test, gone_before(train, earlier) if wanted.random else None)
-    now = Entry.of(split, "", "")
-    if own := [e for e in after if e not in before and e.what == split.target and split.task == "random"]:
-        odd = [set(now.images) - set(e.images) for e in own if e.sides == now.sides]
-        if odd and all(odd):
-            what = f"{len(min(odd, key=len))} of {len(split.forget_train)} images are not those that the network forgot ({split.target})"
-            raise MagaError(f"{what}: the data have changed since; give them as they were, the forgotten images included, or name the images' files.")
+    split = wanted.split(train, test, gone_before(train, earlier, data) if wanted.random else None)
+    now, by_name = Entry.of(split, "", ""), not all(f.isdecimal() for f in wanted.files)
+    comparable = [e for e in after if e.what == split.target and e.sides == now.sides]
+    odd = [set(now.images) - set(e.images) for e in comparable if e not in before and split.task == "random" and not by_name]
+    if odd and all(odd):
+        what = f"{len(min(odd, key=len))} of {len(split.forget_train)} images are not those that the network forgot ({split.target})"
+        raise MagaError(f"{what}: the data have changed since; give them as they were, the forgotten images included, or name the images' files.")
     lacks = {*now.classes}.difference(*(e.classes for e in after)) if now.classes else {*now.images}.difference(*(e.images for e in after))
-    if after and lacks and split.target not in (held := [e.what for e in after]):
-        what = ", ".join(sorted(lacks)) if now.classes else f"{len(lacks)} of {len(now.images)} images ({split.target})"
-        warnings.warn(f"The audited network was never asked to forget {what}: its ledger holds {'; '.join(held)}.", stacklevel=2)
-    return in_force(split, earlier_ones(split, known))
+    if after and lacks and not any(e.what == split.target and not (by_name and e in comparable) for e in after):  # lists of one length have one name
+        images = f"{len(lacks)} of {len(now.images)} images ({split.target}), or their pixels have changed since"
+        what, held = ", ".join(sorted(lacks)) if now.classes else images, "; ".join(e.what for e in after)
+        warnings.warn(f"The audited network was never asked to forget {what}: its ledger holds {held}.", stacklevel=2)
+    return in_force(split, earlier_ones(split, known), data)
 
 
 def asked_before(

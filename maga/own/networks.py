@@ -26,13 +26,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..adapter import check_shapes
-from ..checks import MagaError, check_value, shown, write_whole
+from ..checks import MagaError, check_value, one_sentence, shown, write_whole
 from ..data import check_normalisation
 from ..decoding import Crop
-from ..device import seeded
+from ..device import seeded, seeded_generator
 from ..models import from_timm, load_checkpoint
 from ..packaged import file_revision, no_waiting
-from ..pretrained import INNER, check_parameters, model_names, quiet_loading, stored_weights, unpickled
+from ..pretrained import INNER, check_parameters, model_names, quiet_loading, stored_weights, unpickled, weights_file
 
 # %% auto #0
 __all__ = ['UNUSED', 'Form', 'write_weights', 'revision_of', 'Network', 'open_network']
@@ -77,8 +77,8 @@ class Form:
 
     @classmethod
     def of(cls, file: str | Path) -> Form:
-        "The form of a file. A safetensors header keeps the description and loses what was measured."
-        file = Path(file).expanduser()
+        "The form of a file, or of that in a folder. A safetensors header keeps the description and loses what was measured."
+        file = weights_file(file)
 
         def hollow(found: Mapping[str, Any]) -> dict[str, Any]:
             return {k: torch.empty(0, dtype=v.dtype) if isinstance(v, Tensor) and k != UNUSED else v for k, v in found.items()}
@@ -95,7 +95,10 @@ def write_weights(
     like: str | Path | Form,  # the file whose names, precision and container are taken, or its form
     path: str | Path,  # is written, whole or not at all
 ) -> Path:
-    "The model's weights in a file like another one."
+    """The model's weights in a file like another one, rounded to that file's precision.
+
+    `MagaError` where the other file cannot be read or nothing can be written, `KeyError` where the model lacks one of its tensors.
+    """
     form = like if isinstance(like, Form) else Form.of(like)
     if form.header is not None:
         tensors = _as_stored(form.held, model)
@@ -112,21 +115,22 @@ def revision_of(path: Path) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    "A user's network, and how another one is written in its form."
+    "A user's network, and how another one is written in its form; `make` and `write` pass on what the user's code and the disk raise."
 
     source: str  # as it was given
-    model: nn.Module  # in eval mode, in the precision of its file
+    model: nn.Module  # in eval mode; in the precision of its file (Hugging Face) or of its code (all others)
     weights: Path  # the file or folder that it was read from
     write: Callable[[nn.Module, Path], Path]  # (a network of this kind, a folder) -> the file or folder written in it
     make: Callable[[torch.Generator], nn.Module]  # an untrained one in float32, as training needs it
     classes: tuple[str, ...] | None = None  # in the order of the logits; None: not said
     size: int | None = None  # side of its images, in pixels; None: any
-    mean: tuple[float, ...] | None = None  # of its normalisation; None: not said
+    mean: tuple[float, ...] | None = None  # of its normalisation, for pixels from 0 to 1; None: not said
     std: tuple[float, ...] | None = None
     sha256: str = ""  # of the weights as they were opened; "": there is no such file
     code: str = ""  # the file of its factory, absolute; "": there is none
     code_sha256: str = ""  # of that file as it was opened
     crop: float | None = None  # share of an image's shorter side that it sees, see `Crop`; None: all of the image
+    pretrained: str = ""  # the weights that its training began with, as its own file says: a file, a name or a hub; "": not said
 
     def __post_init__(self) -> None:
         where = self.source.rpartition(":")[0]
@@ -163,7 +167,8 @@ def _filled(model: nn.Module, weights: str, what: str) -> tuple[nn.Module, Path]
     if not weights:
         raise MagaError(f"{what[0].upper()}{what[1:]} needs a file of weights (weights=…, --weights): a state dict, as safetensors or by torch.save.")
     check_shapes(model)
-    stored, state = stored_weights(weights), model.state_dict()
+    file = weights_file(weights)
+    stored, state = stored_weights(file), model.state_dict()
     names = model_names(stored, state)
     if len(set(names.values())) < len(names):
         twice = next(n for n, k in Counter(names.values()).items() if k > 1)
@@ -173,7 +178,7 @@ def _filled(model: nn.Module, weights: str, what: str) -> tuple[nn.Module, Path]
     _check_logits(weights, found, expected)
     check_parameters(weights, what, found, expected, [*(k for k in expected if k.endswith("num_batches_tracked")), *_tied(model, found)])
     model.load_state_dict(given, strict=False)
-    return model.eval(), Path(weights).expanduser()
+    return model.eval(), file
 
 
 def _seeded(make: Callable[[], Any]) -> Callable[[torch.Generator], nn.Module]:
@@ -192,7 +197,8 @@ def _like_file(file: Path) -> Callable[[nn.Module, Path], Path]:
 def _self_described(source: str) -> Network:
     path = Path(source).expanduser()
     model, spec = load_checkpoint(path)
-    return Network(source, model, path, _like_file(path), replace(spec, pretrained=False).make, spec.classes, spec.size, spec.mean, spec.std)
+    make, begun = replace(spec, pretrained=False).make, (spec.weights or "timm's hub") if spec.pretrained else ""
+    return Network(source, model, path, _like_file(path), make, spec.classes, spec.size, spec.mean, spec.std, pretrained=begun)
 
 
 def _of_timm(source: str, weights: str, classes: int, size: int | None) -> Network:
@@ -214,9 +220,9 @@ _COUNTS = (*_NAMED, "k", "K")  # and what it may call its only argument
 
 @contextmanager
 def _beside(source: str) -> Iterator[None]:
-    "A context in which the neighbours of `file.py:name` can be imported by their names, as in a script that lies there."
+    "A context in which the neighbours of `file.py:name` can be imported, as in a script that lies there; modules in the current folder for others."
     where = source.rpartition(":")[0]
-    folders = [str(Path(where).expanduser().resolve().parent)] if where.endswith(".py") else []
+    folders = [str(Path(where).expanduser().resolve().parent)] if where.endswith(".py") else [""] * ("" not in sys.path)
     sys.path[:0] = folders
     try:
         yield
@@ -229,25 +235,22 @@ def _imported(source: str) -> Callable[..., Any]:
     "The class or function that `module:name` or `file.py:name` names."
     where, _, name = source.rpartition(":")
     try:
-        if where.endswith(".py"):
+        with _beside(source):
+            if not where.endswith(".py"):
+                return getattr(importlib.import_module(where), name)
             path = Path(where).expanduser()
             spec = importlib.util.spec_from_file_location(path.stem, path)
             if spec is None or spec.loader is None or not path.is_file():
                 raise MagaError(f"There is no file {where}; expected a Python file that defines {name}.")
             module = importlib.util.module_from_spec(spec)
             sys.modules.setdefault(path.stem, module)
-            with _beside(source):
-                spec.loader.exec_module(module)
-        else:
-            if "" not in sys.path:
-                sys.path.insert(0, "")
-            module = importlib.import_module(where)
-        return getattr(module, name)
+            spec.loader.exec_module(module)
+            return getattr(module, name)
     except MagaError:
         raise
     except (Exception, SystemExit) as e:  # somebody else's module raises what it likes, or is a script that ends
-        what = f"{name} cannot be imported from {where} ({type(e).__name__}: {e})"
-        raise MagaError(f"{what}; expected package.module:factory or file.py:factory.") from e
+        what = f"{name} cannot be imported from {where} ({one_sentence(e)}); expected package.module:factory or file.py:factory."
+        raise MagaError(what) from e
 
 # %% ../../nbs/700_networks.ipynb #b269d84d
 def _of_factory(source: str, weights: str, classes: int) -> Network:
@@ -273,7 +276,7 @@ def _of_factory(source: str, weights: str, classes: int) -> Network:
                 model, given = made(num_classes=classes), {"num_classes": classes}
         model = made(**given) if model is None else model
     except (Exception, SystemExit) as e:
-        raise MagaError(f"{source} failed ({type(e).__name__}: {e}); call it in your own script first.") from e
+        raise MagaError(f"{source} failed ({one_sentence(e)}); call it in your own script first.") from e
     if not isinstance(model, nn.Module):
         raise MagaError(f"{source} returns {shown(model)}; expected a network, an nn.Module.")
     filled, file = _filled(model, weights, f"a {type(model).__name__} of {source}")
@@ -301,8 +304,7 @@ def _processor(folder: Path) -> dict[str, Any]:
         seen = asked([Image.new("RGB", (_SIDE, _SIDE), shade) for shade in _SHADES], return_tensors="pt")["pixel_values"].double()
         black, white, _ = plain = seen.mean((2, 3))
     except Exception as e:  # processors raise many kinds
-        reason = str(e).strip().split("\n")[0]
-        raise MagaError(f"{file} is damaged ({type(e).__name__}: {reason}); expected a processor that makes one picture of an image.") from e
+        raise MagaError(f"{file} is damaged ({one_sentence(e)}); expected a processor that makes one picture of an image.") from e
     std = 1 / (white - black)
     straight = black + torch.tensor(_SHADES, dtype=torch.float64) / 255 / std
     (h, w), most = seen.shape[2:], 1e-3 * float((white - black).abs().max())
@@ -352,9 +354,8 @@ def _of_hub(source: str) -> Network:
             folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else Path(snapshot_download(name))
             model, said = AutoModelForImageClassification.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except Exception as e:  # the hub's client and its models raise many kinds
-        reason = str(e).strip().split("\n")[0]
-        what = f"{name} cannot be opened as an image classifier ({type(e).__name__}: {reason})"
-        raise MagaError(f"{what}; expected a folder with config.json, or a hub name.") from e
+        what = f"{name} cannot be opened as an image classifier ({one_sentence(e)}); expected a folder with config.json, or a hub name."
+        raise MagaError(what) from e
     if odd := sorted({*map(str, said["missing_keys"]), *map(str, said["unexpected_keys"]), *map(str, said["mismatched_keys"])}):
         raise MagaError(f"{folder} does not hold a {type(model).__name__}: {len(odd)} parameters differ, first {odd[0]}.")
     names = tuple(model.config.id2label[k] for k in sorted(model.config.id2label))
@@ -385,14 +386,15 @@ def open_network(
     path, k = Path(source).expanduser(), len(classes)
     if weights and (source.startswith("hf:") or path.suffix == ".safetensors" or path.is_dir()):
         raise MagaError(f"{source} holds its own weights; leave weights out, or name the network's factory as the model.")
-    if source.startswith("timm:"):
-        return _of_timm(source, weights, k, size)
-    if source.startswith("hf:") or (path / "config.json").is_file():
-        return _of_hub(source)
-    if path.suffix == ".safetensors":
-        return _self_described(source)
-    if ":" in source:
-        return _of_factory(source, weights, k)
+    with seeded(seeded_generator("opened")):  # what is drawn here is overwritten: the caller's random state stays
+        if source.startswith("timm:"):
+            return _of_timm(source, weights, k, size)
+        if source.startswith("hf:") or (path / "config.json").is_file():
+            return _of_hub(source)
+        if path.suffix == ".safetensors":
+            return _self_described(source)
+        if ":" in source:
+            return _of_factory(source, weights, k)
     what = "is a folder without config.json" if path.is_dir() else "is code or weights alone" if path.is_file() else "does not exist"
     kinds = "a safetensors file that describes itself, timm:NAME, file.py:NAME or package.module:NAME with weights, or a folder with config.json"
     raise MagaError(f"{source} {what}; expected {kinds}.")

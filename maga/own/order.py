@@ -23,7 +23,8 @@ from ..packaged import weights_at
 from ..sources import NAMES, load
 
 # %% auto #0
-__all__ = ['order_of', 'in_model_order', 'check_named', 'seen_by', 'lines_of', 'classes_given', 'images_named', 'crop_of']
+__all__ = ['order_of', 'in_model_order', 'check_named', 'seen_by', 'said_of_view', 'lines_of', 'classes_given', 'images_named',
+           'crop_of']
 
 # %% ../../nbs/710_order.ipynb #a5f3ac65
 def _plain(name: str) -> str:
@@ -65,7 +66,11 @@ def in_model_order(
     return ordered
 
 # %% ../../nbs/710_order.ipynb #a5f3ac66
-_NORMALISED = "{} does not say how its images are normalised: give mean and std of your training (0,0,0 and 1,1,1 for pixels / 255)."
+def _check_both(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    if (mean is None) != (std is None):
+        given, absent = ("std", "mean") if mean is None else ("mean", "std")
+        what = f"{given} is given without {absent}, which is half of how images are normalised"
+        raise MagaError(f"{what}: give both, of your training (0,0,0 and 1,1,1 for pixels / 255), or neither where the network says them.")
 
 
 def check_named(
@@ -77,15 +82,14 @@ def check_named(
     std: Sequence[float] | None = None,
 ) -> None:
     "`MagaError` for what is wrong whatever the images are: weights that are not there or name no network, half of a normalisation."
-    path, kind = Path(model).expanduser(), model.partition(":")[0]
+    _check_both(mean, std)
+    path = Path(model).expanduser()
     if path.is_file() and path.suffix not in (".safetensors", ".py"):
         raise MagaError(f"{model} holds weights alone: name their network as --model, such as file.py:NAME (maga forget takes them as --weights).")
     if weights and (path / "ledger.json").is_file():
         raise MagaError(f"{model} is an earlier result and holds its own weights; leave --weights out, or name the network's factory as --model.")
     for file in filter(None, (weights, pretrained)):
         weights_at(file)
-    if ":" in model and kind not in ("timm", "hf") and not path.exists() and (mean is None) != (std is None):
-        raise MagaError(_NORMALISED.format(model))
 
 
 def seen_by(
@@ -96,26 +100,42 @@ def seen_by(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> ImageSet:
-    "The images as the network sees them: its order of classes, side and normalisation; what is given goes before what it says."
+    """The images as the network sees them: its order of classes, side and normalisation; what is given goes before what it says.
+
+    `MagaError` where only one of mean and std is given, or neither is known.
+    """
+    _check_both(mean, std)
     mean, std = mean or network.mean, std or network.std
     if mean is None or std is None:
-        raise MagaError(_NORMALISED.format(network.source))
+        what = f"{network.source} does not say how its images are normalised"
+        raise MagaError(f"{what}: give mean and std of your training (0,0,0 and 1,1,1 for pixels / 255).")
     named = classes or network.classes
     ordered = in_model_order(images, named) if named else images
     side = size or network.size or images.size
     return replace(ordered, size=side if side and images.images.shape[-2:] != (side, side) else None, mean=tuple(mean), std=tuple(std))
+
+
+def said_of_view(
+    images: ImageSet,  # as the network sees them
+    given: bool,  # whether mean and std were given
+) -> str:
+    "How images are normalised and who says so, in a sentence."
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (images.mean, images.std))
+    return f"Images are normalised with mean {mean} and standard deviation {std}, as {'you say' if given else 'the network says itself'}."
 
 # %% ../../nbs/710_order.ipynb #c40b0032
 def lines_of(
     path: str,
     what: str = "an image or a row number",  # of a line, for the message
 ) -> tuple[str, ...]:
-    "The lines of a text file that are not empty; `MagaError` where it cannot be read."
+    "The lines of a text file that are not empty; `MagaError` where it cannot be read or has none."
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")  # Windows begins it with a mark
     except (OSError, UnicodeDecodeError) as e:
         raise MagaError(f"The list {path} cannot be read ({e}); expected a text file with {what} a line.") from e
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not (lines := tuple(line.strip() for line in text.splitlines() if line.strip())):
+        raise MagaError(f"The list {path} is empty; expected {what} a line.")
+    return lines
 
 
 def classes_given(

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import platform
 import secrets
 import shutil
 import warnings
@@ -26,13 +25,14 @@ from torch import nn
 
 from .. import __version__
 from ..checks import MagaError, write_whole
-from ..data import ForgetSplit
+from ..data import ForgetSplit, ImageSet
+from ..device import device_name, processor_name
 from ..experiments.store import code_digest
 from ..measures.metrics import Measurement
 from ..methods.contract import show_flow
 from ..models import Classifier
 from .artefacts import Artefact, artefacts, read_from, write_artefacts
-from .doubts import cautions, put_aside, useless
+from .doubts import cautions, tests_were_put_aside, useless
 from .forgetting import Forgotten
 from .ledger import Entry, Ledger, imported_beside
 from .networks import Network, revision_of
@@ -72,7 +72,10 @@ def percent(x: float | None) -> str:
 
 # %% ../../nbs/703_report.ipynb #b7030101
 def share_of_retrain(result: Forgotten, split: ForgetSplit) -> float | None:
-    "What the method and what came before it cost, as a share of a retrain; None where it is not known how long the model was trained."
+    """What the method and what came before it cost, as a share of a retrain's image passes: from 0, and above 1 where a retrain is cheaper.
+
+    None where it is not known how long the model was trained.
+    """
     trained = result.plan.trained
     return None if trained is None else (result.passes + result.plan.passes) / (trained * len(split.retain_train))
 
@@ -82,7 +85,10 @@ def lost_together(
     split: ForgetSplit,
     entries: Sequence[Entry],  # of earlier requests
 ) -> float:
-    "Points of accuracy on what stays that this request and all earlier ones cost, class by class as many images as now; NaN where it is not known."
+    """Accuracy on test images that stay which all requests together cost, in percentage points: a class counts as often as it does now.
+
+    Negative where accuracy rose; NaN where the ledger does not say a class's accuracy before the first request.
+    """
     first = entries[0].right if entries else {}
     right = torch.tensor([first.get(c, math.nan) for c in split.train.classes])
     return float(right[split.test.labels[split.retain_test].cpu()].mean()) - result.after.A_r
@@ -95,7 +101,7 @@ def warnings_of(
 ) -> list[str]:
     "What a reader should know before accepting the result, a sentence each."
     before, after, config = result.before, result.after, result.plan.config
-    found = [*cautions(split), *filter(None, [useless(before.A_r, split.num_classes)]), *result.doubts]
+    found = [*cautions(split), *filter(None, [useless(result.right)]), *result.doubts]
     if after.A_r < before.A_r - 2:
         own = f"{result.plan.method.name} other settings (--set): {', '.join(f.name for f in fields(config))}"
         other = "more epochs (--set fit.epochs=…), or another rate" if hasattr(config, "fit") else own
@@ -133,13 +139,12 @@ def record(
     result: Forgotten,
     written: Path,  # the result's weights
     request: str,  # identifies the command and its inputs
-    audit: dict[str, Any] | None = None,
     entries: Sequence[Entry] = (),  # of earlier requests
 ) -> dict[str, Any]:
     "All that the report says, as plain values."
     plan, share = result.plan, share_of_retrain(result, split)
-    seen = "" if not put_aside(split) else "before" if split.earlier_train is None else "before and after"
-    where = torch.cuda.get_device_name(split.device) if split.device.type == "cuda" else platform.processor() or platform.machine()
+    seen = "" if not tests_were_put_aside(split) else "before" if split.earlier_train is None else "before and after"
+    where = processor_name(split.device) or device_name(split.device)
     shares = {n: torch.bincount(k, minlength=split.num_classes).tolist() for n, k in result.answers.items()}
     return {
         "forgotten": split.target, "task": split.task, "request": request,
@@ -157,7 +162,7 @@ def record(
                   "size": split.train.size, "crop": network.crop, "mean": list(split.train.mean), "std": list(split.train.std)},
         "data": {"name": split.train.name, "sha256": split.digest},
         "code": {"maga": __version__, "sha256": code_digest(), "torch": torch.__version__},
-        "device": f"{split.device.type} ({where})", "date": datetime.now(UTC).isoformat(timespec="seconds"), "audit": audit,
+        "device": f"{split.device.type} ({where})", "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 # %% ../../nbs/703_report.ipynb #7a6427b5
@@ -184,11 +189,10 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowra
 </table></div>
 <p>Answers on the images that went, before and after:</p>
 {{ picture|safe }}
-{% if audit %}<h2>Against retrains</h2>{{ audit|safe }}{% else %}
 <h2>What this does not show</h2>
 <p>Whether the network can be told from one that never saw these images is <b>undecided</b>: that needs networks trained without them.
 <code>maga audit --original … --unlearned … --data … --forget … --train-retrains 5 --trained-epochs … --out audited</code> trains five
-and compares; data and request as here, and as many epochs as the original was trained for.</p>{% endif %}
+and compares; data and request as here, and as many epochs as the original was trained for.</p>
 """
 
 # %% ../../nbs/703_report.ipynb #caf2d730
@@ -222,7 +226,7 @@ library_name: pytorch
 pipeline_tag: image-classification
 tags: [machine-unlearning, maga]
 ---
-# {{ r.model.source }}, without {{ r.forgotten }}
+# {{ network }}, without {{ r.forgotten }}
 
 A classifier of {{ r.classes|length }} classes from which {{ r.images.forgotten }} training images of {{ r.data.name }}
 ({{ r.task }} task: {{ r.forgotten }}) were unlearned with {{ r.method }} on {{ r.date[:10] }}.
@@ -241,7 +245,7 @@ Images are normalised with mean {{ r.model.mean }} and standard deviation {{ r.m
 {%- if r.model.crop %}, cut to the middle ({{ r.model.crop }} of the shorter side){% endif %}.
 Forgotten classes keep their logits, so that code that reads the network is unchanged.
 
-This is no proof of deletion: {{ "see the audit in report.html" if r.audit else "the result was not compared with retrains" }}.
+This is no proof of deletion: the result was not compared with retrains.
 """
 
 # %% ../../nbs/703_report.ipynb #1e375cef
@@ -264,33 +268,42 @@ def _environment(**options: bool) -> Environment:
     return made
 
 
-def page_of(r: dict[str, Any], split: ForgetSplit, result: Forgotten, found: Sequence[Artefact], audit: str = "") -> str:
+def page_of(r: dict[str, Any], split: ForgetSplit, result: Forgotten, found: Sequence[Artefact]) -> str:
     "The report as one HTML page that needs no other file."
     model, data, code = r["model"], r["data"], r["code"]
     hashes = {"original": model["sha256"], "result": model["result sha256"], "data and request": data["sha256"], "code": code["sha256"]}
     template = _environment(autoescape=True).from_string(PAGE + HOW)
-    return template.render(r=r, picture=_picture(split, result), artefacts=found, audit=audit, hashes=hashes)
+    return template.render(r=r, picture=_picture(split, result), artefacts=found, hashes=hashes)
+
+
+def _published(source: str) -> str:
+    "A network's source for those who download the result: of a path its last part, such as `net.py:Net`."
+    named = source.startswith(("timm:", "hf:")) and not Path(source.partition(":")[2]).expanduser().exists()
+    return source if named else Path(source).name
 
 
 def card_of(r: dict[str, Any]) -> str:
-    "The model card, as Hugging Face's hub reads it."
-    return _environment(trim_blocks=True).from_string(CARD).render(r=r)
+    "The model card, as Hugging Face's hub reads it; it names no folder."
+    return _environment(trim_blocks=True).from_string(CARD).render(r=r, network=_published(r["model"]["source"]))
 
 # %% ../../nbs/703_report.ipynb #bb35b368
 def write_result(
-    folder: str | Path,
+    folder: str | Path,  # must not exist
     network: Network,  # the original
     split: ForgetSplit,
     result: Forgotten,
     data: str,  # as `load` takes it
-    request: str,
+    request: str,  # see `record`
     entries: Sequence[Entry] = (),  # of earlier requests
-    head: str = "",
-    audit: Any = None,  # see `own.audit`
+    head: str = "",  # the named last layer; "": found
     data_root: str | Path = "data",  # the folder of local data sets
     pretrained: str = "",  # the file of weights that the original's training began with; "": the plan's
 ) -> dict[str, Any]:
-    "Write weights, ledger.json, artefacts.csv, report.html, model_card.md and report.json; returns the record. Weights that are written stay."
+    """Write weights, ledger.json, artefacts.csv, report.html, model_card.md and report.json; returns the record, see `record`.
+
+    All is written into a hidden folder beside, which gets the name at the end. `MagaError` where that fails: weights that could be written
+    stay under the name, or beside it where it is taken, as a plain state dict where their form cannot be written; without weights nothing stays.
+    """
     folder = Path(folder).expanduser()
     try:
         part = folder.parent / f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}.part"
@@ -300,19 +313,15 @@ def write_result(
     inner, written = result.model.model if isinstance(result.model, Classifier) else result.model, None  # the network itself
     try:
         written = network.write(inner, part)
-        today, right, train = datetime.now(UTC).date().isoformat(), {} if entries else result.right, split.train
+        today, right = datetime.now(UTC).date().isoformat(), {} if entries else result.right
         entry = Entry.of(split, result.plan.method.name, today, right)
-        side = train.size or (train.images.shape[-1] if train.images.shape[-1] == train.images.shape[-2] else None)
-        known = (*entries, entry), *read_from(data, data_root)
-        code = network.code, _from(folder, network.code), network.code_sha256
-        began = lasting(pretrained or result.plan.pretrained)
-        beside = imported_beside(network.code)
-        Ledger(network.source, written.name, train.classes, side, train.mean, train.std, head, *known, *code, beside, network.crop, began).save(part)
+        began, known = lasting(pretrained or result.plan.pretrained), read_from(data, data_root)
+        _ledger(network, split.train, written, folder, entries=(*entries, entry), head=head, pretrained=began, known=known).save(part)
         found = artefacts(network, split, data, folder, data_root)
         write_artefacts(found, part / "artefacts.csv")
-        r = record(network, split, result, written, request, None if audit is None else audit.as_dict(), entries)
-        page = page_of(r, split, result, found, "" if audit is None else audit.html())
-        for name, text in {"report.html": page, "model_card.md": card_of(r), "report.json": json.dumps(r, indent=1)}.items():
+        r = record(network, split, result, written, request, entries)
+        pages = {"report.html": page_of(r, split, result, found), "model_card.md": card_of(r), "report.json": json.dumps(r, indent=1)}
+        for name, text in pages.items():
             (part / name).write_text(text, encoding="utf-8", errors="replace")  # names of folders may be no text
         os.rename(part, folder)
     except Exception as e:  # whatever fails beside the weights, they are the work that was asked for
@@ -327,6 +336,28 @@ def write_result(
     return r
 
 # %% ../../nbs/703_report.ipynb #bb35b369
+def _ledger(network: Network, train: ImageSet, written: Path, folder: Path, known: tuple[str, str], **more: Any) -> Ledger:
+    "The ledger of a result; `known` is from `read_from`, `more` are other fields."
+    h, w = train.images.shape[-2:]
+    return Ledger(
+        source=network.source,
+        weights=written.name,
+        weights_sha256=revision_of(written),
+        classes=train.classes,
+        size=train.size or (w if h == w else None),
+        mean=train.mean,
+        std=train.std,
+        crop=network.crop,
+        data_folder=known[0],
+        data_name=known[1],
+        code=network.code,
+        code_beside=_from(folder, network.code),
+        code_sha256=network.code_sha256,
+        code_imports=imported_beside(network.code),
+        **more,
+    )
+
+
 def _from(folder: Path, code: str) -> str:
     "The path of the network's code, seen from the result's folder; empty where there is no way, as between two drives."
     with contextlib.suppress(ValueError):

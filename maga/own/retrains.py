@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +20,14 @@ from torch import Tensor, nn
 
 from ..adapter import prepared
 from ..data import ForgetSplit, MagaError
-from ..device import seeded_generator, to_device
+from ..device import seeded_generator
 from ..measures.metrics import accuracy, predict
 from ..methods.contract import Method, get_method
-from ..methods.retraining import MakeModel, fresh_model, frozen_values
+from ..methods.retraining import MakeModel, fixed_share, fresh_model, frozen_values
 from ..models import Classifier, batch_norms, head_of
 from .doubts import behaviour_of
 from .networks import Network
+from ..packaged import weights_at
 from ..pretrained import fill, save_tensors, tensors_of, weights_for
 from ..progress import Progress
 from ..training import Examples, FitConfig, fit
@@ -64,9 +66,9 @@ def known_views(
     return next((pad for pad in (side // 8, side // 16) if pad and known(pad, False)), 0), known(0, True)
 
 # %% ../../nbs/711_retrains.ipynb #a26d3c5e
-RATES = {"sgd": (0.02, 0.05, 0.1, 0.2), "adamw": (1e-4, 3e-4, 1e-3, 3e-3)}  # tried for a network of the user's
+RATES = {"sgd": (0.02, 0.05, 0.1, 0.2), "adam": (1e-4, 3e-4, 1e-3, 3e-3), "adamw": (1e-4, 3e-4, 1e-3, 3e-3)}  # tried for a network of the user's
 SHARE_OF_STEPS = 10  # the running average of the weights spans a tenth of the steps
-BEGUN_SHARE = {"sgd": 0.4, "adamw": 0.2}  # of these rates, where the training begins with pretrained weights
+BEGUN_SHARE = {"sgd": 0.4, "adam": 0.2, "adamw": 0.2}  # of these rates, where the training begins with pretrained weights
 
 
 def usual_rates(kind: str, begun: bool = False) -> tuple[float, ...]:
@@ -85,9 +87,10 @@ def usual_training(
     epochs: int | None = None,  # None: five, or as many as make 300 steps
     looked_at: int = 1000,  # images that are shifted and mirrored to see what the model knows
     begun: bool = False,  # whether it begins with pretrained weights, see `begun_with`
+    kind: Literal["sgd", "adam", "adamw"] | None = None,  # the optimiser, one of `RATES`; None: as suits the network
 ) -> FitConfig:
     "How a network that nobody here has seen is trained on what stays; its rate is the second of those that are tried."
-    kind: Literal["sgd", "adamw"] = "sgd" if batch_norms(model) else "adamw"
+    kind = kind or ("sgd" if batch_norms(model) else "adamw")
     n = len(split.retain_train)
     batch = 32 if n < 5_000 else 64 if n < 20_000 else 256
     epochs = epochs or max(5, math.ceil(300 / max(1, n // batch)))
@@ -110,13 +113,14 @@ def logit_layer(model: nn.Module, split: ForgetSplit) -> str:
 class Begun:
     "A factory of networks as they are before fine-tuning: with the weights of a file and a new last layer."
 
-    weights: str  # the file
-    head: str  # the name of the layer that makes the logits
+    weights: str  # the file; "": the factory fills them in itself
+    head: str  # the name of the layer that makes the logits; "" as well
     make_model: MakeModel  # an untrained network
 
     def __call__(self, generator: torch.Generator) -> nn.Module:
         fresh = self.make_model(generator)
-        fill(fresh, fresh.get_submodule(self.head), self.weights, f"pretrained weights of this {type(fresh).__name__}", spare=True)
+        if self.weights:
+            fill(fresh, fresh.get_submodule(self.head), self.weights, f"pretrained weights of this {type(fresh).__name__}", spare=True)
         return fresh
 
 
@@ -125,14 +129,21 @@ def begun_with(
     model: nn.Module,  # the original
     make_model: MakeModel,  # an untrained one
     split: ForgetSplit,
+    source: str = "make_model",  # its name, for messages
 ) -> MakeModel:
     """The factory of retrains: of a network that was fine-tuned a `Begun`, else the one that is given.
 
-    `MagaError` where a layer other than the last has no weights in the file, and where the file holds the original itself, rounded or not.
-    An earlier state of the same training cannot be told apart.
+    Without a file the factory is drawn twice: one that fills in pretrained weights makes the same layers but for the last ones, and is a `Begun`.
+    `MagaError` where nothing differs: it may load what must go, or seed itself, and retrains would begin alike; where a layer other than the
+    last has no weights in the file; and where the file holds the original itself, rounded or not. An earlier state of the same training cannot
+    be told apart.
     """
     if not weights:
-        return make_model
+        fixed = fixed_share(make_model)
+        if fixed == 1:
+            what = f"{source} makes the same network every time, as one that loads a checkpoint or seeds itself (torch.manual_seed)"
+            raise MagaError(f"{what}: expected a function that makes an untrained network, so leave loading and seeding out of it.")
+        return Begun("", "", make_model) if fixed >= 0.5 else make_model
     network = model.model if isinstance(model, Classifier) else model
     trained, given = {k: v for k, v in tensors_of(network).items() if v.is_floating_point()}, weights_for(network, weights)
 
@@ -159,9 +170,23 @@ def beginning_of(
     method: str,  # auto, or a method's name
     split: ForgetSplit,
 ) -> tuple[MakeModel, str]:
-    "(the factory of networks before training, the file that later requests must know): a known file is left alone by methods that make no network."
-    makes = "make_model" in method_for(method).needs
-    return begun_with(pretrained or (known if makes else ""), network.model, network.make, split), pretrained or known
+    """(the factory of networks before training, the file that later requests must know): methods that make no network leave both alone.
+
+    Weights that are not named are those that the network's own file names. Where they are not here, a warning says so; a retrain is refused.
+    """
+    file = pretrained or known
+    if "make_model" not in method_for(method).needs:
+        return network.make, file
+    if not file and network.pretrained:
+        try:
+            weights_at(file := network.pretrained)
+        except MagaError as e:
+            what = f"{network.source} says that its training began with pretrained weights ({file}), which are not here: name them (--pretrained)"
+            if method == "retrain":
+                raise MagaError(f"{what}. With untrained ones it is no retrain of this network.") from e
+            warnings.warn(f"{what}, else {method_for(method).name} begins with untrained ones.", stacklevel=2)
+            file = ""
+    return begun_with(file, network.model, network.make, split, network.source), file
 
 # %% ../../nbs/711_retrains.ipynb #b91fa42d
 def _read_into(network: nn.Module, file: Path) -> bool:
@@ -207,7 +232,7 @@ def trained_retrains(
     for seed, file in enumerate(retrain_files(network, make_model, split, n, config, folder, source)):
         there = fresh_model(network, split, make_model, seeded_generator("retrain", seed))
         if _read_into(there, file):
-            made.append(to_device(there, split.device).eval())
+            made.append(there.to(split.device).eval())
             continue
         g = seeded_generator("retrain", seed)
         fresh = fresh_model(network, split, make_model, g)

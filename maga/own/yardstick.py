@@ -26,7 +26,7 @@ from ..data import ForgetSplit
 from ..measures.attacks import RelearnConfig, probe_answers, relearn_steps
 from ..measures.contract import Subject
 from ..measures.membership import logit_margin
-from .doubts import put_aside
+from .doubts import tests_were_put_aside
 from ..measures.metrics import Outputs, accuracy, fitting_outputs, total_variation
 
 # %% auto #0
@@ -100,7 +100,7 @@ def facts_of(
                 missing[name] = str(e).rstrip(".")
     digest = hashlib.sha256(b"".join(z.cpu().numpy().tobytes() for z in (out.train, out.test))).hexdigest()
     train, tested = (z.float().cpu() for z in (out.train[f], subject.forgotten[0]))
-    if put_aside(split):
+    if tests_were_put_aside(split):
         seen = "the test images were put aside from one folder with the training images, and a network may have been trained on them"
         missing |= dict.fromkeys(("A_r", "MIA"), seen)  # to the attack they are images that nobody was trained on
     if len(split.forget_test) == 0:
