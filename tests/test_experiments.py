@@ -20,6 +20,9 @@ import pytest
 import torch
 from PIL import Image
 
+import maga
+from maga.benchmark import main as benchmark_main
+from maga.checks import NotWritten
 from maga.data import MagaError, write_whole
 from maga.experiments import __main__ as command_module
 from maga.experiments import runs as runs_module
@@ -40,12 +43,15 @@ from maga.experiments.report import (
     specs_of,
     together,
 )
-from maga.experiments.runs import forget_failures, run_batch
+from maga.experiments.runs import BatchBar, forget_failures, run_batch
 from maga.experiments.session import Session, Training, config_of, content_digest, model_key, resolve, retrain_of, trained
 from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
-from maga.experiments.store import Row, Spec, Store, key_of
+from maga.experiments.store import Row, Spec, Store, code_digest, key_of
 from maga.experiments.studies import STUDIES, kept_about
+from maga.judges.__main__ import main as judges_main
+from maga.judges.answers import AnswerFile, Question
 from maga.methods.contract import METHODS
+from maga.progress import BatchReport
 
 from .conftest import raising
 from .forked import ENVIRONMENT, ROOT, Forked, tool
@@ -260,6 +266,77 @@ def test_a_full_disk_ends_a_batch_without_a_row(tmp_path, monkeypatch):
         run_batch(batch, session)
     assert [r.spec.method for r in Store(tmp_path).rows()] == ["ssd"] and not list((tmp_path / "locks").iterdir())
     assert not any(r.failed for r in run_batch(batch, session)) and begun == ["ssd", "original", "original", "retrain"]
+
+
+def test_answers_that_the_disk_does_not_take_end_a_batch_without_a_row(tmp_path, monkeypatch):
+    "Whatever the sentence says: the kind of error is asked, also behind others."
+    (tmp_path / "file").touch()
+    answers, session = AnswerFile(tmp_path / "file" / "answers", Question("toy", "", "", "", ("one", "two"))), Session(Store(tmp_path), "cpu")
+
+    def row_of(session, resolved):
+        try:
+            with answers.writing():
+                pass
+        except MagaError as e:
+            raise MagaError("T could not be made") from e
+
+    monkeypatch.setattr(runs_module, "row_of", row_of)
+    with pytest.raises(NotWritten, match="T could not be made"):
+        run_batch([Spec("digits", "class", "nine", "small_cnn", "maga", "digits", recipe="smoke")], session)
+    assert not session.store.rows()
+
+
+def test_a_failed_row_says_what_was_known_before_its_run(tmp_path, monkeypatch):
+    "As other rows do: the commit that the process began with, although it is another one meanwhile."
+    session, spec = Session(Store(tmp_path), "cpu"), Spec("digits", "class", "nine", "small_cnn", "ssd", "digits", recipe="smoke")
+    good = runs_module.provenance_of(session, session.split(spec))
+
+    def row_of(session, resolved):
+        monkeypatch.setattr(subprocess, "run", lambda *given, **named: SimpleNamespace(returncode=0, stdout="another"))
+        raise MagaError("No.")
+
+    monkeypatch.setattr(runs_module, "row_of", row_of)
+    (row,) = run_batch([spec], session)
+    assert row.failed and row.provenance == {k: v for k, v in good.items() if k not in ("data_hash", "split_digest")}
+    assert {"commit", "code", "device", "processor", "date", "torch"} <= row.provenance.keys()
+
+
+def test_half_written_files_are_swept_from_the_whole_store(tmp_path):
+    "Its own folder and every part of it, a table's too; locks and hidden folders apart."
+    store, names = Store(tmp_path), [f"{part}.a.json.0123abcd" for part in ("", "rows/", "scores/", "table6/", "locks/", ".kept/")]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    store.sweep()
+    assert [name for name in names if (tmp_path / name).exists()] == names[-2:]
+
+
+def test_the_code_of_a_row_is_that_of_the_whole_package(tmp_path, monkeypatch):
+    "A method that is edited is other code, so that its failed runs are tried again."
+    monkeypatch.setattr(maga, "__path__", [str(tmp_path)])
+    (tmp_path / "methods").mkdir()
+    codes = {(tmp_path / "methods" / "own.py").write_text(text) and code_digest() for text in ("a = 1", "a = 2")}
+    assert len(codes) == 2
+
+
+def test_a_bar_begins_anew_where_less_is_done_than_before():
+    "As with a batch that ended early; and where the whole grows, the bar knows it."
+    show = BatchBar("table6")
+    for report in (BatchReport(2, 0, 1, 2, 2, 1.0), BatchReport(3, 0, 1, 6, 3, 1.0)):
+        show(report)
+    first = show.bar
+    assert (first.n, first.total) == (3, 10)
+    show(BatchReport(0, 0, 1, 3, 0, 1.0))
+    assert first.disable and show.bar is not first and (show.bar.n, show.bar.total) == (0, 4)
+    show.bar.close()
+
+
+@pytest.mark.parametrize("run", (main, judges_main, benchmark_main))
+def test_a_wrong_option_is_one_sentence(run, capsys):
+    assert run([*(("--data", "digits", "--judge", "features") if run is judges_main else ()), "--nonsense"]) == 1
+    out, err = capsys.readouterr()
+    assert not out and re.fullmatch(r"(maga\.judges: )?Unrecognized arguments: --nonsense; `python -m maga\.\w+ --help` lists the options\.\n", err)
 
 
 def test_a_shared_model_without_room_is_trained_later(tmp_path, monkeypatch):

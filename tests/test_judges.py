@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from maga.data import ImageSet, MagaError
-from maga.device import seeded
+from maga.device import out_of_memory, seeded
 from maga.judges import scorers, toy
 from maga.judges.__main__ import main
 from maga.judges.answers import AnswerFile, Question, Stored
@@ -33,9 +33,11 @@ from maga.judges.transition import TransitionMatrix, estimate_transition
 from maga.judges.vllm import load_vllm_judge
 from maga.judges.vlm import VLMJudge, load_vlm_judge
 from maga.judges.weights import Source, folder_revision
+from maga.judges.words import in_halves
 from maga.models import ModelSpec, evaluating, features_and_logits, save_checkpoint, small_network
 from maga.sources import digits
 
+from .conftest import raising
 from .forked import Forked
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of its probability on True or False.*")
@@ -238,6 +240,13 @@ def test_a_device_out_of_memory(judge, exemplars):
     with warnings.catch_warnings():  # it remembers: nothing fails a second time
         warnings.filterwarnings("error", message=".*out of memory.*")
         ask_all(asked, exemplars, [6])
+
+
+def test_no_memory_for_a_single_prompt_is_a_lack_of_memory():
+    "A batch of runs asks for the cause, and tries such a run again when the device is free."
+    with pytest.raises(MagaError, match="no memory for a single prompt") as told, pytest.warns(UserWarning, match="asking 1 prompt at once"):
+        in_halves(raising(torch.OutOfMemoryError("CUDA out of memory.")), torch.arange(3), 2)
+    assert out_of_memory(told.value) and told.value.__cause__ is not None
 
 
 # ---- MMICL

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 import torch
@@ -41,24 +41,17 @@ from .runs import BatchBar, forget_failures, missing_of, run_batch
 from .session import Session, Training, model_key, trained
 from .settings import Cell, Settings, checked_selection, settings_of
 from .store import Row, Store
-from ..progress import lasting_output
+from ..progress import Parser, lasting_output
 
 # %% auto #0
-__all__ = ['SHOWN', 'MOST_SHOWN', 'MOVES', 'Arguments', 'parser', 'given_settings', 'show_experiments', 'train_one',
-           'processes_of', 'end_with_parent', 'place_of', 'helpers', 'run_missing', 'asked_for', 'lines_asked_for',
-           'print_result', 'move_rows', 'main']
+__all__ = ['SHOWN', 'MOST_SHOWN', 'MOVES', 'parser', 'given_settings', 'show_experiments', 'train_one', 'processes_of',
+           'end_with_parent', 'place_of', 'helpers', 'run_missing', 'asked_for', 'lines_asked_for', 'print_result',
+           'move_rows', 'main']
 
 # %% ../../nbs/508_command.ipynb #cd62587c
-class Arguments(argparse.ArgumentParser):
-    "Errors are a `MagaError` of one sentence."
-
-    def error(self, message: str) -> NoReturn:
-        raise MagaError(f"{message[:1].upper()}{message[1:]}; `python -m maga.experiments --help` lists the options.")
-
-
-def parser() -> Arguments:
+def parser() -> Parser:
     "The command line's options."
-    p = Arguments(
+    p = Parser(
         prog="python -m maga.experiments", description="Compute a table or figure of the paper: missing runs are computed, finished ones are kept."
     )
     moves = "publish: add the rows of --results to the published ones; restore: copy those into --results"

@@ -18,13 +18,13 @@ from .presets import BACKBONES
 from .report import BOUND_OF, Result, value_of
 from .session import config_of
 from .store import RETRAIN, TRAINED, Row, Store
-from .tables import beyond_table, like_for_like, number, swept
+from .tables import beyond_table, like_for_like, number, swept, with_interval
 from ..measures.contract import interval
 from ..methods.contract import get_method
 
 # %% auto #0
-__all__ = ['CLAIM_OF_TIME', 'standing', 'mia_lower_than_most', 'paper_case', 'order_agreement', 'with_half', 'reach', 'cases_of',
-           'said', 'said_distance', 'said_ablation', 'said_times', 'said_sweep', 'said_labels', 'said_beyond']
+__all__ = ['CLAIM_OF_TIME', 'standing', 'mia_lower_than_most', 'paper_case', 'order_agreement', 'reach', 'cases_of', 'said',
+           'said_distance', 'said_ablation', 'said_times', 'said_sweep', 'said_labels', 'said_beyond']
 
 # %% ../../nbs/516_claims.ipynb #f5fd841d
 def standing(
@@ -59,11 +59,6 @@ def order_agreement(case: pd.DataFrame) -> float:
     "Spearman's rank correlation of our A_r and the paper's, over the methods of a case that both have; NaN for fewer than three."
     both = case[~case.method.isin(TRAINED)][["A_r", "A_r_paper"]].dropna()
     return float(both.corr(method="spearman").iloc[0, 1]) if len(both) > 2 else math.nan
-
-
-def with_half(mean: float, half: float, signed: bool = True) -> str:
-    "A mean and, where it has one, half of its interval."
-    return number(mean, signed) + ("" if math.isnan(half) else f" ± {half:.2f}")
 
 
 def reach(values: Sequence[float], unit: str = "", signed: bool = True) -> str:  # the unit with its space
@@ -151,7 +146,10 @@ def said_ablation(result: Result) -> list[str]:
     paper = [case.set_index("method") for case in whole([paper_case(case) for case in cases])] if result.settings.size.comparable else []
     theirs = [f" (paper {reach([lines[m]['maga'] - lines[m][other] for lines in paper])})" if paper else "" for other, m in asked]
     found = [[change(case, *place) for case in cases] for place in asked]
-    said = [" and ".join(with_half(*pair) for pair in f) + " points" if len(f) < 3 else reach([mean for mean, _ in f], " points") for f in found]
+    said = [
+        " and ".join(with_interval(*pair, signed=True) for pair in f) + " points" if len(f) < 3 else reach([mean for mean, _ in f], " points")
+        for f in found
+    ]
     labels, kept, forgot = (value + beside for value, beside in zip(said, theirs, strict=True))
     return [f"Guided instead of random labels change A_f by {labels}; noise instead of none changes A_r by {kept} and A_f by {forgot}."]
 

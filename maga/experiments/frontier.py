@@ -45,7 +45,7 @@ def with_gaps(
 def frontier_points(table: pd.DataFrame) -> pd.DataFrame:
     """A row a case, method and budget: mean and half of the 95 % interval (`…_ci95`) of every metric over its finite values, and `rows`.
 
-    `never_back` counts the rows whose class never came back: with these, `relearn_ratio` is a smallest mean, without an interval.
+    `never_back` counts the rows whose class never came back: with these, `relearn_ratio` is a lower bound of the mean, without an interval.
     """
     rows = with_gaps(table).replace(math.inf, math.nan)
     if {"relearn_ratio", "relearn_more_than"} <= {*rows}:
@@ -96,7 +96,7 @@ PANELS = (
 
 
 def at_least(points: pd.DataFrame | pd.Series, metric: str) -> Any:
-    "Which points have only a smallest mean of the metric; of one point: whether it has."
+    "Which points have only a lower bound of the metric's mean; of one point: whether it has."
     return (points.never_back > 0) & (metric == "relearn_ratio")
 
 
@@ -310,7 +310,6 @@ def draw_frontier(
 def show_frontier(
     table: pd.DataFrame,  # a row a method, budget, class and seed
     panels: tuple[Panel, ...] = PANELS,
-    leave_out: tuple[str, ...] = (),  # methods that would only stretch the axes
 ):
     "A block a case, in it a panel a metric, a point a method and budget; metrics that no row has are left out. Returns the figure."
     import matplotlib.pyplot as plt
@@ -318,7 +317,7 @@ def show_frontier(
     cases = by_case(with_gaps(table))
     figure = plt.figure(figsize=(SIZE[0], SIZE[1] * len(cases)), dpi=110, layout="constrained")
     for (name, rows), part in zip(cases, figure.subfigures(len(cases), squeeze=False).flat, strict=True):
-        points = frontier_points(rows).loc[lambda p: ~p.method.isin(leave_out)]
+        points = frontier_points(rows)
         known = points[~points.method.isin(["original", "retrain"])]
         drawn = [p for p in panels if known[p.metric].notna().any()]
         part.suptitle(name, fontsize=9)
@@ -344,12 +343,11 @@ def point_name(method: str, budget: str, cost: float) -> str:
 
 def said_frontier(
     points: pd.DataFrame,  # of `frontier_points`
-    panels: tuple[Panel, ...] = PANELS,
 ) -> list[str]:
     "For each case and metric: the methods on the frontier, the cheapest first."
     sentences = []
     for name, some in by_case(points):
-        for panel in panels:
+        for panel in PANELS:
             best = on_frontier(some, panel)
             steps = [
                 f"{point_name(m, b, c)}: {round(v, 9):.2f}"  # a half is rounded alike by every version of numpy

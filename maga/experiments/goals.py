@@ -56,7 +56,7 @@ GOALS = {  # largest cost -> bounds
 
 
 def _missed(bound: Bound, point: pd.Series) -> float:
-    "By how much the point misses the bound; of a class that never came back in some seeds only a smallest mean is known."
+    "By how much the point misses the bound; of a class that never came back in some seeds only a lower bound of the mean is known."
     return bound.missed_by(point.get(bound.metric, math.nan), at_least(point, bound.metric))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..checks import MagaError
+from ..checks import NotWritten
 
 # %% auto #0
 __all__ = ['HEARTBEAT', 'PATIENCE', 'BOOT', 'this_host', 'LockFiles', 'Locks']
@@ -117,7 +117,7 @@ class Locks(LockFiles):
         except FileExistsError:
             return None
         except OSError as e:
-            raise MagaError(f"{path} could not be written ({e}); free some space or choose another folder.") from e
+            raise NotWritten(f"{path} could not be written ({e}); free some space or choose another folder.") from e
         if any(n > mine or not self.dead(key, n) for n in self.numbers(key) if n != mine):
             path.unlink(missing_ok=True)
             return None

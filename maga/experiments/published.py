@@ -282,12 +282,14 @@ def check_file(folder: Path, name: str, expected: str) -> None:
 def restore(
     store: Store,
     folder: Path | None = None,  # with published rows; None: that of the clone
-    overwrite: bool = False,  # False: what the store has stays, failed rows apart
 ) -> int:
-    "Copy published rows, scores and outputs into a store, so that a batch goes on from them; returns how many rows there are."
+    """Copy published rows, scores and outputs into a store, so that a batch goes on from them; returns how many rows there are.
+
+    What the store has stays, failed rows apart.
+    """
     folder = published_folder() if folder is None else folder
     check_published(folder)
-    return _copy_into(store, folder, read_rows(folder), overwrite)
+    return _copy_into(store, folder, read_rows(folder), overwrite=False)
 
 
 def _copy_into(store: Store, folder: Path, rows: Mapping[str, Row], overwrite: bool) -> int:

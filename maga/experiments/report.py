@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from .store import RETRAIN, Row, Spec, Store
 from ..judges.named import judge_kind
 from ..measures.contract import interval
 from ..methods.contract import get_method
+from ..packaged import package_folder
 from ..progress import BatchReport
 
 # %% auto #0
@@ -39,7 +39,7 @@ __all__ = ['COLUMNS', 'BOUND_OF', 'NOT_RUN', 'EXPERIMENTS', 'paper_folder', 'pap
 # %% ../../nbs/505_report.ipynb #38a47e21
 def paper_folder() -> Path:
     "The folder with the paper's numbers, a part of the package."
-    return Path(next(iter(sys.modules["maga"].__path__))) / "experiments" / "paper"
+    return package_folder() / "experiments" / "paper"
 
 
 def paper_numbers(table: int | None) -> pd.DataFrame:

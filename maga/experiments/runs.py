@@ -13,19 +13,16 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import date
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import maga
-
-from ..checks import one_sentence
+from ..checks import NotWritten, not_written, one_sentence
 from ..data import ForgetSplit, MagaError
-from ..device import clock, device_name, out_of_memory, processor_name, recovered, seeded_generator, to_device
+from ..device import clock, device_name, out_of_memory, processor_name, recovered, seeded_generator
 from .outputs import keep_outputs, kept_outputs, remembered_outputs
 from maga.experiments.session import (
     Given,
@@ -49,17 +46,19 @@ from ..measures.contract import METRICS, Evidence, Subject
 from ..measures.cost import counted_passes
 from ..measures.metrics import Outputs, measure
 from ..methods.contract import code_of, get_method
+from ..packaged import package_folder
 from ..progress import BatchReport, ProgressBar
 from ..training import RECIPES
 
 # %% auto #0
 __all__ = ['COMPARISONS', 'NO_RETRAIN', 'OTHERWISE_MEASURED', 'BatchBar', 'SECOND_TRY', 'package_versions', 'git_commit',
-           'provenance_of', 'retrain_passes', 'filled', 'untimed', 'unlearn', 'subject_of', 'evidence_of',
-           'own_metrics', 'all_measures', 'forgotten_traces', 'retrain_outputs', 'row_of', 'run', 'by_other_code',
-           'as_registered', 'kept', 'compared', 'finished', 'attempt', 'missing_of', 'forget_failures', 'models_of',
-           'run_batch']
+           'known_before', 'provenance_of', 'retrain_passes', 'filled', 'untimed', 'unlearn', 'subject_of',
+           'evidence_of', 'own_metrics', 'all_measures', 'forgotten_traces', 'retrain_outputs', 'row_of', 'run',
+           'by_other_code', 'as_registered', 'kept', 'compared', 'finished', 'attempt', 'missing_of', 'forget_failures',
+           'models_of', 'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
+@cache
 def package_versions() -> dict[str, str]:
     "Versions of this package and of those that its results depend on."
     found = {"python": platform.python_version()}
@@ -71,13 +70,13 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+@cache
 def git_commit() -> str:
     "The commit of this package's files, with a + if they were changed since; empty outside of a clone."
-    here = Path(next(iter(maga.__path__)))
 
     def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(["git", "-C", str(package_folder()), *args], capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -88,11 +87,15 @@ def git_commit() -> str:
 
 
 # %% ../../nbs/504_runs.ipynb #a189b8c1
+def known_before(session: Session) -> dict[str, str]:
+    "Where and with what a run is made, which is known before it: versions, commit, code, device, processor and date."
+    here = {"device": device_name(session.device), "processor": processor_name(session.device), "date": date.today().isoformat()}
+    return package_versions() | {"commit": git_commit(), "code": session.code} | here
+
+
 def provenance_of(session: Session, split: ForgetSplit) -> dict[str, str]:
-    "Where and with what a row is made."
-    fixed = session.facts.get("provenance", lambda: package_versions() | {"commit": git_commit(), "code": session.code})
-    made = {"device": device_name(session.device), "data_hash": key_of(split.train.digest, split.test.digest), "split_digest": split.digest}
-    return fixed | made | {"date": date.today().isoformat()}
+    "Where, with what and of which images a row is made."
+    return known_before(session) | {"data_hash": key_of(split.train.digest, split.test.digest), "split_digest": split.digest}
 
 
 def retrain_passes(spec: Spec, split: ForgetSplit) -> int:
@@ -102,12 +105,12 @@ def retrain_passes(spec: Spec, split: ForgetSplit) -> int:
 
 def filled(session: Session, resolved: Resolved) -> Any:
     "The method's configuration with what it needs besides settings: T, and the maker of an untrained network."
-    spec, config = resolved.spec, resolved.config
-    fill: dict[str, Callable[[], Any]] = {
-        "transition": lambda: transition_of(session, spec),
-        "make_model": lambda: session.model_spec(spec.data, spec.backbone).make,
-    }
-    return replace(config, **{name: fill[name]() for name in get_method(spec.method).needed(config)})
+    spec = resolved.spec
+    return get_method(spec.method).filled(
+        resolved.config,
+        transition=lambda: transition_of(session, spec),
+        make_model=lambda: session.model_spec(spec.data, spec.backbone).make,
+    )
 
 
 def untimed(session: Session, spec: Spec) -> dict[str, str]:
@@ -152,7 +155,7 @@ def evidence_of(session: Session, spec: Spec, split: ForgetSplit, unlearned: Sub
         unlearned = retrains.get(spec.training_seed, unlearned)  # not compared with itself
     teacher = session.model_spec(spec.data, spec.backbone).make(seeded_generator("teacher", spec.evaluation_seed))
     original = subject_of(session, original_of(spec), split, whole=True)
-    return Evidence((unlearned,), tuple(retrains.values()), (original,), Subject(split, to_device(teacher, session.device)))
+    return Evidence((unlearned,), tuple(retrains.values()), (original,), Subject(split, teacher.to(session.device)))
 
 
 def own_metrics(of_populations: bool = False) -> dict[str, str]:
@@ -292,27 +295,24 @@ def attempt(
     """Compute and keep the row; where the run fails, keep a row with its error.
 
     `SystemExit`, in a sentence, where the device is broken for this process; the row of this run is kept, and a new process goes on.
-    `MagaError` where a file cannot be written, as on a full disk; no row is kept.
+    `NotWritten` where a file cannot be written, as on a full disk; no row is kept.
     """
-    device = device_name(session.device)
+    known = known_before(session)
     try:
-        row = row_of(session, resolved)
-        return session.store.put(replace(row, provenance=dict(row.provenance) | {"processor": processor_name(session.device)}))
+        return session.store.put(row_of(session, resolved))
     except Exception as e:
         why, full = one_sentence(e), out_of_memory(e)
-        if " could not be written (" in why or "No space left on device" in why:
+        if not_written(e):
             session.failures.clear()
-            raise MagaError(why) from e
+            raise NotWritten(why) from e
     if full:
         session.release()
     works = recovered(session.device)
     if full and works and not last:
         return None
-    made = {"code": session.code, "commit": git_commit(), "device": device, "date": date.today().isoformat()}
-    made["processor"] = processor_name(session.device)
-    row = session.store.put(Row(resolved.key, resolved.spec, provenance=package_versions() | made, error=why))
+    row = session.store.put(Row(resolved.key, resolved.spec, provenance=known, error=why))
     if not works:
-        raise SystemExit(f"{device} does not work any more in this process ({why}); the same command goes on with the other runs.")
+        raise SystemExit(f"{known['device']} does not work any more in this process ({why}); the same command goes on with the other runs.")
     return row
 
 # %% ../../nbs/504_runs.ipynb #af820e63

@@ -9,7 +9,6 @@ import hashlib
 import inspect
 import json
 import math
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
@@ -23,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checks import Checked, Count, Seed, half_written
+from ..checks import Checked, Count, Seed, half_written, no_such
 from ..data import TASKS, MagaError, write_whole
 from .locks import PATIENCE, Locks
+from ..packaged import package_folder
 
 # %% auto #0
 __all__ = ['ORIGINAL', 'RETRAIN', 'PUBLISHED_RESULTS', 'TRAINED', 'RENAMED', 'Spec', 'canonical', 'key_of', 'left_out',
@@ -62,7 +62,7 @@ class Spec(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.task not in TASKS:
-            raise MagaError(f"There is no task {self.task!r}; expected one of {', '.join(TASKS)}.")
+            raise no_such("task", self.task, TASKS)
         if self.task == "random" and not self.target.isdigit():
             raise MagaError(f"The target of the random task is a number of images, not {self.target!r}.")
         if self.task != "random" and self.draw:
@@ -191,7 +191,7 @@ class Row:
 # %% ../../nbs/500_store.ipynb #fa61c2fa
 def experiments_folder() -> Path | None:
     "The folder with the experiments' notebooks, in the package's clone or in that of the working folder; `None` if there is none."
-    tried = [Path(next(iter(sys.modules["maga"].__path__))).parent, Path.cwd(), *Path.cwd().parents]
+    tried = [package_folder().parent, Path.cwd(), *Path.cwd().parents]
     return next((folder for p in tried if ((folder := p / "nbs" / "experiments") / "paper" / "table1.ipynb").exists()), None)
 
 
@@ -203,10 +203,9 @@ def in_repository(name: str) -> Path:
 
 def code_digest() -> str:
     "A hash of this package's source files: 16 hexadecimal digits."
-    here = Path(__file__).parent if "__file__" in globals() else Path(sys.modules["maga"].__path__[0])
     h = hashlib.sha256()
-    for path in sorted(here.rglob("*.py")):
-        h.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted(package_folder().rglob("*.py")):
+        h.update(path.relative_to(package_folder()).as_posix().encode() + b"\0" + path.read_bytes())
     return h.hexdigest()[:16]
 
 # %% ../../nbs/500_store.ipynb #5266435a
@@ -270,9 +269,9 @@ class Store:
 
     def sweep(self) -> None:
         "Delete what dead processes left: locks on finished work (the process died between result and release), and half-written files."
-        for part in ("rows", "checkpoints", "outputs"):
-            for path in half_written(self.folder / part):
-                path.unlink(missing_ok=True)
+        parts = (p for p in self.folder.glob("[!.]*/") if p != self.locks.folder)
+        for path in (p for part in (self.folder, *parts) for p in half_written(part)):
+            path.unlink(missing_ok=True)
         for path in self.locks.folder.glob("*.*"):
             key, _, n = path.name.rpartition(".")
             if (self.row_path(key).exists() or self.checkpoint(key).exists()) and n.isdigit() and self.locks.dead(key, int(n)):

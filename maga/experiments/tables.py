@@ -23,21 +23,19 @@ from ..measures.contract import METRICS
 from ..measures.distances import show_tsne
 
 # %% auto #0
-__all__ = ['FEW', 'LINES', 'SAID', 'HEADLINE', 'NO_POPULATION', 'with_interval', 'number', 'side_by_side', 'made_with',
+__all__ = ['FEW', 'LINES', 'SAID', 'HEADLINE', 'NO_POPULATION', 'number', 'with_interval', 'side_by_side', 'made_with',
            'like_for_like', 'rows_of_one_seed', 'shared_legend', 'show_table', 'show_times', 'swept', 'show_sweep',
            'show_embeddings', 'beyond_table', 'headline_table', 'population_table', 'show_metrics', 'said_flow']
 
 # %% ../../nbs/506_tables.ipynb #54535eb2
-def with_interval(mean: float, half: float) -> str:
-    "A number with its 95 % interval; a dash for NaN."
-    if math.isnan(mean):
-        return "–"
-    return f"{mean:.2f}" if math.isnan(half) else f"{mean:.2f} ± {half:.2f}"
-
-
 def number(value: float, signed: bool = False) -> str:
     "A number with two decimals; a dash for NaN."
     return "–" if math.isnan(value) else f"{value:+.2f}" if signed else f"{value:.2f}"
+
+
+def with_interval(mean: float, half: float, signed: bool = False) -> str:
+    "A number with its 95 % interval, where it has one; a dash for NaN."
+    return number(mean, signed) + ("" if math.isnan(mean + half) else f" ± {half:.2f}")
 
 
 def side_by_side(result: Result) -> pd.DataFrame:

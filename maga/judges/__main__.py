@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NoReturn
 
 import torch
 from torch import nn
@@ -25,23 +24,16 @@ from .contract import draw_exemplars
 from .named import KINDS, OPTIONS, JudgeOptions, check_options, is_matrix, judge_forms, judge_kind, judging_cost, make_judge
 from .transition import TransitionMatrix, estimate_transition
 from ..models import ModelSpec, described, load_checkpoint
-from ..progress import ProgressBar, lasting_output
+from ..progress import Parser, ProgressBar, lasting_output
 from ..sources import NAMES, load, without_tuning
 
 # %% auto #0
 __all__ = ['arguments', 'judge_data', 'main']
 
 # %% ../../nbs/221_command.ipynb #13e1df7a
-class _Parser(argparse.ArgumentParser):
-    "Reports a wrong argument in one sentence, like every other mistake here."
-
-    def error(self, message: str) -> NoReturn:
-        raise MagaError(f"{message[0].upper()}{message[1:]}; see python -m maga.judges --help.")
-
-
-def arguments() -> argparse.ArgumentParser:
+def arguments() -> Parser:
     "The command's arguments."
-    parser = _Parser(prog="python -m maga.judges", description="Ask a judge which classes look alike, and write the transition matrix.")
+    parser = Parser(prog="python -m maga.judges", description="Ask a judge which classes look alike, and write the transition matrix.")
     parser.add_argument("--data", required=True, help="a folder of class folders or of parquet files, a data set's name, or hub:NAME")
     parser.add_argument("--judge", required=True, help=judge_forms())
     parser.add_argument("--exemplars", type=int, default=10, help="images of each class (the paper: 10)")

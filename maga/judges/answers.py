@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import NotWritten
 from ..data import ImageSet, MagaError
 from ..progress import time_left
 from .contract import Answers, Block, BlockJudge, Judge, ask_block, blocks_of, checked_concepts, image_hashes, labels_alone, warn_if_ignored
@@ -143,7 +144,7 @@ class AnswerFile:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Add]:
-        "Inside, answers can be added; `MagaError` where another process is writing the same file, or the disk is full."
+        "Inside, answers can be added; `MagaError` where another process is writing the same file, `NotWritten` where the disk does not take them."
         with self._on_disk():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             f = self.path.open("ab")
@@ -173,11 +174,11 @@ class AnswerFile:
 
     @contextlib.contextmanager
     def _on_disk(self) -> Iterator[None]:
-        "Inside, what the system says about the file is a `MagaError`; a judge's own errors are raised outside of it."
+        "Inside, what the system says about the file is a `NotWritten`; a judge's own errors are raised outside of it."
         try:
             yield
         except OSError as e:
-            raise MagaError(
+            raise NotWritten(
                 f"Answers could not be written to {self.path} ({e}); free some space or choose another folder. Earlier answers are kept."
             ) from e
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import ImageSet, MagaError
+from ..measures.membership import attack_auc
 
 # %% auto #0
 __all__ = ['HUMAN_PAIRS', 'auc', 'superclasses', 'superclass_auc', 'superclass_auc_within', 'human_confusion', 'rank_agreement',
@@ -24,9 +25,7 @@ def auc(
     positive: Tensor,  # bool [n]
 ) -> float:
     "The probability that a positive has the larger score (ties count half); NaN where all are of one kind."
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(positive, scores)) if 0 < int(positive.sum()) < len(positive) else float("nan")
+    return attack_auc(scores[positive], scores[~positive]) if 0 < int(positive.sum()) < len(positive) else float("nan")
 
 
 def superclasses(images: ImageSet) -> Tensor:

@@ -133,7 +133,6 @@ class Prefix:
     length: int  # P, tokens
     suffix: Tensor  # int64 [1, S]: from the query image on
     positions: Tensor  # of the suffix: [1, S], or [3, 1, S] for M-RoPE
-    query_tokens: int  # tokens of the query image
 
 # %% ../../nbs/209_scorers.ipynb #350c309b
 class SharedPrefixScorer:
@@ -160,7 +159,7 @@ class SharedPrefixScorer:
         "Run the model up to the query image."
         inputs = self.parts.inputs(self.parts.text(self.prompt, label), [[*examples, query or examples[0]]])
         runs = checked_runs(self.parts, inputs["input_ids"][0])
-        begin, end = runs[-1]
+        begin, _ = runs[-1]
         positions = self.positions(inputs)
         given = {"attention_mask": inputs["attention_mask"][:, :begin], "position_ids": None if positions is None else positions[..., :begin]}
         with torch.no_grad():
@@ -168,7 +167,7 @@ class SharedPrefixScorer:
                 input_ids=inputs["input_ids"][:, :begin], use_cache=True, logits_to_keep=1, **given, **self.bank.model_inputs(hashes)
             )
         rest = torch.empty(0) if positions is None else positions[..., begin:]
-        return Prefix(getattr(out, cache_name(self.parts.model)), begin, inputs["input_ids"][:, begin:], rest, end - begin)
+        return Prefix(getattr(out, cache_name(self.parts.model)), begin, inputs["input_ids"][:, begin:], rest)
 
     def answers(self, prefix: Prefix, queries: Sequence[str]) -> tuple[Tensor, Tensor]:  # hashes of B images in the bank
         "(confidence [B], answer mass [B])."

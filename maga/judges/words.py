@@ -38,9 +38,10 @@ def in_halves(
         except (RuntimeError, MemoryError) as e:
             if not out_of_memory(e):
                 raise
-        at_once = min(at_once, len(left))
-        if at_once == 1:
-            raise MagaError("The device has no memory for a single prompt; use a smaller model (vlm also takes quantised ones) or a larger device.")
+            at_once = min(at_once, len(left))
+            if at_once == 1:
+                what = "The device has no memory for a single prompt"
+                raise MagaError(f"{what}; use a smaller model (vlm also takes quantised ones) or a larger device.") from e
         at_once = at_once // 2
         warnings.warn(f"The device is out of memory: asking {number_of(at_once, 'prompt')} at once from here on.", stacklevel=2)
         if torch.cuda.is_available():

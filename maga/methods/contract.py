@@ -116,6 +116,14 @@ class Method(Generic[Config]):
         "Those of `needs` that a run with this configuration uses: one that says `guided` is False uses no transition matrix."
         return tuple(n for n in self.needs if n != "transition" or getattr(config, "guided", True))
 
+    def filled(
+        self,
+        config: Config,
+        **made: Callable[[], Any],  # what a field of `needs` is filled with, by the field's name; called only where it is needed
+    ) -> Config:
+        "The configuration with what a run needs besides settings."
+        return replace(cast(Any, config), **{name: made[name]() for name in self.needed(config)})
+
     def check_change(self, place: str) -> None:
         "`MagaError` where a change of this place (`noise.size`) would change nothing: every run fills it, or none reads it."
         if (field := place.partition(".")[0]) in self.needs:

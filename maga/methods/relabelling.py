@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from ..capture import tensors_only
 from ..checks import Checked, Count, Part
 from ..data import ForgetSplit, MagaError
-from ..device import autocast, seeded, to_device
+from ..device import autocast, copied, seeded
 from .contract import ADDED, FitOnly, Source, method, plain_fit
 from .dampening import mean_gradients
 from .labels import random_labels
 from .noise import NoiseBank, NoiseConfig, make_noise, noise_loss
 from .published import ADAM, FAN, FOSTER, FOSTER_ADAM, FOSTER_IMAGES, NO_VIT, SGD, TUNED, numbers_of, read_in
-from ..models import frozen_batch_norms
+from ..models import frozen_batch_norms, logits_of
 from ..progress import preparing
 from ..training import Batch, Examples, FitConfig, Objective, Progress, cross_entropy, fit, shuffled_batches
 
@@ -116,7 +116,7 @@ SALUN_SOURCES = {
 @method("salun", SALUN_PRESETS, source="Fan et al. 2024", sources=SALUN_SOURCES)
 def salun(model: nn.Module, split: ForgetSplit, config: SalUnConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
     "Random labels for the forget set, with only the most salient weights moving."
-    start = to_device(copy.deepcopy(model), split.device)
+    start = copied(model, split.device)
     gradients = mean_gradients(start, split.train, split.forget_train.split(config.mask_batch), torch.clone, amp=config.fit.amp)
     mask = saliency_mask(gradients, config.share)
     before = {name: p.detach() for name, p in start.named_parameters()}
@@ -262,7 +262,7 @@ def legacy_noise(
     generator: torch.Generator,  # on the CPU
 ) -> tuple[nn.Module, NoiseBank, dict[str, Tensor]]:
     "Negative noise made in train mode: the network with batch norm's statistics after it, the bank, the weights' gradients summed over all steps."
-    net, device = with_frozen(to_device(copy.deepcopy(model), split.device), model), split.device
+    net, device = with_frozen(copied(model, split.device), model), split.device
     sides, banks, last = split.train.sides, [], []
     with seeded(generator, device):
         for label in labels:
@@ -272,7 +272,7 @@ def legacy_noise(
             for _ in range(config.steps):
                 adam.zero_grad()
                 with autocast(device, config.amp):
-                    logits = net(noise)
+                    logits = logits_of(net(noise))
                 noise_loss(logits, noise, y, -1, config.penalty).mean().backward()
                 adam.step()
                 seen = F.cross_entropy(logits.detach(), y)

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import maga
 from ..data import ForgetSplit, MagaError
 from ..measures.metrics import Measurement, Outputs, measure
 from .contract import METHODS, Source, get_method, with_change
+from ..packaged import package_folder
 
 # %% auto #0
 __all__ = ['TUNED_FILE', 'BEST_TRIAL', 'tuning_split', 'gap', 'Trial', 'tune', 'add_tuned']
@@ -94,7 +94,7 @@ def tune(
     return sorted(trials, key=lambda t: (math.isnan(t.gap), t.gap))
 
 # %% ../../nbs/312_tuning.ipynb #422d6753
-TUNED_FILE = Path(next(iter(maga.__path__))) / "methods" / "tuned.json"  # name of presets -> method -> preset and changes
+TUNED_FILE = package_folder() / "methods" / "tuned.json"  # name of presets -> method -> preset and changes
 BEST_TRIAL = "the best trial on another class and on training images alone (studies/tuning)"
 
 
