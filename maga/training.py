@@ -57,18 +57,18 @@ class Examples(Checked):
         super().__post_init__()
         for name in ("indices", "targets"):
             object.__setattr__(self, name, getattr(self, name).to(self.images.device))
-        n, k = len(self.indices), len(self.images)
+        n = len(self.indices)
         if n == 0 or n != len(self.targets):
             given = f"{number_of(n, 'image')} and {number_of(len(self.targets), 'target')}"
             raise MagaError(f"Training needs as many targets as images and at least one, not {given}.")
         check_tensor("indices", self.indices, n, whole=True)
         classes = not self.targets.is_floating_point()
         check_tensor("targets", self.targets, *((n,) if classes else (n, None)), whole=classes)
-        if classes and not bool(((self.targets >= 0) & (self.targets < len(self.images.classes))).all()):
-            least, most = int(self.targets.min()), int(self.targets.max())
-            raise MagaError(f"The targets of examples must be classes, 0 … {len(self.images.classes) - 1}, not {least} … {most}.")
-        if not bool(((self.indices >= 0) & (self.indices < k)).all()):
-            raise MagaError(f"The indices of examples must lie in 0 … {k - 1}, not {int(self.indices.min())} … {int(self.indices.max())}.")
+        numbers = [("targets", self.targets, len(self.images.classes))] * classes + [("indices", self.indices, len(self.images))]
+        ends = torch.stack([v.long() for _, given, _ in numbers for v in given.aminmax()]).tolist()  # one wait for all
+        for (name, _, k), least, most in zip(numbers, ends[::2], ends[1::2], strict=True):
+            if least < 0 or most >= k:
+                raise MagaError(f"The {name} of examples must lie in 0 … {k - 1}, not {least} … {most}.")
 
     def __len__(self) -> int:
         return len(self.indices)
