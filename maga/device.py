@@ -22,7 +22,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from .checks import number_of
+from .checks import causes, number_of
 from .data import ImageSet, MagaError
 
 _T = TypeVar("_T")
@@ -200,10 +200,9 @@ _FULL = ("out of memory", "not enough memory", "allocate memory", "alloc_failed"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    "Whether an error, or the one that it was raised from, means that the memory of a device or of the machine is used up."
-    text, cause = str(error).lower(), error.__cause__
-    full = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _FULL)
-    return full or (cause is not None and out_of_memory(cause))
+    "Whether an error, or one that it was raised from, means that the memory of a device or of the machine is used up."
+    full = (isinstance(e, torch.OutOfMemoryError | MemoryError) or any(words in str(e).lower() for words in _FULL) for e in causes(error))
+    return any(full)
 
 
 def recovered(device: torch.device) -> bool:

@@ -5,7 +5,6 @@
 # %% ../nbs/006_training.ipynb #fc69735e
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager

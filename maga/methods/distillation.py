@@ -5,7 +5,6 @@
 # %% ../../nbs/309_distillation.ipynb #8f2bfc78
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence

@@ -5,7 +5,6 @@
 # %% ../../nbs/315_features.ipynb #88562b08
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 

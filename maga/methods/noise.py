@@ -5,7 +5,6 @@
 # %% ../../nbs/303_noise.ipynb #1d4377d3
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal

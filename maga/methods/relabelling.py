@@ -5,7 +5,6 @@
 # %% ../../nbs/307_relabelling.ipynb #31b0833f
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 
 import torch

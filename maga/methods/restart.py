@@ -5,7 +5,6 @@
 # %% ../../nbs/311_restart.ipynb #3cca3687
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

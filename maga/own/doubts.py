@@ -70,12 +70,17 @@ def cautions(split: ForgetSplit) -> list[str]:
 FAR = 10.0  # points of accuracy below original and other retrains at which a retrain is refused; more where few images are counted
 
 
+def _chance(classes: int) -> float:
+    "Accuracy of one answer for all images, in percent, where classes are equal; of one class alone nothing can be guessed wrongly."
+    return 100 / max(2, classes)
+
+
 def near_chance(
     right: float,  # accuracy, percent; the mean of the classes' where some have many more images than others
     classes: int,  # of which there are images
 ) -> bool:
     "Whether a network knows less than a tenth of what there is to know beyond one answer for all images."
-    chance = 100 / max(2, classes)  # of one class alone nothing can be guessed wrongly
+    chance = _chance(classes)
     return right < chance + 0.1 * (100 - chance)
 
 
@@ -87,10 +92,10 @@ CHECK = "check the normalisation (--mean, --std), the size of the images, the or
 
 
 def _said_near_chance(right: float, classes: int, how: str = "") -> str:
-    said = f"The original is right on {right:.1f} % of the retained test images{how}, near chance ({100 / max(2, classes):.1f} %): {CHECK}."
+    said = f"The original is right on {right:.1f} % of the retained test images{how}, near chance ({_chance(classes):.1f} %): {CHECK}."
     return said if near_chance(right, classes) else ""
 
-
+# %% ../../nbs/708_doubts.ipynb #d0ab7030
 def right_by_class(
     logits: Tensor,  # [n, K] on the retained test images
     split: ForgetSplit,
@@ -134,7 +139,7 @@ def check_useful(
     recipe: str = "",  # how the retrains were trained here, in words; "": they were given
 ) -> None:
     "`MagaError` where the original is near chance, or a retrain is far from what retrains are."
-    chance = 100 / classes
+    chance = _chance(classes)
     if said := _said_near_chance(original, classes):
         raise MagaError(said)
     for i, right in enumerate(retrains):
@@ -174,15 +179,17 @@ def unchanged_parts(
     Left out are constants, and what the network before training holds as well, rounded to 16 bits or not.
     """
     before, now, older, kept = inner_floats(model), inner_floats(made), dict[str, Tensor](), dict[str, list[str]]()
-    with suppress(Exception), seeded(g := seeded_generator("beginning")):  # somebody else's factory raises what it likes: nothing is known
-        older = inner_floats(make_model(g)) if make_model is not None else {}
 
     def same(a: Tensor | None, b: Tensor) -> bool:
         return a is not None and a.shape == b.shape and torch.equal(a.to(b.device, b.dtype), b)
 
-    for name, v in before.items():
+    still = [name for name, v in before.items() if v.numel() > 1 and same(now.get(name), v) and bool((v != v.flatten()[0]).any())]
+    if still and make_model is not None:
+        with suppress(Exception), seeded(g := seeded_generator("beginning")):  # somebody else's factory raises what it likes: nothing is known
+            older = inner_floats(make_model(g))
+    for name in still:
         first = [older[name].to(kind) for kind in (older[name].dtype, torch.float16, torch.bfloat16)] if name in older else []
-        if v.numel() > 1 and same(now.get(name), v) and bool((v != v.flatten()[0]).any()) and not any(same(f, v) for f in first):
+        if not any(same(f, before[name]) for f in first):
             kept.setdefault(name.partition(".")[0], []).append(name)
 
     def part(names: list[str]) -> str:
