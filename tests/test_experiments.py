@@ -495,6 +495,22 @@ def test_a_process_trains_the_retrain_that_no_other_does(tmp_path, monkeypatch):
     assert alone.dependencies.retrain in runs_module.models_of(alone), "a retrain that is no reference is waited for"
 
 
+def test_a_process_asks_before_each_training_who_is_at_the_others(tmp_path, monkeypatch):
+    "Another process begins with the second retrain while this one trains the first: the third comes next, and nobody waits."
+    session, order = Session(Store(tmp_path), "cpu"), []
+    spec = Spec("digits", "class", "nine", "small_cnn", "ssd", "digits", recipe="smoke", measures="all", references=(0, 1, 2))
+    locks, keys = session.store.locks, [model_key(session, retrain_of(spec, seed)) for seed in spec.references]
+
+    def trained(_, training):
+        order.append(training.seed)
+        if training.seed == 0:
+            assert locks.take(keys[1]) is not None
+
+    monkeypatch.setattr(runs_module, "trained", trained)
+    runs_module.train_references(session, spec)
+    assert order == [0, 2, 1]
+
+
 @pytest.mark.parametrize(("asked", "there"), [
     ("table7 --backbone vit_tiny", "a run with backbone vit_tiny; there are small_cnn."),
     ("table1 --preset laptop --backbone efficientnet_lite0", "a run with backbone efficientnet_lite0; there are resnet6_haar."),

@@ -53,9 +53,9 @@ from ..training import RECIPES
 # %% auto #0
 __all__ = ['COMPARISONS', 'NO_RETRAIN', 'OTHERWISE_MEASURED', 'BatchBar', 'SECOND_TRY', 'package_versions', 'git_commit',
            'known_before', 'provenance_of', 'retrain_passes', 'filled', 'untimed', 'unlearn', 'subject_of',
-           'evidence_of', 'own_metrics', 'all_measures', 'forgotten_traces', 'retrain_outputs', 'row_of', 'run',
-           'by_other_code', 'as_registered', 'kept', 'compared', 'finished', 'attempt', 'missing_of', 'forget_failures',
-           'models_of', 'run_batch']
+           'evidence_of', 'own_metrics', 'all_measures', 'forgotten_traces', 'retrain_outputs', 'train_references',
+           'row_of', 'run', 'by_other_code', 'as_registered', 'kept', 'compared', 'finished', 'attempt', 'missing_of',
+           'forget_failures', 'models_of', 'run_batch']
 
 # %% ../../nbs/504_runs.ipynb #c81b7923
 @cache
@@ -195,6 +195,15 @@ def retrain_outputs(session: Session, resolved: Resolved, split: ForgetSplit) ->
     return outputs_of(session, retrain_of(spec), split) if gold is None else gold
 
 
+def train_references(session: Session, spec: Spec) -> None:
+    "Train the retrains that a run is compared with, each time one that no other process trains just then, if there is one."
+    waiting = [retrain_of(spec, seed) for seed in spec.references]
+    while waiting:
+        taken = session.store.locks.taken()
+        waiting.sort(key=lambda training: model_key(session, training) in taken)
+        trained(session, waiting.pop(0))
+
+
 def row_of(session: Session, resolved: Resolved) -> Row:
     "Unlearn and measure: the row of a resolved run. Raises what goes wrong."
     if resolved.problem:
@@ -203,9 +212,8 @@ def row_of(session: Session, resolved: Resolved) -> Row:
     brief, whole = spec.measures == "brief", spec.measures == "all"
     if spec.method != RETRAIN:
         trained(session, original_of(spec))  # before the retrains, so that others can train those meanwhile
-    references, taken = [retrain_of(spec, s) for s in spec.references if whole], session.store.locks.taken()
-    for training in sorted(references, key=lambda t: model_key(session, t) in taken):  # first those that no other process trains
-        trained(session, training)  # before the clock starts: a training is no evaluation
+    if whole:
+        train_references(session, spec)  # before the clock starts: a training is no evaluation
     retrained = None if compared_later(spec) else retrain_outputs(session, resolved, split)
     model, seconds, passes = unlearn(session, resolved, split)
     start = clock(session.device)
