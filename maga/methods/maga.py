@@ -222,7 +222,7 @@ def maga(model: nn.Module, split: ForgetSplit, config: MaGAConfig, generator: to
     ignores=("transition", "tau", "reading"),
 )
 def random_label(model: nn.Module, split: ForgetSplit, config: MaGAConfig, generator: torch.Generator, progress: Progress | None = None) -> nn.Module:
-    "RND: random labels instead of τ-ranked ones, noise kept."
+    "RND: random labels instead of τ-ranked ones, noise kept. What other repositories call random label is `amnesiac`."
     labels = random_labels(split.forbidden_labels(), generator)
     return unlearn_with_labels(model, split, labels, config, generator, progress, noisy=True)
 
