@@ -12,8 +12,10 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +27,7 @@ from .mapped import metadata, read_tensors, room, write_in_parts
 from .packaged import file_state
 
 # %% auto #0
-__all__ = ['cache_folder', 'Undecoded', 'cached', 'caches_of', 'sources_of', 'purge_cache', 'unfinished']
+__all__ = ['cache_folder', 'Undecoded', 'cached', 'caches_of', 'sources_of', 'purge_cache', 'is_cache', 'unfinished']
 
 # %% ../nbs/012_cache.ipynb #d939657b
 def cache_folder() -> Path:
@@ -69,7 +71,7 @@ class Undecoded:
             done += len(part)
         return self.filled(torch.empty(0, 3, 1, 1, dtype=torch.uint8) if images is None else images)
 
-
+# %% ../nbs/012_cache.ipynb #04fb3629
 class _Stopped(Exception):
     "What stopped the decoding, on its way past whatever handles failures of writing."
 
@@ -81,6 +83,27 @@ def _watched(parts: Iterator[Tensor]) -> Iterator[Tensor]:
         raise _Stopped from e
 
 
+_BEAT = 20.0  # seconds; after a minute without a sign of life others take a file for left over, see `half_written`
+
+
+@contextmanager
+def _alive(path: Path) -> Iterator[None]:
+    "A context in which a file counts as being written to, however long the next images take."
+    done = Event()
+
+    def beat() -> None:
+        while not done.wait(_BEAT):
+            with suppress(OSError):
+                os.utime(path)
+
+    (thread := Thread(target=beat, daemon=True)).start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def _write(path: Path, sets: Mapping[str, Undecoded], about: Mapping[str, str]) -> None:
     "Decode into a file, part by part."
     whole = {}
@@ -90,7 +113,8 @@ def _write(path: Path, sets: Mapping[str, Undecoded], about: Mapping[str, str]) 
             whole[f"{part}.coarse_labels"] = s.coarse_labels
         if s.files:
             whole[f"{part}.files"] = torch.frombuffer(bytearray("\0".join(s.files).encode(errors="surrogateescape")), dtype=torch.uint8)
-    write_in_parts(path, whole, {f"{part}.images": (len(s.labels), _watched(s.parts())) for part, s in sets.items()}, about)
+    with _alive(path):
+        write_in_parts(path, whole, {f"{part}.images": (len(s.labels), _watched(s.parts())) for part, s in sets.items()}, about)
 
 # %% ../nbs/012_cache.ipynb #ce3544f2
 def cached(
@@ -231,9 +255,14 @@ def _said(path: Path) -> _Said | None:
         return None
 
 
+def is_cache(path: Path) -> bool:
+    "Whether a file is a cache of decoded images: by its header, or by its name where a killed process left it without one."
+    return _said(path) is not None or re.match(r"\.[0-9a-f]{24}\.safetensors\.", path.name) is not None
+
+
 def unfinished() -> list[Path]:
     "What a killed process left of decoding: unfinished files to which nothing was written for a minute. They do not say whose images they hold."
-    return [p for p in half_written(cache_folder()) if re.match(r"\.[0-9a-f]{24}\.safetensors\.", p.name)]
+    return [p for p in half_written(cache_folder()) if is_cache(p)]
 
 
 def _drop_stale(own: Path, folders: Collection[str], asked: str) -> None:

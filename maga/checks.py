@@ -253,7 +253,7 @@ def write_whole(
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.half")
         temporary.touch(exist_ok=False)  # readable by whom the umask allows
         write(temporary)
         os.replace(temporary, path)
@@ -273,7 +273,7 @@ def half_written(folder: Path) -> list[Path]:
         except OSError:  # finished meanwhile
             return False
 
-    return [p for p in folder.glob(".*") if re.fullmatch(r"\..+\.[0-9a-f]{8}", p.name) and idle(p)]
+    return [p for p in folder.glob(".*.half") if re.fullmatch(r"\..+\.[0-9a-f]{8}\.half", p.name) and idle(p)]
 
 
 def writable_folder(path: str | Path) -> Path:

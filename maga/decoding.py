@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from collections import Counter
@@ -25,7 +26,8 @@ from .device import usable_cores
 from .progress import ProgressBar, preparing
 
 # %% auto #0
-__all__ = ['AT_ONCE', 'QUIET', 'eight_bits', 'Crop', 'decode', 'decoded', 'decode_all', 'unread_files', 'tell_unread']
+__all__ = ['AT_ONCE', 'QUIET', 'eight_bits', 'Crop', 'decode', 'decoded', 'decode_all', 'walk_folders', 'unread_files',
+           'tell_unread']
 
 # %% ../nbs/016_decoding.ipynb #085168a1
 _OF_16_BITS = ("PNG", "PPM")  # formats without 32 bits; Pillow may open their 16 as 32
@@ -57,9 +59,11 @@ class Crop(Checked):
     share: Part = 1.0  # of the shorter side; timm calls it crop_pct
 
     def of(self, image: Image.Image) -> Image.Image:
-        "The square, side × side pixels."
+        "The square, side × side pixels; Pillow's `DecompressionBombError` where the image is so oblong that the resized one is far too large."
         short = int(self.side / self.share + 1e-6)
         w, h = (short * n // min(image.size) for n in image.size)
+        if w * h > (most := 2 * (Image.MAX_IMAGE_PIXELS or math.inf)):  # as Pillow refuses a file of that many
+            raise Image.DecompressionBombError(f"resized to a shorter side of {short} pixels it has {w} × {h}, more than {most:,}")
         left, top = round((w - self.side) / 2), round((h - self.side) / 2)
         return image.resize((w, h), Image.Resampling.BICUBIC).crop((left, top, left + self.side, top + self.side))
 
@@ -124,6 +128,15 @@ def decode_all(
 _OF_SYSTEMS = ("thumbs.db", "desktop.ini")
 
 
+def walk_folders(root: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    "`os.walk`, links included; `MagaError` names a link to a folder that it lies in, behind which the walk would have no end."
+    for folder, inner, files in os.walk(root, followlinks=True):
+        here = Path(folder).absolute()
+        if here.is_symlink() and (end := here.resolve()) in {q for p in here.parents for q in (p.resolve(), *p.resolve().parents)}:
+            raise MagaError(f"{folder} is a link that leads back to {end}, a folder that it lies in, so its images would have no end: delete it.")
+        yield folder, inner, files
+
+
 def unread_files(
     root: str | Path,
     classes: Sequence[str],
@@ -141,7 +154,7 @@ def unread_files(
     form = one_form(classes)
     wanted = {*map(form, classes)}
     for place in (p / d for p in parts for d in next(os.walk(p), ("", [], []))[1] if form(d) in wanted):
-        for folder, inner, files in os.walk(place, followlinks=True):
+        for folder, inner, files in walk_folders(place):
             inner[:] = filter(counts, inner)
             found.update(Path(folder, f).relative_to(root).as_posix() for f in filter(counts, files))
     return sorted(found - known)

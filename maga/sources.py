@@ -11,7 +11,7 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from torch import Tensor
 
 from .cache import cache_folder as cache_folder
 from .cache import Undecoded, cached
-from .checks import Count, MagaError, check_value, did_you_mean, number_of, one_form
+from .checks import Count, MagaError, check_value, did_you_mean, fits, number_of, one_form, shown
 from .data import ImageSet
-from .decoding import AT_ONCE, Crop, decoded, tell_unread
+from .decoding import AT_ONCE, Crop, decoded, tell_unread, walk_folders
 from .decoding import decode as decode
 from .decoding import decode_all as decode_all
 from .decoding import eight_bits as eight_bits
@@ -59,13 +59,15 @@ def digits() -> tuple[ImageSet, ImageSet]:
 # %% ../nbs/002_sources.ipynb #fd16fc75
 def _features(schema: Any) -> dict[str, Any]:
     "The hub's description of the columns, from a parquet schema's metadata."
-    meta = (schema.metadata or {}).get(b"huggingface")
-    return json.loads(meta)["info"]["features"] if meta else {}
+    with suppress(KeyError, TypeError, ValueError):  # there is none, or not the hub's
+        return dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
+    return {}
 
 
 def _class_names(features: dict[str, Any]) -> dict[str, list[str]]:
     "The columns of labels with the names of their classes: the first one, then that of coarse labels if there is one."
-    named = {k: f["names"] for k, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    described = {k: f for k, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    named = {k: f["names"] for k, f in described.items() if fits(f.get("names"), tuple[str, ...])}
     fine = next((k for k in named if "coarse" not in k), next(iter(named), None))
     coarse = next((k for k in named if "coarse" in k and k != fine), None)
     return {k: named[k] for k in (fine, coarse) if k is not None}
@@ -89,6 +91,8 @@ def _undecoded(
         values = labels(k)
         if None in values:
             raise MagaError(f"Row {values.index(None)} of {name} has no label ({k}); every image needs one.")
+        if odd := [v for v in values if not fits(v, int) or abs(v) >= 2**63][:1]:
+            raise MagaError(f"The label {shown(odd[0])} of {name} ({k}) is no whole number from 0 to {len(named[k]) - 1}.")
         return torch.tensor(values, dtype=torch.int64)
 
     y = label_tensor(fine)
@@ -174,9 +178,9 @@ def from_torchvision(
         except (RuntimeError, OSError) as e:
             raise MagaError(f"{name} was not found in {root} ({e}); name another folder, or fetch it: load('{name}', '{root}', download=True)") from e
         labels = torch.tensor(data.targets)
-        coarse = torch.tensor(CIFAR100_COARSE)[labels] if name == "cifar100" else None
-        names = CIFAR20_NAMES if name == "cifar100" else ()
-        return ImageSet(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), labels, tuple(data.classes), coarse, names, name)
+        pixels, hundred = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), name == "cifar100"
+        coarse: tuple[Tensor | None, tuple[str, ...]] = (torch.tensor(CIFAR100_COARSE)[labels], CIFAR20_NAMES) if hundred else (None, ())
+        return ImageSet(pixels, labels, tuple(data.classes), *coarse, name)
 
     return read(True), read(False)
 
@@ -188,15 +192,16 @@ Samples = tuple[list[str], list[tuple[str, int]]]
 
 def _samples(root: Path, place: Path) -> Samples:
     "The classes of a folder of class folders, and (path, label) of its images; hidden ones are left out, and a class may be empty."
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
 
     try:
         classes = [c for c in find_classes(place)[0] if not c.startswith(".")]
-        samples = make_dataset(place, {c: k for k, c in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True)
     except OSError as e:
         raise MagaError(f"{root} is no folder of class folders ({e}); expected <class>/<image> in it, or train and test with class folders.") from e
-    if shown := [s for s in samples if not any(p.startswith(".") for p in Path(s[0]).relative_to(place).parts)]:
-        return classes, shown
+    files = ((Path(d, f), k) for k, c in enumerate(classes) for d, _, names in sorted(walk_folders(place / c)) for f in sorted(names))
+    images = ((p, k) for p, k in files if p.suffix.lower() in IMG_EXTENSIONS)
+    if samples := [(str(p), k) for p, k in images if not any(n.startswith(".") for n in p.relative_to(place).parts)]:
+        return classes, samples
     raise MagaError(f"{place} has class folders, and no image in any of them; expected files that end in {', '.join(IMG_EXTENSIONS)}.")
 
 
@@ -223,11 +228,8 @@ def _parts(root: Path) -> dict[str, Samples]:
         aside = aside_files(samples, root)
         if not any(aside):
             raise MagaError(f"{root} holds one image a class, so none can be put aside for testing; expected two at least.")
-        warnings.warn(
-            f"{root} has no folders train and test: {sum(aside):,} of its {len(samples):,} images, {ASIDE:.0%} of every class "
-            f"(seed {ASIDE_SEED}), are put aside as the test set.",
-            stacklevel=4,
-        )
+        drawn = f"{sum(aside):,} of its {len(samples):,} images, {ASIDE:.0%} of every class (seed {ASIDE_SEED})"
+        warnings.warn(f"{root} has no folders train and test: {drawn}, are put aside as the test set.", stacklevel=4)
         return {part: (classes, [s for s, out in zip(samples, aside, strict=True) if out == (part == "test")]) for part in ("train", "test")}
     if len(there) < 2 or "train" not in there:
         raise MagaError(
@@ -285,17 +287,15 @@ def from_hub(
         raise MagaError(f"{name} has the parts {list(both)}; expected train and test.")
 
     def labelled(part: str) -> bool:
-        data = both[part]
-        return all(k is not None and k >= 0 for column in _class_names(data.features.to_dict()) for k in data[column])
+        return all(k is not None and k >= 0 for column in _class_names(both[part].features.to_dict()) for k in both[part][column])
 
     if (held_out := next(filter(labelled, parts), None)) is None:
         raise MagaError(f"{name} has images without a label in {' and '.join(parts)}; expected a part to test on whose images all have one.")
 
     def read(part: str) -> Undecoded:
         data = both[part]
-        for column, feature in data.features.items():
-            if isinstance(feature, HubImage):
-                data = data.cast_column(column, HubImage(decode=False))
+        for column in [c for c, feature in data.features.items() if isinstance(feature, HubImage)]:
+            data = data.cast_column(column, HubImage(decode=False))
         starts = range(0, len(data), AT_ONCE)
         pictures = lambda c: (p for k in starts for p in data[k : k + AT_ONCE][c])  # noqa: E731
         return _undecoded(data.features.to_dict(), data.column_names, lambda c: list(data[c]), pictures, name, size)

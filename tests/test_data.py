@@ -22,7 +22,7 @@ from PIL import Image
 from maga import cache
 from maga.cache import Undecoded, cached
 from maga.data import ImageSet, MagaError, forget_class, forget_random, forget_subclass
-from maga.decoding import decode
+from maga.decoding import Crop, decode
 from maga.device import pick_device, seeded_generator
 from maga.requests import forget_files
 from maga.sources import CIFAR20_NAMES, CIFAR100_COARSE, from_folder, from_hub, from_parquet, from_torchvision, load
@@ -135,6 +135,26 @@ def test_truncated_image(tmp_path):
     with pytest.raises(MagaError, match="different sizes"):
         from_folder(tmp_path / "pets")
     assert from_folder(tmp_path / "pets", size=8)[0].images.shape == (3, 3, 8, 8)
+
+
+NAMELESS = '{"info": {"features": {"img": {"_type": "Image"}, "label": {"names": null, "_type": "ClassLabel"}}}}'
+
+
+@pytest.mark.parametrize("metadata", ["no JSON", "[1]", '{"fingerprint": 1}', '{"info": {}}', '{"info": {"features": null}}', NAMELESS])
+def test_metadata_of_another_writer_are_no_description(parquet, metadata):
+    for file in parquet.iterdir():
+        pq.write_table(pq.read_table(file).replace_schema_metadata({b"huggingface": metadata.encode()}), file)
+    with pytest.raises(MagaError, match="none described as an image and a class label: the hub's metadata is missing"):
+        from_parquet(parquet)
+
+
+@pytest.mark.parametrize("labels, odd", [(["a", "b"], "'a'"), ([0.0, 1.7], "0.0"), ([1, 2**63], "9223372036854775808"), ([float("nan")], "nan")])
+def test_a_label_is_a_whole_number(parquet, labels, odd):
+    file = parquet / "test-00000-of-00001.parquet"
+    table, kind = pq.read_table(file).slice(0, len(labels)), pa.uint64() if 2**63 in labels else None
+    pq.write_table(table.set_column(1, "fine_label", pa.array(labels, kind)).replace_schema_metadata(table.schema.metadata), file)
+    with pytest.raises(MagaError, match=rf"The label {odd} of hub \(fine_label\) is no whole number from 0 to 2"):
+        from_parquet(parquet)
 
 
 def test_labels_out_of_range(parquet):
@@ -420,6 +440,15 @@ def test_an_image_that_is_far_too_large_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # these have 36
     with pytest.raises(MagaError, match=r"a/0\.png cannot be decoded .*far too large"):
         from_folder(photos)
+
+
+def test_an_image_that_is_far_too_large_once_it_is_resized_is_named(tmp_path, monkeypatch):
+    "A file of 40 pixels whose shorter side, of 1, would be resized to 8: 2,560 pixels."
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+    Image.new("RGB", (1, 40)).save(tmp_path / "strip.png")
+    with pytest.raises(MagaError, match=r"strip\.png cannot be decoded .*8 × 320, more than 2,000.*far too large"):
+        decode(tmp_path / "strip.png", Crop(8))
+    assert decode(tmp_path / "strip.png", Crop(4)).shape == (4, 4, 3)
 
 
 def test_labels_without_their_pixels_have_no_twins(recwarn):

@@ -30,6 +30,7 @@ from maga.experiments import session as session_module
 from maga.experiments.__main__ import given_settings, main, parser, run_missing
 from maga.experiments.catalogue import birds_transition
 from maga.experiments.locks import Locks
+from maga.experiments.outputs import kept_outputs
 from maga.experiments.report import (
     EXPERIMENTS,
     asks_judge,
@@ -302,14 +303,48 @@ def test_a_failed_row_says_what_was_known_before_its_run(tmp_path, monkeypatch):
 
 
 def test_half_written_files_are_swept_from_the_whole_store(tmp_path):
-    "Its own folder and every part of it, a table's too; locks and hidden folders apart."
-    store, names = Store(tmp_path), [f"{part}.a.json.0123abcd" for part in ("", "rows/", "scores/", "table6/", "locks/", ".kept/")]
+    "Its own folder and every part of it, a table's too; locks, hidden folders, the user's own files and unfinished folders of results apart."
+    store, names = Store(tmp_path), [f"{part}.a.json.0123abcd.half" for part in ("", "rows/", "scores/", "table6/", "locks/", ".kept/")]
+    names += [".env.20240131", "rows/.notes.20240131", ".out.4711.0123abcd.part"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, 0))
     store.sweep()
-    assert [name for name in names if (tmp_path / name).exists()] == names[-2:]
+    assert [name for name in names if (tmp_path / name).exists()] == names[-5:]
+
+
+def test_what_a_killed_process_leaves_is_swept(tmp_path):
+    def killed(path):
+        shutil.copy(path, left := tmp_path / path.name.replace(".a.", ".killed."))
+        os.utime(left, (0, 0))
+
+    write_whole(tmp_path / "a.json", killed)
+    Store(tmp_path).sweep()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_row_of_another_key_is_no_row(tmp_path):
+    "As a file that was copied under another name."
+    store, spec = Store(tmp_path), Spec("digits", "class", "nine", "small_cnn", "ssd", "digits")
+    row = store.put(Row("a" * 16, spec))
+    shutil.copy(store.row_path(row.key), store.row_path("b" * 16))
+    assert store.get("b" * 16) is None and store.rows() == [row]
+
+
+def test_damaged_kept_logits_are_named(tmp_path):
+    session = Session(Store(tmp_path), "cpu")
+    (file := session.store.outputs("a")).parent.mkdir()
+    file.write_bytes(b"cut off")
+    with pytest.raises(MagaError, match=r"outputs/a\.safetensors cannot be read .*delete it and its row, .*rows/a\.json"):
+        kept_outputs(session, "a")
+
+
+def test_a_lock_with_undecodable_bytes_has_no_owner(tmp_path):
+    locks = Locks(tmp_path, patience=0.0)
+    (tmp_path / "run.1").write_bytes(b'{"host": "\xff')
+    locks.dead("run", 1)  # from here on its silence counts
+    assert locks.taken() == set() and locks.take("run") == 2
 
 
 def test_the_code_of_a_row_is_that_of_the_whole_package(tmp_path, monkeypatch):

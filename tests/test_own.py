@@ -24,12 +24,13 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from maga.adapter import prepared
+from maga.cache import Undecoded, cached, caches_of
 from maga.checks import MagaError
 from maga.data import ImageSet, forget_class
 from maga.device import seeded
@@ -41,14 +42,15 @@ from maga.measures.metrics import Outputs, measure
 from maga.methods.contract import get_method, show_flow
 from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command, forgetting, inputs, report
-from maga.own.artefacts import Artefact, answers_about, read_artefacts, write_artefacts
+from maga.own.artefacts import Artefact, _unread, answers_about, purge, read_artefacts, write_artefacts
 from maga.own.audit import audit
+from maga.own.audited import keep_audit
 from maga.own.doubts import names_among
 from maga.own.forgetting import Wanted, transition_of
-from maga.own.inputs import inputs_of
+from maga.own.inputs import check_free, inputs_of
 from maga.own.ledger import Entry, Ledger, carried_out, imported_beside, in_force, open_result
 from maga.own.listing import methods_there_are, metrics_there_are
-from maga.own.networks import _processor, open_network, write_weights
+from maga.own.networks import Network, _processor, open_network, write_weights
 from maga.own.order import in_model_order, lines_of
 from maga.own.report import _picture
 from maga.own.retrains import begun_with, retrain_files, trained_retrains, usual_training
@@ -428,6 +430,9 @@ def test_a_kill_leaves_nothing_half_written(moment, at, desk, capsys):
     assert done.returncode == -9, done.stderr
     assert not (desk / f"killed_{moment}").exists()
     assert len(list(desk.glob(f".killed_{moment}.*"))) == (moment == "writing")
+    for left in desk.glob(f".killed_{moment}.*"):
+        for file in (*left.iterdir(), left):
+            os.utime(file, (0, 0))
     assert at(line, capsys)[0] == 0
     assert (desk / f"killed_{moment}/report.html").exists() and not list(desk.glob(f".killed_{moment}.*"))
 
@@ -785,7 +790,7 @@ def test_purge_deletes_what_is_decoded_after_the_request(at, desk, capsys, tmp_p
     assert at("maga forget --model model.safetensors --data some --forget three --out purged --set fit.lr=0.05 --set fit.epochs=1", capsys)[0] == 0
     (first,) = (desk / "near").iterdir()
     from_folder(desk / "some", 16)
-    (left := desk / "near" / f".{first.name}.000000a1").write_bytes(b"pixels")
+    (left := desk / "near" / f".{first.name}.000000a1.half").write_bytes(b"pixels")
     os.utime(left, (0, 0))
     monkeypatch.setenv("MAGA_CACHE", str(desk / "near"))
     monkeypatch.chdir(tmp_path)
@@ -1759,6 +1764,133 @@ def test_single_images_are_forgotten_from_a_fresh_last_layer(split, original):
     some = forget_files(split.train, split.test, list(range(0, 300, 10)))
     plan = forgetting.planned(original, some, changes={"fit.lr": 0.05})
     assert plan.config.head == "fresh" and plan.config.distil is not None and "single images" in plan.why
+
+
+def test_purge_deletes_what_is_a_cache_alone(tmp_path, monkeypatch):
+    "A list may come from anybody: files that it calls maga's are looked at, and a thesis stays and is named."
+    monkeypatch.setenv("MAGA_CACHE", str(tmp_path / "cache"))
+    (photo := tmp_path / "photos/a.png").parent.mkdir()
+    photo.write_bytes(b"")
+    cached([photo], lambda: tuple(Undecoded.of(s.subset(torch.arange(3))) for s in digits()))
+    (own,) = caches_of(photo.parent)
+    (left := tmp_path / f".{own.name}.000000a1").write_bytes(b"pixels")
+    (thesis := tmp_path / "thesis.txt").write_text("years")
+    save_file({"w": torch.ones(1)}, weights := tmp_path / "model.safetensors")
+    listed = (own, left, thesis, weights, tmp_path / "gone.safetensors")
+    write_artefacts([Artefact(str(p), "decoded images", "pixels", "maga's", "maga purge") for p in listed], tmp_path / "artefacts.csv")
+    with pytest.warns(UserWarning, match=rf"Not deleted: {thesis}, {weights}\. .* no cache of maga: look at it"):
+        assert purge(tmp_path) == [own, left]
+    assert thesis.read_text() == "years" and weights.exists() and not own.exists() and not left.exists()
+
+
+def test_a_list_of_many_kinds_of_files_can_be_read(tmp_path):
+    "Thousands of other files of as many endings in a class folder: the four commonest are named. A cell that CSV cannot hold is said."
+    train, test = (s.subset(torch.arange(30)) for s in digits())
+    train = replace(train, files=tuple(f"train/{train.classes[int(k)]}/{i}.png" for i, k in enumerate(train.labels)))
+    (tmp_path / "train/three").mkdir(parents=True)
+    for name in (*(f"{k}.e{k}" for k in range(60)), "a.gif", "b.gif"):
+        (tmp_path / "train/three" / name).write_bytes(b"")
+    (found,) = _unread(tmp_path, forget_class(train, test, "three"))
+    assert "2 of the ending .gif" in found.what and found.what.count("of the ending") == 4 and found.what.endswith(", …"), found.what
+    write_artefacts([replace(found, what="x" * 2**18)], tmp_path / "artefacts.csv")
+    with pytest.raises(MagaError, match=r"artefacts\.csv cannot be read .* expected the list of a result"):
+        read_artefacts(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["net.py:Net", "{folder}/net.py:Net", "net:Net", "result.net:Net", "m.safetensors"])
+def test_code_in_the_folder_of_a_result_is_not_run(source, tmp_path, monkeypatch):
+    "Whoever made the folder wrote it: beside the weights, by whichever name, also where the weights are named like code."
+    folder = tmp_path / "result"
+    folder.mkdir()
+    (folder / "net.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{NET}")
+    torch.save({}, folder / "net.pth")
+    code = {"code": "net.py", "code_beside": "net.py", "code_sha256": file_revision(folder / "net.py")} if source == "net.py:Net" else {}
+    weights = "net.py:Net" if source == "m.safetensors" else "net.pth"
+    view = ("a", "b"), None, (0.5,) * 3, (0.5,) * 3
+    Ledger(source.format(folder=folder), weights, *view, **code).save(folder)
+    monkeypatch.chdir(tmp_path if source.startswith("result") else folder)
+    with pytest.raises(MagaError, match=r"holds code, .*net\.py, and .* give it as --model file\.py:NAME with its weights"):
+        open_result(folder if source != "m.safetensors" else ".")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_elsewhere_is_named_before_it_runs(tmp_path):
+    (tmp_path / "result").mkdir()
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{NET}")
+    exec(NET, made := {})
+    torch.save(made["Net"]().state_dict(), tmp_path / "result/net.pth")
+    view = tuple("abcdefghij"), None, (0.5,) * 3, (0.5,) * 3
+    beside = {"code": f"{tmp_path}/own.py", "code_beside": "../own.py", "code_sha256": file_revision(tmp_path / "own.py")}
+    for source, more in ((f"{tmp_path}/own.py:Net", beside), ("torchvision.models:resnet18", {})):
+        said = []
+        Ledger(source, "net.pth", *view, **more).save(tmp_path / "result")
+        with contextlib.suppress(MagaError):  # torchvision's network has other weights
+            open_result(tmp_path / "result", lambda text, said=said: said.append((text, (tmp_path / "ran").exists())))
+        assert len(said) == 1 and said[0][0].endswith(f"made by code that runs now: {source}."), said
+        assert said[0][1] is (source[0] == "t") and (tmp_path / "ran").exists()
+
+
+def test_a_folder_that_another_machine_writes_stays(tmp_path):
+    "Its process is none of this machine; a minute after the last writing it is left over."
+    (part := tmp_path / ".out.99999999.abcd.part").mkdir()
+    (part / "model.pth").write_bytes(b"half")
+    os.utime(part, (0, 0))
+    assert not check_free(tmp_path / "out", "r") and part.exists()
+    os.utime(part / "model.pth", (0, 0))
+    assert not check_free(tmp_path / "out", "r") and not part.exists()
+
+
+@pytest.mark.parametrize("event", ["taken", "removed"])
+def test_a_name_that_is_taken_meanwhile_and_a_folder_that_is_removed(event, split, original, tmp_path, monkeypatch):
+    "The second of two runs is complete beside the first; weights that somebody removed are written again before they are said to be there."
+    def meanwhile(r):
+        if event == "taken":
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out/report.json").write_text("of the first")
+        else:
+            shutil.rmtree(next(tmp_path.glob(".out.*.part")))
+        return "card"
+
+    monkeypatch.setattr("maga.own.report.card_of", meanwhile)
+    save_tensors(file := tmp_path / "m.safetensors", original)
+    network = Network(str(file), original, file, lambda m, into: write_weights(m, file, into / file.name), lambda g: original)
+    plan = forgetting.planned(network.model, split, "ssd")
+    result = forgetting.forget(network.model, split, plan)
+    with pytest.raises(MagaError) as e:
+        report.write_result(tmp_path / "out", network, split, result, "digits", "r")
+    beside = tmp_path / f"out_{os.getpid()}"
+    if event == "taken":
+        assert f"The result is complete, in {beside}: the name {tmp_path}/out was taken meanwhile" in str(e.value), e.value
+        assert json.loads((beside / "report.json").read_text())["request"] == "r" and (tmp_path / "out/report.json").read_text() == "of the first"
+    else:
+        assert f"The weights are in {tmp_path}/out (state_dict.pth)" in str(e.value) and (tmp_path / "out/state_dict.pth").is_file(), e.value
+
+
+def test_an_audit_that_was_written_meanwhile_is_not_overwritten(tmp_path):
+    "Both were asked for while the folder was empty; the record is there before the page is."
+    about = {"request": "three", "networks": {}, "level": 0.05, "data": {"name": "d", "sha256": "0"}, "sides": [8, 8]}
+    (tmp_path / "audit.html").mkdir()
+    with pytest.raises(MagaError, match=r"audit\.html could not be written"):
+        keep_audit(tmp_path, {"audited": about}, "")
+    before = (tmp_path / "audit.json").read_bytes()
+    with pytest.raises(MagaError, match="is the audit of other networks, data or settings"):
+        keep_audit(tmp_path, {"audited": about | {"level": 0.01}}, "")
+    assert (tmp_path / "audit.json").read_bytes() == before
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    "Not finite, or whole numbers without their scale; a mask of the network's own may hold infinities."
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom torch import nn\n\nclass Net(nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(12, 2))\n        self.register_buffer('mask', torch.full((2,), -torch.inf))\n")
+    state = {"1.weight": torch.ones(2, 12), "1.bias": torch.zeros(2), "mask": torch.full((2,), -torch.inf)}
+    torch.save(state, tmp_path / "good.pth")
+    open_network(f"{tmp_path}/own.py:Net", str(tmp_path / "good.pth"))
+    for bad, said in (({"1.bias": torch.tensor([0.0, torch.nan])}, r"are not finite, first 1\.bias: .* take an earlier checkpoint"),
+                      ({"1.weight": torch.ones(2, 12, dtype=torch.int8)}, r"holds 1\.weight in whole numbers, without their scale")):
+        torch.save(state | bad, tmp_path / "bad.pth")
+        with pytest.raises(MagaError, match=said):
+            open_network(f"{tmp_path}/own.py:Net", str(tmp_path / "bad.pth"))
 
 
 def test_names_that_are_no_text_are_listed_and_written(tmp_path, at, desk, capsys):

@@ -8,9 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import unicodedata
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,19 +24,20 @@ import pytest
 import torch
 from PIL import Image
 
-from maga import mapped
-from maga.cache import caches_of, purge_cache
+from maga import cache, mapped
+from maga.cache import Undecoded, cache_folder, cached, caches_of, purge_cache, unfinished
 from maga.data import ImageSet, MagaError, Views, crop_and_flip, forget_class, forget_random, forget_subclass
 from maga.experiments.report import paper_folder, paper_numbers
 from maga.measures.attacks import quantised
 from maga.models import small_network
 from maga.own.artefacts import artefacts, read_from
 from maga.own.forgetting import Wanted
+from maga.own.inputs import inputs_of
 from maga.own.ledger import Entry, carried_out, gone_before, in_force
 from maga.own.networks import Network
 from maga.own.order import order_of
 from maga.requests import after, forget_files
-from maga.sources import aside_files, from_folder, from_parquet, load, put_aside, unread_files
+from maga.sources import aside_files, digits, from_folder, from_parquet, load, put_aside, unread_files
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +118,31 @@ def test_a_link_that_leads_nowhere_is_named(folder):
     place.symlink_to("/nowhere.png")
     with pytest.raises(MagaError, match=r"gone.png cannot be read .*leads nowhere"):
         from_folder(folder)
+
+
+LOOPS = (("train/cat/self", "."), ("train/cat/up", ".."), ("train/self", "."), ("train/dog/far", "/"), ("train/cat/round", "{elsewhere}"))
+
+
+@pytest.mark.parametrize("place, target", LOOPS)
+def test_a_link_that_leads_back_is_named(folder, tmp_path, place, target):
+    "Behind it images would be counted again and again: to the folder it lies in, one above it, or by way of a folder elsewhere."
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/back").symlink_to(folder)
+    (folder / place).symlink_to(target.format(elsewhere=tmp_path / "elsewhere"))
+    unread, inputs = partial(unread_files, folder, ["cat", "dog", "self"], []), partial(inputs_of, "net.safetensors", "", "features", str(folder))
+    for read in (partial(from_folder, folder), unread, inputs):
+        with pytest.raises(MagaError, match=rf"{re.escape(str(folder / place))}\S* is a link that leads back to /"):
+            read()
+
+
+def test_a_link_that_leads_elsewhere_is_followed(folder, tmp_path):
+    "Into another class, too, and where two links lead to one folder."
+    paint(tmp_path / "more/0.png", 77)
+    for place in ("cat/a", "dog/b"):
+        (folder / "train" / place).symlink_to(tmp_path / "more")
+    (folder / "train/cat/dogs").symlink_to("../dog")
+    train, _ = from_folder(folder)
+    assert len(train) == 18 + 2 + 7 and {"train/cat/a/0.png", "train/dog/b/0.png", "train/cat/dogs/b/0.png"} < {*train.files}
 
 
 def test_single_images_are_not_looked_for_at_another_size(folder):
@@ -450,6 +478,23 @@ def test_what_stops_the_decoding_leaves_no_file(folder, tmp_path):
 
 
 # Said before the work
+
+
+def test_a_file_whose_images_come_slowly_is_not_left_over(folder, monkeypatch):
+    "A process that decodes gives its file a new time, however long nothing is written: no other one deletes it."
+    monkeypatch.setattr(cache, "_BEAT", 0.02)
+    train, test = (Undecoded.of(s.subset(torch.arange(3))) for s in digits())
+    found = []
+
+    def slow():
+        (file,) = cache_folder().glob(".*")
+        os.utime(file, (0, 0))
+        time.sleep(0.3)
+        found.extend(unfinished())
+        yield from train.parts()
+
+    cached([next(folder.rglob("*.png"))], lambda: (replace(train, parts=slow), test))
+    assert not found and len(caches_of(folder)) == 1
 
 
 def test_a_results_folder_that_cannot_be_is_said_before_any_work(tmp_path, monkeypatch, capsys):

@@ -25,6 +25,7 @@ from maga.experiments.catalogue import NO_ULIRA
 from maga.experiments.claims import cases_of, mia_lower_than_most, paper_case, said_ablation, said_beyond, said_sweep, said_times, standing
 from maga.experiments.published import (
     ABOUT_FILES,
+    ROWS,
     SCORES,
     PublishedSession,
     check_published,
@@ -528,6 +529,42 @@ def test_what_a_merge_left_is_named(tmp_path):
     (tmp_path / "rows" / ABOUT_FILES).write_text('{\n<<<<<<< HEAD\n "presets": []\n=======\n')
     with pytest.raises(MagaError, match=r"published\.json cannot be read .*settle a merge"):
         read_about(tmp_path / "rows")
+
+
+def test_rows_of_another_version_are_named(tmp_path):
+    published_by(store_with(tmp_path / "first", a="2026-01-02"), tmp_path / "rows")
+    pd.read_parquet(file := tmp_path / "rows" / ROWS).assign(newer="field").to_parquet(file)
+    with pytest.raises(MagaError, match=r"rows\.parquet cannot be read .*no row of a store.*update the clone"):
+        read_rows(tmp_path / "rows")
+
+
+def test_a_damaged_file_is_not_published_again(tmp_path):
+    "It is named before anything is written, also where the row that is added has nothing to do with it; one that is missing can be written anew."
+    folder, store = tmp_path / "rows", Store(tmp_path / "store")
+    session = open_session(replace(HERE, results=str(store.folder)))
+    two_retrains(store, "2026-01-02")
+    publish(session, HERE, (), folder)
+    (file,) = (folder / "retrains").glob("*seed1*")
+    before = read_about(folder)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(MagaError, match=r"seed1\.safetensors cannot be read .*git checkout"):
+        header_in(file)
+    with pytest.raises(MagaError, match=r"seed1\.safetensors differs from its hash"):
+        published_by(store_with(tmp_path / "another", a="2026-01-03"), folder)
+    assert read_about(folder) == before and "a" not in read_rows(folder)
+    file.unlink()
+    publish(session, HERE, (), folder)
+    assert torch.equal(*(load_file(f)["forget_train"] for f in (file, store.outputs("seed1"))))
+    assert check_published(folder)["files"].keys() == before["files"].keys()
+
+
+def test_what_a_killed_publish_leaves_is_not_published(tmp_path):
+    folder, store = tmp_path / "rows", store_with(tmp_path / "store", a="2026-01-02")
+    published_by(store, folder)
+    (left := folder / ".rows.parquet.0123abcd.half").touch()
+    published_by(store, folder)
+    left.unlink()
+    assert restore(Store(tmp_path / "there"), folder) == 1
 
 
 @pytest.mark.parametrize("computed", ["locks", "claims"])

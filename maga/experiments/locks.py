@@ -79,7 +79,7 @@ class LockFiles:
         "Whether the owner of a lock is gone: its process ended (same machine), or the lock was not touched for too long."
         path = self.folder / f"{key}.{n}"
         try:
-            text, touched = path.read_text(), path.stat().st_mtime_ns
+            content, touched = path.read_bytes(), path.stat().st_mtime_ns
         except FileNotFoundError:
             return False  # just released: look again
         now = time.monotonic()
@@ -87,11 +87,11 @@ class LockFiles:
         if before is None or before[0] != touched:
             self.seen[path.name] = (touched, now)
         try:
-            owner = json.loads(text)
+            owner = json.loads(content)
             if owner["host"] == this_host():
                 return not _alive(owner["pid"], owner["started"])
         except (ValueError, KeyError, TypeError):
-            pass  # killed while it wrote its name: only the time without a touch is left
+            pass  # no owner, as where it was killed while it wrote its name: only the time without a touch is left
         return now - self.seen[path.name][1] > self.patience
 
 # %% ../../nbs/519_locks.ipynb #fa0ac076

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..data import ForgetSplit, write_whole
+from ..checks import one_sentence
+from ..data import ForgetSplit, MagaError, write_whole
 from .session import Session
 from .store import Spec
 from ..measures.metrics import Outputs
@@ -33,9 +35,13 @@ def keep_outputs(session: Session, key: str, out: Outputs, split: ForgetSplit) -
 
 
 def kept_outputs(session: Session, key: str) -> dict[str, torch.Tensor] | None:
-    "The logits that `keep_outputs` wrote, as float32; `None` where the file is missing."
+    "The logits that `keep_outputs` wrote, as float32; `None` where the file is missing, `MagaError` where it is damaged."
     path = session.store.outputs(key)
-    return {k: v.float() for k, v in load_file(path).items()} if path.exists() else None
+    try:
+        return {k: v.float() for k, v in load_file(path).items()} if path.exists() else None
+    except (OSError, SafetensorError) as e:
+        what = f"{path} cannot be read ({one_sentence(e)}); it is damaged or cut off"
+        raise MagaError(f"{what}: delete it and its row, {session.store.row_path(key)}, and the run is made again.") from e
 
 
 def remembered_outputs(session: Session, key: str, split: ForgetSplit) -> Outputs | None:

@@ -13,12 +13,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..checks import one_sentence
 from ..data import ImageSet, MagaError, write_whole
-from .outputs import forgotten_test
+from .outputs import forgotten_test, kept_outputs
 from .presets import Preset
 from .session import COARSE, Session, resolve, transition_keys
 from .settings import Settings, cifar10_spec
@@ -27,8 +28,8 @@ from ..packaged import file_hash
 
 # %% auto #0
 __all__ = ['LISTS', 'ROWS', 'SCORES', 'ABOUT_FILES', 'RESTORED', 'line_of_row', 'row_of_line', 'save_labels', 'labels_only',
-           'published_folder', 'unreadable', 'read_json', 'read_rows', 'request_name', 'retrain_file', 'header_in',
-           'own_rows', 'made_from', 'scores_in', 'of_preset', 'made_on', 'publish', 'read_about', 'check_published',
+           'published_folder', 'unreadable', 'read_json', 'read_about', 'read_rows', 'request_name', 'retrain_file',
+           'header_in', 'own_rows', 'made_from', 'scores_in', 'of_preset', 'made_on', 'publish', 'check_published',
            'check_file', 'restore', 'PublishedStore', 'PublishedSession', 'published_retrains']
 
 # %% ../../nbs/513_published.ipynb #51300006
@@ -101,8 +102,9 @@ def published_folder() -> Path:
 
 
 def unreadable(path: Path, error: Exception) -> MagaError:
-    "The error of a published file that was cut off, edited or left in the middle of a merge."
-    return MagaError(f"{path} cannot be read ({type(error).__name__}): settle a merge that is under way, or `git checkout {path.name}`.")
+    "The error of a published file that was cut off, edited, left in the middle of a merge or written by another version."
+    what = f"{path} cannot be read ({one_sentence(error).rstrip('.')})"
+    return MagaError(f"{what}: settle a merge that is under way, or `git checkout {path.name}`; if a later version wrote it, update the clone.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -113,15 +115,20 @@ def read_json(path: Path) -> dict[str, Any]:
         raise unreadable(path, e) from e
 
 
+def read_about(folder: Path) -> dict[str, Any]:
+    "Presets, digests of the data and hashes of the files; empty where nothing was published."
+    return {"presets": [], "data": {}, "files": {}} | read_json(folder / ABOUT_FILES)
+
+
 def read_rows(folder: Path) -> dict[str, Row]:
     "The published rows by key; none where nothing was published."
     if not (folder / ROWS).exists():
         return {}
     try:
         lines = pd.read_parquet(folder / ROWS).astype(object).to_dict("records")
-    except (ValueError, OSError) as e:
+        return {row.key: row for row in map(row_of_line, lines)}
+    except (ValueError, TypeError, OSError) as e:
         raise unreadable(folder / ROWS, e) from e
-    return {row.key: row for row in map(row_of_line, lines)}
 
 
 def request_name(data: str, task: str, target: str) -> str:
@@ -134,15 +141,18 @@ def retrain_file(spec: Spec) -> str:
     drawn = f"-draw{spec.draw}" if spec.draw else ""
     return f"{request_name(spec.data, spec.task, spec.target)}{spec.backbone}-{spec.recipe}-seed{spec.training_seed}{drawn}.safetensors"
 
-
+# %% ../../nbs/513_published.ipynb #51300025
 def header_in(path: Path) -> dict[str, str]:
-    "What a published retrain's file says of itself: the keys of its `model` and of its row (`key`); empty where there is no file."
+    "The keys of a published retrain's `model` and of its row (`key`), as its file says; empty where there is none, `MagaError` where it is damaged."
     if not path.exists():
         return {}
-    with safe_open(path, "pt") as f:
-        return f.metadata() or {}
+    try:
+        with safe_open(path, "pt") as f:
+            return f.metadata() or {}
+    except (OSError, SafetensorError) as e:
+        raise unreadable(path, e) from e
 
-# %% ../../nbs/513_published.ipynb #51300025
+
 def _publish_retrain(session: Session, row: Row, folder: Path, published: Container[str]) -> None:
     """Logits [n, K] of a retrain on forgotten training and test images, as float16, with its key; nothing where the store has none.
 
@@ -153,8 +163,8 @@ def _publish_retrain(session: Session, row: Row, folder: Path, published: Contai
     of_same = there_about.get("model") == row.dependencies["retrain"]
     if not source.exists() or (of_same and there_about["key"] != row.key and there_about["key"] in published):
         return
-    kept, there = load_file(source), load_file(target) if target.exists() else {}
-    tensors = {"forget_train": kept["forget_train"], "forget_test": forgotten_test(session, row.spec, kept)}
+    kept, there = kept_outputs(session, row.key) or {}, load_file(target) if target.exists() else {}
+    tensors = {"forget_train": kept["forget_train"].half(), "forget_test": forgotten_test(session, row.spec, kept).half()}
     if of_same and all(name in there and torch.equal(there[name], t) for name, t in tensors.items()):
         return
     about = _training(row) | {"key": row.key, "run": str(row.spec)}
@@ -209,13 +219,16 @@ def publish(
 ) -> str:
     """Add the session's own rows to the published ones, with what tables need beside them; a row stays where ours is older. Says what is there.
 
-    `MagaError` where no row of the store is one of the preset's, before anything is written.
+    `MagaError` where no row of the store is one of the preset's, or a published file is damaged, before anything is written.
     """
     if not any(of_preset(row.spec, settings.size) for row in session.store.rows() if not row.failed):
         networks = ", ".join(b.name for b in settings.size.backbones)
         raise MagaError(f"{session.store.folder} has no row of the preset {settings.preset} ({networks}): name that of its rows by --preset.")
     folder = published_folder() if folder is None else folder
     before, there = read_about(folder), read_rows(folder)
+    for name, expected in before["files"].items():
+        if "/" in name and (folder / name).exists():  # rows and scores are written anew, others stay
+            check_file(folder, name, expected)
     own = {key: row for key, row in own_rows(session.store).items() if key not in there or made_on(row) >= made_on(there[key])}
     rows = there | own
     # what data or a judge may refuse comes before the first file is written
@@ -244,7 +257,7 @@ def publish(
     found.sort(key=lambda scores: all("of" in s for s in scores[1].values()))  # one that says whose it is replaces one that does not
     scores = {name: some for name, some in found if all(s["of"].items() <= whose.items() if "of" in s else not replaced for s in some.values())}
     write_whole(folder / SCORES, lambda p: p.write_text(json.dumps(scores, indent=0, sort_keys=True) + "\n"))
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ABOUT_FILES)
+    files = sorted(p for p in folder.rglob("[!.]*") if p.is_file() and p.name != ABOUT_FILES)
     about = {
         "presets": sorted({*before["presets"], settings.preset}),
         "data": dict(sorted(digests.items())),
@@ -254,11 +267,6 @@ def publish(
     sizes, lost = {p: p.stat().st_size / 1e6 for p in files}, len({name for name, _ in found} - scores.keys())
     more = f" {lost} scores of rows that were replaced are left out: draw the tables of the results folder, then publish again." if lost else ""
     return f"{len(rows)} rows are published in {folder}: {sizes[folder / ROWS]:.2f} MB of rows, {sum(sizes.values()):.1f} MB in all.{more}"
-
-
-def read_about(folder: Path) -> dict[str, Any]:
-    "Presets, digests of the data and hashes of the files; empty where nothing was published."
-    return {"presets": [], "data": {}, "files": {}} | read_json(folder / ABOUT_FILES)
 
 # %% ../../nbs/513_published.ipynb #51300016
 def check_published(folder: Path) -> dict[str, Any]:
@@ -276,7 +284,8 @@ def check_file(folder: Path, name: str, expected: str) -> None:
     path = folder / name
     if not path.exists() or file_hash(path) != expected:
         what = "differs from its hash in published.json" if path.exists() else "is missing"
-        raise MagaError(f"The published file {path} {what}; `git checkout {folder.name}` brings it back, `publish` writes a new one.")
+        advice = f"`git checkout {folder.name}` brings it back; where it is missing, `publish` writes a new one"
+        raise MagaError(f"The published file {path} {what}; {advice}.")
 
 
 def restore(

@@ -245,11 +245,12 @@ class Store:
         return self.folder / "outputs" / f"{key}.safetensors"
 
     def get(self, key: str) -> Row | None:
-        "The row of that key, or `None`. A file that holds no row is ignored and will be overwritten."
+        "The row of that key, or `None`. A file that holds no row, or that of another key, is ignored and will be overwritten."
         try:
-            return Row.from_json(self.row_path(key).read_text())
+            row = Row.from_json(self.row_path(key).read_text())
         except (FileNotFoundError, ValueError):  # no text, or no row
             return None
+        return row if row.key == key else None
 
     def put(self, row: Row) -> Row:
         "Write a row: whole, or not at all."

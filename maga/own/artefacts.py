@@ -8,12 +8,13 @@ from __future__ import annotations
 import csv
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..cache import cache_folder, caches_of, sources_of, unfinished
+from ..cache import cache_folder, caches_of, is_cache, sources_of, unfinished
 from ..checks import MagaError, first_names, write_whole
 from ..data import ForgetSplit
 from ..mapped import twin_rows
@@ -85,7 +86,8 @@ def _unread(root: Path, split: ForgetSplit) -> list[Artefact]:
         known = "in a folder that is not read" if ending in IMG_EXTENSIONS else f"of the ending {ending or '(none)'}"
         found.setdefault(str(root / file.parent), Counter())["hidden" if file.name.startswith(".") else known] += 1
     what = "look at them, and delete those that show what was forgotten"
-    said = {p: ", ".join(f"{n} {why}" for why, n in sorted(kinds.items())) for p, kinds in sorted(found.items())}
+    counts = {p: (sorted(kinds.most_common(4)), ", …" * (len(kinds) > 4)) for p, kinds in sorted(found.items())}
+    said = {p: ", ".join(f"{n} {why}" for why, n in most) + more for p, (most, more) in counts.items()}
     return [Artefact(p, f"files that were not read: {kinds}", "pixels, perhaps", "yours", what) for p, kinds in said.items()]
 
 # %% ../../nbs/712_artefacts.ipynb #9145013b
@@ -105,7 +107,7 @@ def read_artefacts(folder: str | Path) -> list[Artefact]:
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as f:
             return [Artefact(**row) for row in csv.DictReader(f)]
-    except (OSError, TypeError, ValueError) as e:
+    except (OSError, TypeError, ValueError, csv.Error) as e:
         raise MagaError(f"{path} cannot be read ({e}); expected the list of a result of maga forget.") from e
 
 
@@ -167,20 +169,30 @@ def write_artefacts(found: Sequence[Artefact], path: str | Path) -> Path:
 def purge(
     folder: str | Path,  # of a result
 ) -> list[Path]:
-    "Delete maga's own files that hold pixels of forgotten images: those of the list, and what is decoded since; returns what is gone."
+    """Delete maga's own files that hold pixels of forgotten images: those of the list, and what is decoded since; returns what is gone.
+
+    A warning names files of the list that are no caches of maga: they stay. `MagaError` names what could not be deleted, when all else is gone.
+    """
     ours = [Path(a.path) for a in read_artefacts(folder) if a.whose == "maga's" and a.holds == "pixels"]
     if (Path(folder).expanduser() / "ledger.json").is_file():
         ledger = Ledger.load(folder)
         ours += _caches(ledger.data_folder, ledger.data_name)
-    gone, kept = list[Path](), list[str]()
+    gone, kept, foreign = list[Path](), list[str](), list[str]()
     for p in dict.fromkeys([*ours, *unfinished()]):
         try:
+            p.lstat()  # what is gone is no foreign file
+            if not is_cache(p):
+                foreign.append(str(p))
+                continue
             p.unlink()
             gone.append(p)
         except FileNotFoundError:
             continue
         except OSError as e:
             kept.append(f"{p} ({e.strerror})")
+    if foreign:
+        what = f"Not deleted: {', '.join(foreign)}. The list of {folder} calls that maga's, but it is no cache of maga"
+        warnings.warn(f"{what}: look at it, and delete it yourself if it shows what was forgotten.", stacklevel=2)
     if kept:
         what = f"Not deleted: {', '.join(kept)}; deleted: {', '.join(map(str, gone)) or 'nothing'}"
         raise MagaError(f"{what}. Delete the former as a user who may write into their folder, then run it again.")

@@ -137,8 +137,9 @@ The recipe: {% for k, v in a.recipe.items() %}{{ k }} {{ v }}{{ "; " if not loop
 
 
 def keep_audit(folder: str | Path, record: dict[str, Any], fragment: str) -> None:
-    "Write an audit as JSON and as a page that says what was audited."
+    "Write an audit as JSON and as a page that says what was audited; `MagaError` where another one was written there meanwhile (`check_audit`)."
+    check_audit(folder, record["audited"])
     here = said_of_retrains(PRETRAINED in record["audited"]["networks"])
     page = Environment(autoescape=True).from_string(AUDIT_PAGE).render(a=record["audited"], here=here, fragment=fragment)
-    for name, text in (("audit.html", page), ("audit.json", json.dumps(record, indent=1))):
+    for name, text in (("audit.json", json.dumps(record, indent=1)), ("audit.html", page)):
         write_whole(Path(folder) / name, lambda p, text=text: p.write_text(text, encoding="utf-8", errors="replace"))  # type: ignore[misc]

@@ -89,7 +89,7 @@ def opened(
 
     place, ledger, network, wanted = pick_device(device), None, None, size  # the side to decode at
     if (Path(model).expanduser() / "ledger.json").is_file():
-        network, ledger = open_result(model)
+        network, ledger = open_result(model, _tell)
         head, wanted = head or ledger.head, ledger.decoded_at(size)
     elif not (model.startswith("timm:") or weights):
         network = open_network(model, weights)

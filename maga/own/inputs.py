@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..checks import MagaError, writable_folder
+from ..decoding import walk_folders
 from ..judges.named import is_matrix, local_weights
 from .ledger import Ledger, imported_beside
 from ..sources import NAMES
@@ -39,7 +41,7 @@ def inputs_of(
     made_with += [f.parent / n for f in (network, *made_with) if f.suffix == ".py" for n in imported_beside(f)]
     places = [network, *made_with, *(Path(w).expanduser() for w in (weights, pretrained) if w), *([judges] if judges else [])]
     files = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
-    walked = [] if data in NAMES else sorted(Path(place, n) for place, _, names in os.walk(root, followlinks=True) for n in names)
+    walked = [] if data in NAMES else sorted(Path(place, n) for place, _, names in walk_folders(root) for n in names)
     images = [f for f in walked if f.suffix.lower() in (*IMG_EXTENSIONS, ".parquet") and f.is_file()]
     unseen = [model] * (bool(mark) and not model.startswith("timm:") and not network.exists()) + [data] * (not images)
     return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *images]], unseen
@@ -65,7 +67,7 @@ def check_free(
     """
     folder = Path(folder).expanduser()
     for left in folder.parent.glob(f".{folder.name}.*.part"):
-        if not _runs(left):
+        if not _runs(left) and _idle(left):
             shutil.rmtree(left, ignore_errors=True)
     if not os.path.exists(folder):  # also where its parent cannot be read
         writable_folder(folder.parent)
@@ -90,4 +92,12 @@ def _runs(left: Path) -> bool:
     except PermissionError:
         return True
     except (ValueError, IndexError, OSError):  # no such process: on Windows any OSError
+        return False
+
+
+def _idle(left: Path) -> bool:
+    "Whether nothing was written to an unfinished folder for a minute, as in `half_written`: a process of another machine may be at work."
+    try:
+        return time.time() - max(p.stat().st_mtime for p in (left, *left.rglob("*"))) > 60
+    except OSError:  # finished meanwhile
         return False

@@ -9,10 +9,12 @@ import ast
 import json
 import os
 import site
+import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from importlib.machinery import PathFinder
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -143,7 +145,7 @@ def imported_beside(file: str | Path) -> dict[str, str]:
             found |= {place: revision_of(p) for place, p in beside.items() if place not in found}
     return found
 
-
+# %% ../../nbs/702_ledger.ipynb #afdb0851
 def _with_code(ledger: Ledger, folder: Path) -> str:
     "The network's source with its code where it lies now, seen from any working folder. A warning says where the code has changed."
     where, _, name = ledger.source.rpartition(":")
@@ -163,15 +165,44 @@ def _with_code(ledger: Ledger, folder: Path) -> str:
     return f"{os.path.abspath(file)}:{name}"
 
 
+def _places_of(module: str) -> list[str]:
+    "The files and folders that importing a module reads, as far as they are found without importing it."
+    found, places = list[str](), ["", *sys.path]
+    for name in module.split("."):
+        spec = PathFinder.find_spec(name, places)
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        found += [p for p in (spec.origin if spec else None, *places) if p]
+    return found
+
+
+def _check_code(source: str, folder: Path, tell: Callable[[str], object]) -> None:
+    "Say which code opening a source runs, if any; `MagaError` where it lies in the folder of the result: that may come from anybody."
+    (where, mark, _), path = source.rpartition(":"), Path(source).expanduser()
+    if not mark or source.startswith(("timm:", "hf:")) or path.suffix == ".safetensors" or (path / "config.json").is_file():
+        return
+    places = [str(Path(where).expanduser())] if where.endswith(".py") else _places_of(where)
+    ways = [(p, Path(way(p))) for p in places for way in (os.path.abspath, os.path.realpath)]
+    if own := [p for p, way in ways if any(q.exists() and folder.samefile(q) for q in (way, *way.parents))]:
+        what = f"{folder} holds code, {own[-1]}, and opening the result would run it, whoever wrote it"
+        raise MagaError(f"{what}: read it, then give it as --model file.py:NAME with its weights.")
+    tell(f"The network of {folder} is made by code that runs now: {source}.")
+
+
 def open_result(
     folder: str | Path,  # of a result
+    tell: Callable[[str], object] = warnings.warn,  # is given a sentence that names the network's code, before that runs
 ) -> tuple[Network, Ledger]:
-    "The network of an earlier result, and its ledger; `MagaError` where either is damaged, or the weights are not those of the result."
+    """The network of an earlier result, and its ledger.
+
+    `MagaError` where either is damaged, the weights are not those of the result, or the folder itself holds the network's code: that is not run.
+    """
     ledger, folder = Ledger.load(folder), Path(folder).expanduser()
     ledger.check_weights(folder)
     file = folder / ledger.weights
     alone = file.is_dir() or ledger.source.endswith(".safetensors")  # describes itself
-    network = open_network(str(file) if alone else _with_code(ledger, folder), "" if alone else str(file), ledger.classes, ledger.size)
+    source = str(file) if alone else _with_code(ledger, folder)
+    _check_code(source, folder, tell)
+    network = open_network(source, "" if alone else str(file), ledger.classes, ledger.size)
     said = {name: getattr(ledger, name) for name in ("source", "classes", "size", "mean", "std", "crop")}
     return replace(network, **said), ledger
 

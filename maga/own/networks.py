@@ -95,10 +95,7 @@ def write_weights(
     like: str | Path | Form,  # the file whose names, precision and container are taken, or its form
     path: str | Path,  # is written, whole or not at all
 ) -> Path:
-    """The model's weights in a file like another one, rounded to that file's precision.
-
-    `MagaError` where the other file cannot be read or nothing can be written, `KeyError` where the model lacks one of its tensors.
-    """
+    "The model's weights in a file like another one, in its precision; `MagaError` where either fails, `KeyError` where the model lacks a tensor."
     form = like if isinstance(like, Form) else Form.of(like)
     if form.header is not None:
         tensors = _as_stored(form.held, model)
@@ -163,21 +160,24 @@ def _check_logits(weights: str, found: Mapping[str, Any], expected: Mapping[str,
 
 
 def _filled(model: nn.Module, weights: str, what: str) -> tuple[nn.Module, Path]:
-    "The model with the weights of a file, and the file; `MagaError` names what is absent, superfluous or of another shape."
+    "The model with the weights of a file, and the file; `MagaError` names what is absent, superfluous, of another shape or kind, or not finite."
     if not weights:
         raise MagaError(f"{what[0].upper()}{what[1:]} needs a file of weights (weights=…, --weights): a state dict, as safetensors or by torch.save.")
     check_shapes(model)
-    file = weights_file(weights)
-    stored, state = stored_weights(file), model.state_dict()
+    stored, state = stored_weights(file := weights_file(weights)), model.state_dict()
     names = model_names(stored, state)
-    if len(set(names.values())) < len(names):
-        twice = next(n for n, k in Counter(names.values()).items() if k > 1)
+    if twice := next((n for n, k in Counter(names.values()).items() if k > 1), ""):
         raise MagaError(f"{weights} holds {twice} twice, as {' and '.join(k for k, n in names.items() if n == twice)}: save one set of weights.")
     given = {names[k]: v for k, v in stored.items() if k != UNUSED or k in state}
     found, expected = ({k: v for k, v in t.items() if isinstance(v, Tensor)} for t in (given, state))
     _check_logits(weights, found, expected)
     check_parameters(weights, what, found, expected, [*(k for k in expected if k.endswith("num_batches_tracked")), *_tied(model, found)])
+    if whole := [k for k, v in found.items() if expected[k].is_floating_point() and not v.is_floating_point()]:
+        raise MagaError(f"{weights} holds {whole[0]} in whole numbers, without their scale; expected floating-point weights, as before quantisation.")
+    finite = [k for k, v in expected.items() if v.is_floating_point() and v.isfinite().all()]  # a mask may hold infinities
     model.load_state_dict(given, strict=False)
+    if spoilt := [k for k in finite if not expected[k].isfinite().all()]:
+        raise MagaError(f"{weights} holds weights that are not finite, first {spoilt[0]}: its training broke down; take an earlier checkpoint.")
     return model.eval(), file
 
 

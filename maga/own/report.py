@@ -301,8 +301,8 @@ def write_result(
 ) -> dict[str, Any]:
     """Write weights, ledger.json, artefacts.csv, report.html, model_card.md and report.json; returns the record, see `record`.
 
-    All is written into a hidden folder beside, which gets the name at the end. `MagaError` where that fails: weights that could be written
-    stay under the name, or beside it where it is taken, as a plain state dict where their form cannot be written; without weights nothing stays.
+    All is written into a hidden folder beside, which gets the name at the end. `MagaError` where that fails: what is complete, and weights that
+    could be written, stay under the name, or beside it where it is taken; weights whose form cannot be written as a plain state dict.
     """
     folder = Path(folder).expanduser()
     try:
@@ -323,9 +323,8 @@ def write_result(
         pages = {"report.html": page_of(r, split, result, found), "model_card.md": card_of(r), "report.json": json.dumps(r, indent=1)}
         for name, text in pages.items():
             (part / name).write_text(text, encoding="utf-8", errors="replace")  # names of folders may be no text
-        os.rename(part, folder)
     except Exception as e:  # whatever fails beside the weights, they are the work that was asked for
-        written = written or _plain_weights(inner, part)
+        written = written if written and written.exists() else _plain_weights(inner, part)  # another machine may have removed it
         if written is not None:
             what = f"The weights are in {_kept(part, folder)} ({written.name}), but what belongs beside them is incomplete ({type(e).__name__}: {e})"
             raise MagaError(f"{what}; take them from there, and for a report run it again with another folder (--out).") from e
@@ -333,6 +332,8 @@ def write_result(
         if not isinstance(e, OSError):
             raise
         raise MagaError(f"{folder} cannot be written ({e.strerror or e}); free some space or name another folder (--out), then run it again.") from e
+    if (place := _kept(part, folder)) != folder:
+        raise MagaError(f"The result is complete, in {place}: the name {folder} was taken meanwhile, perhaps by the same command; keep one of them.")
     return r
 
 # %% ../../nbs/703_report.ipynb #bb35b369
