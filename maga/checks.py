@@ -30,7 +30,7 @@ from torch import Tensor
 __all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'one_sentence', 'number_of',
            'first_names', 'of_one_folder', 'with_article', 'one_form', 'did_you_mean', 'no_such', 'Range', 'expected',
            'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor', 'check_probabilities',
-           'NotWritten', 'causes', 'not_written', 'write_whole', 'half_written', 'writable_folder']
+           'NotWritten', 'causes', 'not_written', 'write_whole', 'untouched', 'half_written', 'writable_folder']
 
 # %% ../nbs/010_checks.ipynb #ef7e3e03
 class MagaError(ValueError):
@@ -265,15 +265,17 @@ def write_whole(
     return path
 
 
+def untouched(path: Path) -> bool:
+    "Whether nothing was written to a file, or to a folder and what lies in it, for a minute: else a process, perhaps of another machine, is at work."
+    try:
+        return time.time() - max(p.stat().st_mtime for p in (path, *path.rglob("*"))) > 60
+    except OSError:  # finished meanwhile
+        return False
+
+
 def half_written(folder: Path) -> list[Path]:
     "What a killed process left of `write_whole` in a folder: files under temporary names to which nothing was written for a minute."
-    def idle(path: Path) -> bool:
-        try:
-            return time.time() - path.stat().st_mtime > 60
-        except OSError:  # finished meanwhile
-            return False
-
-    return [p for p in folder.glob(".*.half") if re.fullmatch(r"\..+\.[0-9a-f]{8}\.half", p.name) and idle(p)]
+    return [p for p in folder.glob(".*.half") if re.fullmatch(r"\..+\.[0-9a-f]{8}\.half", p.name) and untouched(p)]
 
 
 def writable_folder(path: str | Path) -> Path:

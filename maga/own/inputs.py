@@ -9,12 +9,11 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checks import MagaError, writable_folder
+from ..checks import MagaError, untouched, writable_folder
 from ..decoding import walk_folders
 from ..judges.named import is_matrix, local_weights
 from .ledger import Ledger, imported_beside
@@ -67,7 +66,7 @@ def check_free(
     """
     folder = Path(folder).expanduser()
     for left in folder.parent.glob(f".{folder.name}.*.part"):
-        if not _runs(left) and _idle(left):
+        if not _runs(left) and untouched(left):
             shutil.rmtree(left, ignore_errors=True)
     if not os.path.exists(folder):  # also where its parent cannot be read
         writable_folder(folder.parent)
@@ -92,12 +91,4 @@ def _runs(left: Path) -> bool:
     except PermissionError:
         return True
     except (ValueError, IndexError, OSError):  # no such process: on Windows any OSError
-        return False
-
-
-def _idle(left: Path) -> bool:
-    "Whether nothing was written to an unfinished folder for a minute, as in `half_written`: a process of another machine may be at work."
-    try:
-        return time.time() - max(p.stat().st_mtime for p in (left, *left.rglob("*"))) > 60
-    except OSError:  # finished meanwhile
         return False
