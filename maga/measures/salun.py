@@ -26,10 +26,9 @@ def legacy_m_entropy(
     logits: Tensor,  # [n, K]
     labels: Tensor,  # int64 [n]
 ) -> Tensor:
-    "*Legacy*: what the public code of SalUn takes for the modified entropy, float64 [n], in nats. It depends on which labels occur among the images."
-    log_p = logits.double().log_softmax(1)
-    p, occurs = log_p.exp(), torch.isin(torch.arange(logits.shape[1], device=logits.device), labels)
-    return -(torch.where(occurs, 1 - p, p) * log_p).sum(1)
+    "*Legacy*: what the public code of SalUn takes for the modified entropy, float32 [n], in nats. It depends on which labels occur among the images."
+    p, occurs = logits.float().softmax(1), torch.isin(torch.arange(logits.shape[1], device=logits.device), labels)
+    return -(torch.where(occurs, 1 - p, p) * torch.where(p > 0, p, 1e-30).log()).sum(1)
 
 
 STATISTICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of logits [n, K] and labels [n]: [n], or [n, K]
