@@ -12,16 +12,14 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .checks import MagaError, half_written, number_of, write_whole
+from .checks import MagaError, half_written, kept_fresh, number_of, write_whole
 from .data import ImageSet
 from .mapped import metadata, read_tensors, room, write_in_parts
 from .packaged import file_state
@@ -86,24 +84,6 @@ def _watched(parts: Iterator[Tensor]) -> Iterator[Tensor]:
 _BEAT = 20.0  # seconds; after a minute without a sign of life others take a file for left over, see `half_written`
 
 
-@contextmanager
-def _alive(path: Path) -> Iterator[None]:
-    "A context in which a file counts as being written to, however long the next images take."
-    done = Event()
-
-    def beat() -> None:
-        while not done.wait(_BEAT):
-            with suppress(OSError):
-                os.utime(path)
-
-    (thread := Thread(target=beat, daemon=True)).start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
 def _write(path: Path, sets: Mapping[str, Undecoded], about: Mapping[str, str]) -> None:
     "Decode into a file, part by part."
     whole = {}
@@ -113,7 +93,7 @@ def _write(path: Path, sets: Mapping[str, Undecoded], about: Mapping[str, str]) 
             whole[f"{part}.coarse_labels"] = s.coarse_labels
         if s.files:
             whole[f"{part}.files"] = torch.frombuffer(bytearray("\0".join(s.files).encode(errors="surrogateescape")), dtype=torch.uint8)
-    with _alive(path):
+    with kept_fresh(path, _BEAT):
         write_in_parts(path, whole, {f"{part}.images": (len(s.labels), _watched(s.parts())) for part, s in sets.items()}, about)
 
 # %% ../nbs/012_cache.ipynb #ce3544f2
@@ -257,7 +237,7 @@ def _said(path: Path) -> _Said | None:
 
 def is_cache(path: Path) -> bool:
     "Whether a file is a cache of decoded images: by its header, or by its name where a killed process left it without one."
-    return _said(path) is not None or re.match(r"\.[0-9a-f]{24}\.safetensors\.", path.name) is not None
+    return re.match(r"\.[0-9a-f]{24}\.safetensors\.", path.name) is not None or _said(path) is not None
 
 
 def unfinished() -> list[Path]:

@@ -16,9 +16,11 @@ import time
 import types
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -30,7 +32,8 @@ from torch import Tensor
 __all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'one_sentence', 'number_of',
            'first_names', 'of_one_folder', 'with_article', 'one_form', 'did_you_mean', 'no_such', 'Range', 'expected',
            'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor', 'check_probabilities',
-           'NotWritten', 'causes', 'not_written', 'write_whole', 'untouched', 'half_written', 'writable_folder']
+           'NotWritten', 'causes', 'not_written', 'write_whole', 'kept_fresh', 'untouched', 'half_written',
+           'writable_folder']
 
 # %% ../nbs/010_checks.ipynb #ef7e3e03
 class MagaError(ValueError):
@@ -263,6 +266,29 @@ def write_whole(
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return path
+
+# %% ../nbs/010_checks.ipynb #0100a001
+@contextmanager
+def kept_fresh(
+    path: Path,
+    seconds: float,  # between two touches
+) -> Iterator[None]:
+    "A context in which a file is touched again and again, until it is gone: whoever looks at its time sees that its process is at work."
+    stop = Event()
+
+    def beat() -> None:
+        while not stop.wait(seconds):
+            try:
+                os.utime(path)
+            except OSError:
+                return
+
+    (thread := Thread(target=beat, daemon=True)).start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def untouched(path: Path) -> bool:

@@ -24,7 +24,7 @@ from .checks import Checked, Count, MagaError, check_generator, check_value, did
 from .data import CIFAR_MEAN, CIFAR_STD, ImageSet, check_normalisation
 from .device import channels_last, pick_device, seeded
 from .packaged import no_waiting
-from .pretrained import PRETRAINED, check_parameters, fill, model_names, save_tensors, tensors_of, timm_name
+from .pretrained import PRETRAINED, check_finite, check_parameters, fill, model_names, save_tensors, tensors_of, timm_name
 
 # %% auto #0
 __all__ = ['BUILT_HERE', 'ARCHITECTURES', 'small_network', 'from_timm', 'ModelSpec', 'batch_norms', 'frozen_batch_norms',
@@ -394,7 +394,6 @@ def load_checkpoint(
     expected = tensors_of(model)
     tensors = {name: held[k] for k, name in model_names(held, expected).items()}
     check_parameters(path, f"{with_article(spec.arch)} with {number_of(len(spec.classes), 'class', 'classes')}", tensors, expected)
-    if spoilt := [k for k, v in tensors.items() if not v.isfinite().all()]:
-        raise MagaError(f"{path} holds weights that are not finite, first {spoilt[0]}: its training broke down; take an earlier checkpoint.")
+    check_finite(path, tensors)
     model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()}, strict=False)  # extra states stay
     return model.to(device).eval(), spec

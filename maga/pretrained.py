@@ -27,7 +27,7 @@ from .packaged import PACKAGED, weights_at
 # %% auto #0
 __all__ = ['PRETRAINED', 'INNER', 'EXTRA', 'Pretrained', 'timm_name', 'unpickled', 'weights_file', 'stored_weights',
            'read_weights', 'model_names', 'tensors_of', 'save_tensors', 'timm_efficientnet', 'check_parameters',
-           'quiet_loading', 'weights_for', 'fill']
+           'check_finite', 'quiet_loading', 'weights_for', 'fill']
 
 # %% ../nbs/009_pretrained.ipynb #43a1c1c5
 @dataclass(frozen=True)
@@ -206,6 +206,15 @@ def check_parameters(
         shapes = [list(t[k].shape) if k in t else "absent" for t in (found, expected)]
         many = number_of(len(odd), "parameter differs", "parameters differ")
         raise MagaError(f"{path} does not hold {what}: {many}, first {k} ({shapes[0]} in the file, {shapes[1]} expected).")
+
+
+def check_finite(
+    path: str | Path,  # of the file, for the message
+    weights: Mapping[str, Tensor],
+) -> None:
+    "`MagaError` names the first weight that is not finite."
+    if spoilt := [k for k, v in weights.items() if not v.isfinite().all()]:
+        raise MagaError(f"{path} holds weights that are not finite, first {spoilt[0]}: its training broke down; take an earlier checkpoint.")
 
 # %% ../nbs/009_pretrained.ipynb #c1255b4e
 @contextmanager

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..checks import NotWritten
+from ..checks import NotWritten, kept_fresh
 
 # %% auto #0
 __all__ = ['HEARTBEAT', 'PATIENCE', 'BOOT', 'this_host', 'LockFiles', 'Locks']
@@ -136,21 +135,8 @@ class Locks(LockFiles):
         if mine is None:
             yield False
             return
-        stop = threading.Event()
-        beat = threading.Thread(target=_beat, args=(self.folder / f"{key}.{mine}", stop), daemon=True)
-        beat.start()
         try:
-            yield True
+            with kept_fresh(self.folder / f"{key}.{mine}", HEARTBEAT):
+                yield True
         finally:
-            stop.set()
-            beat.join()
             self.release(key, mine)
-
-
-def _beat(path: Path, stop: threading.Event) -> None:
-    "Touch a file every second until the event is set."
-    while not stop.wait(HEARTBEAT):
-        try:
-            os.utime(path)
-        except OSError:
-            return

@@ -32,7 +32,7 @@ from ..decoding import Crop
 from ..device import seeded, seeded_generator
 from ..models import from_timm, load_checkpoint
 from ..packaged import file_revision, no_waiting
-from ..pretrained import INNER, check_parameters, model_names, quiet_loading, stored_weights, unpickled, weights_file
+from ..pretrained import INNER, check_finite, check_parameters, model_names, quiet_loading, stored_weights, unpickled, weights_file
 
 # %% auto #0
 __all__ = ['UNUSED', 'Form', 'write_weights', 'revision_of', 'Network', 'open_network']
@@ -176,8 +176,7 @@ def _filled(model: nn.Module, weights: str, what: str) -> tuple[nn.Module, Path]
         raise MagaError(f"{weights} holds {whole[0]} in whole numbers, without their scale; expected floating-point weights, as before quantisation.")
     finite = [k for k, v in expected.items() if v.is_floating_point() and v.isfinite().all()]  # a mask may hold infinities
     model.load_state_dict(given, strict=False)
-    if spoilt := [k for k in finite if not expected[k].isfinite().all()]:
-        raise MagaError(f"{weights} holds weights that are not finite, first {spoilt[0]}: its training broke down; take an earlier checkpoint.")
+    check_finite(weights, {k: expected[k] for k in finite})
     return model.eval(), file
 
 
