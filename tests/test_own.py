@@ -44,7 +44,7 @@ from maga.models import ModelSpec, load_checkpoint, save_checkpoint
 from maga.own import command, forgetting, inputs, report
 from maga.own.artefacts import Artefact, _unread, answers_about, purge, read_artefacts, write_artefacts
 from maga.own.audit import audit
-from maga.own.audited import keep_audit
+from maga.own.audited import check_audit, keep_audit
 from maga.own.doubts import names_among
 from maga.own.forgetting import Wanted, transition_of
 from maga.own.inputs import check_free, inputs_of
@@ -479,6 +479,9 @@ def test_timm_and_hugging_face(at, desk, capsys):
 
     save_file({k: v.contiguous() for k, v in vit.state_dict().items() if "classifier" not in k}, desk / "hollow/model.safetensors", {"format": "pt"})
     with pytest.raises(MagaError, match=r"2 parameters differ, first classifier"):
+        open_network(str(desk / "hollow"))
+    save_file({**vit.state_dict(), "classifier.bias": torch.full((10,), torch.nan)}, desk / "hollow/model.safetensors", {"format": "pt"})
+    with pytest.raises(MagaError, match=r"not finite, first classifier\.bias"):
         open_network(str(desk / "hollow"))
 
 
@@ -1949,6 +1952,18 @@ def test_a_result_with_other_weights_is_none(task, at, desk, capsys):
     replace(Ledger.load(out), weights_sha256="").save(out)
     file.write_bytes(Path("model.safetensors").read_bytes())
     assert open_result(out)[1].weights_sha256 == ""
+
+
+def test_a_ledger_that_is_nested_without_end_is_damaged(tmp_path):
+    "Hostile JSON exhausts Python's stack; it ends in one sentence, and a report of the kind is another result."
+    for name in ("ledger.json", "report.json", "audit.json"):
+        (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(MagaError, match=r"ledger\.json is damaged \(RecursionError"):
+        Ledger.load(tmp_path)
+    with pytest.raises(MagaError, match="holds another result"):
+        check_free(tmp_path, "forget three")
+    with pytest.raises(MagaError, match="is the audit of other networks"):
+        check_audit(tmp_path, {})
 
 
 def test_an_audit_of_another_list_of_as_many_files_is_told():

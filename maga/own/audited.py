@@ -76,7 +76,7 @@ def check_audit(
         return
     try:
         same = counting(json.loads(file.read_text(encoding="utf-8"))["audited"]) == json.loads(json.dumps(counting(asked)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         same = False
     if not same:
         what = f"{file} is the audit of other networks, data or settings, and would be overwritten"

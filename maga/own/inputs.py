@@ -73,7 +73,7 @@ def check_free(
         return False
     try:
         same = json.loads((folder / "report.json").read_text(encoding="utf-8"))["request"] == request
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         same = False
     if not (folder / "report.json").is_file() and not (folder / "ledger.json").is_file():
         raise MagaError(f"{folder} exists and is no result of maga forget, so nothing is written there; name another folder (--out).")

@@ -357,6 +357,7 @@ def _of_hub(source: str) -> Network:
         raise MagaError(what) from e
     if odd := sorted({*map(str, said["missing_keys"]), *map(str, said["unexpected_keys"]), *map(str, said["mismatched_keys"])}):
         raise MagaError(f"{folder} does not hold a {type(model).__name__}: {len(odd)} parameters differ, first {odd[0]}.")
+    check_finite(folder, dict(model.named_parameters()))
     names = tuple(model.config.id2label[k] for k in sorted(model.config.id2label))
     given = None if all(n == f"LABEL_{k}" for k, n in enumerate(names)) else names
     about, side = _processor(folder), getattr(model.config, "image_size", None)

@@ -62,7 +62,7 @@ class Facts:
         try:
             with safe_open(path, "pt") as f:
                 return cls(**json.loads(f.metadata()["facts"]), **{k: f.get_tensor(k) for k in f.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as e:
             raise MagaError(f"{path} holds no facts of an audit ({type(e).__name__}: {e}); make them anew with facts_of.") from e
 
 # %% ../../nbs/704_yardstick.ipynb #e2c1301a
