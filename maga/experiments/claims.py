@@ -75,7 +75,7 @@ def cases_of(result: Result) -> dict[tuple[str, str], pd.DataFrame]:
 
 
 def said(result: Result) -> list[str]:
-    "At most five sentences on the cases that were run: retain accuracy, order of methods, A_f and MIA, distance, what is missing."
+    "At most four lines on the cases that were run: retain accuracy and order of methods, A_f and MIA, distance, what is missing."
     cases = cases_of(result)
     ours = {place: found for place, case in cases.items() if (found := standing(case))}
     missing = [f"{target} ({backbone})" for backbone, target in cases if (backbone, target) not in ours]
@@ -97,7 +97,7 @@ def said(result: Result) -> list[str]:
     sentences = [f"{where}: MaGA changes A_r by {said_of('lost', -1)}, and keeps the most of {rivals} methods in {first} of {len(ours)}{also}."]
     orders = [v for p in ours if not math.isnan(v := order_agreement(cases[p]))] if theirs else []
     if orders:
-        sentences.append(f"The order of methods by A_r has a rank correlation with the paper's of {reach(orders)} ({len(orders)} cases).")
+        sentences[0] += f" The order of methods by A_r has a rank correlation with the paper's of {reach(orders)} ({len(orders)} cases)."
     low, paper_low = map(mia_lower_than_most, both)
     also = f" (paper {paper_low} of {len(theirs)})" if theirs else ""
     sentences.append(
