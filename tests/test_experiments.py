@@ -556,7 +556,7 @@ def test_a_process_asks_before_each_training_who_is_at_the_others(tmp_path, monk
     *((f"{name} --set maga.alpha=0.2", "No selected experiment takes maga.alpha=0.2") for name in ("figure3", "figure5", "table5", "judging")),
     ("figure5 --set ssd.alpha=5", "No selected experiment has the method (of a change) 'ssd'; there are maga."),
     ("table1 --set maga.transition=null", "maga's transition is no setting"),
-    ("restore --preset small", "No row of the preset small is published; restore copies all rows, which are of laptop."),
+    ("restore --preset paper", "No row of the preset paper is published; restore copies all rows, which are of laptop, small."),
     ("restore --preset laptop --target rocket --seeds 0", "restore takes all rows, not some: leave --seeds 0 --target rocket out."),
     ("all --target bird --methods bad_teacher", "target bird, methods bad_teacher; there are random bad_teacher, bird original, bird retrain, bird finetune, bird unsir"),
 ])  # fmt: skip
@@ -755,7 +755,7 @@ def test_snakemake_plans_one_gpu_a_job(tmp_path):
     assert needs["table1"] | needs["figure5"] == models  # every notebook waits for its models, every model is for a notebook
     drawn = plan(*line, "results=published", "only=table1,figure3", "preset=laptop", "--forceall")
     planned = [(rule, text) for rule, text in jobs(drawn.stdout + drawn.stderr) if rule in ("model", "notebook")]
-    assert [rule for rule, _ in planned] == ["notebook"] * 2 and all(f"{ROOT}/results/published/" in text for _, text in planned)
+    assert [rule for rule, _ in planned] == ["notebook"] * 2 and all(f"{ROOT}/results/published/laptop/" in text for _, text in planned)
     ended = plan(*line, "presett=paper")
     assert ended.returncode != 0 and "There is no option 'presett'; there are preset, data_root" in ended.stdout + ended.stderr
 

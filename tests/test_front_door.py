@@ -112,7 +112,7 @@ def test_default_folders_are_the_repositorys(monkeypatch, tmp_path):
     for folder in (ROOT, ROOT / "nbs", ROOT / "nbs" / "experiments" / "paper"):
         monkeypatch.chdir(folder)
         assert (Settings().data_folder, Settings().results_folder) == (ROOT / "data", ROOT / "results")
-        assert Settings(results="published").results_folder == ROOT / "results" / "published"
+        assert Settings("laptop", results="published").results_folder == ROOT / "results" / "published" / "laptop"
         assert Settings(data_root="d", results="r").data_folder == Path("d") and Settings(results="r").results_folder == Path("r")
     monkeypatch.chdir(tmp_path)
     assert (Settings().data_folder, Settings().results_folder) == (tmp_path / "data", tmp_path / "results")

@@ -98,7 +98,7 @@ def test_a_notebook_is_drawn_from_published_rows(session, name, monkeypatch):
     monkeypatch.setattr(report, "open_session", lambda settings: session)
 
     def computed(name, settings, *_, **__):
-        return compute(name, settings, session) if settings.target else result_of(session, name)
+        return result_of(session, name) if settings == SETTINGS else compute(name, settings, session)
 
     monkeypatch.setattr(report, "compute", computed)
     monkeypatch.setattr(expected, "results_of", lambda *_: [result_of(session, n) for n in together()])
@@ -572,7 +572,7 @@ def test_rows_that_are_published_no_more_are_not_drawn(computed, tmp_path):
     "They are deleted where tables are drawn from, and in no folder where something was computed; hidden files are those that another process is writing."
     for name, rows in (("more", {"a": "2026-01-02", "b": "2026-01-02"}), ("fewer", {"a": "2026-01-02"})):
         published_by(store_with(tmp_path / f"store of {name}", **rows), tmp_path / name)
-    drawn, own = tmp_path / "published", tmp_path / "own" / "published"
+    drawn, own = tmp_path / "published" / "smoke", tmp_path / "published" / "own"
     assert PublishedSession(tmp_path / "more", drawn, "smoke").store.get("b")
     for part in ("outputs", "scores"):
         (drawn / part).mkdir()

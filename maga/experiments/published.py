@@ -332,7 +332,7 @@ def _copy_into(store: Store, folder: Path, rows: Mapping[str, Row], overwrite: b
 def _forget_unpublished(store: Store, folder: Path, rows: Container[str]) -> None:
     "Delete rows, logits and scores that are published no more, where tables are drawn from; a folder in which something was computed stays as it is."
     computed = any((store.folder / name).exists() for name in ("locks", "claims"))  # claims: what the folder of locks was called before
-    if store.folder.name != PUBLISHED_RESULTS or computed:
+    if store.folder.parent.name != PUBLISHED_RESULTS or computed:
         return
     scores = read_json(folder / SCORES)
     for part, keys in (("rows", rows), ("outputs", rows), ("scores", scores)):

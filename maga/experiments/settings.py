@@ -152,9 +152,9 @@ class Settings:
 
     @property
     def results_folder(self) -> Path:
-        "Where the store is; published rows are drawn in a folder of their own."
+        "Where the store is; published rows are drawn in a folder of their preset."
         if self.published or self.results == type(self).results:
-            return in_repository("results") / (PUBLISHED_RESULTS if self.published else "")
+            return in_repository("results") / (f"{PUBLISHED_RESULTS}/{self.preset}" if self.published else "")
         return Path(self.results).expanduser()
 
     @property
