@@ -29,11 +29,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'MagaError', 'one_sentence', 'number_of',
-           'first_names', 'of_one_folder', 'with_article', 'one_form', 'did_you_mean', 'no_such', 'Range', 'expected',
-           'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor', 'check_probabilities',
-           'NotWritten', 'causes', 'not_written', 'write_whole', 'kept_fresh', 'untouched', 'half_written',
-           'writable_folder']
+__all__ = ['Count', 'Amount', 'Seed', 'Positive', 'Weight', 'Share', 'Decay', 'Part', 'DAMAGED', 'MagaError', 'one_sentence',
+           'number_of', 'first_names', 'of_one_folder', 'with_article', 'one_form', 'did_you_mean', 'no_such', 'Range',
+           'expected', 'fits', 'shown', 'Checked', 'check_value', 'check_generator', 'check_tensor',
+           'check_probabilities', 'NotWritten', 'causes', 'not_written', 'write_whole', 'kept_fresh', 'untouched',
+           'half_written', 'writable_folder']
 
 # %% ../nbs/010_checks.ipynb #ef7e3e03
 class MagaError(ValueError):
@@ -230,6 +230,9 @@ def check_probabilities(p: Tensor) -> None:  # [..., K]
         raise MagaError("Expected probabilities, rows that are not negative and sum to 1: apply softmax to the logits first.")
 
 # %% ../nbs/010_checks.ipynb #5e1b7c20
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of JSON that was cut off, edited or made by another program
+
+
 class NotWritten(MagaError):
     "A file that could not be written: the disk is full, or the place is closed to this user."
 

@@ -23,6 +23,7 @@ from maga.experiments import expected, report, studies, tables
 from maga.experiments.__main__ import print_result
 from maga.experiments.catalogue import NO_ULIRA
 from maga.experiments.claims import cases_of, mia_lower_than_most, paper_case, said_ablation, said_beyond, said_sweep, said_times, standing
+from maga.experiments.presets import PRESETS
 from maga.experiments.published import (
     ABOUT_FILES,
     ROWS,
@@ -30,6 +31,7 @@ from maga.experiments.published import (
     PublishedSession,
     check_published,
     header_in,
+    of_preset,
     publish,
     published_folder,
     read_about,
@@ -216,7 +218,8 @@ def test_what_was_not_published_is_refused(session, name, seeds):
 def test_the_front_page_says_what_is_published(session):
     "The number of runs, and the experiments of which none was run."
     page, rows = (Path(__file__).parents[1] / "README.md").read_text(), read_rows(published_folder())
-    assert f"{len(rows)} runs of the preset `laptop` are published" in page
+    laptop, small = (sum(of_preset(r.spec, PRESETS[name]) for r in rows.values()) for name in ("laptop", "small"))
+    assert f"{laptop} runs of the preset `laptop` and {small} of the preset `small` are published" in page and laptop + small == len(rows)
     said = "\n".join(line for line in page.splitlines() if line.endswith("| not run |"))
     with precision(SETTINGS, session):
         asked = {n: [resolve(session, s).key for c in EXPERIMENTS[n].cells(SETTINGS) for s in c.specs(SETTINGS.all_seeds)] for n in together()}

@@ -18,7 +18,7 @@ from jinja2 import Environment
 from torch import nn
 
 from .. import __version__
-from ..checks import MagaError, write_whole
+from ..checks import DAMAGED, MagaError, write_whole
 from ..data import ForgetSplit
 from ..methods.contract import with_change
 from ..methods.retraining import MakeModel
@@ -76,7 +76,7 @@ def check_audit(
         return
     try:
         same = counting(json.loads(file.read_text(encoding="utf-8"))["audited"]) == json.loads(json.dumps(counting(asked)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except DAMAGED:
         same = False
     if not same:
         what = f"{file} is the audit of other networks, data or settings, and would be overwritten"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checks import MagaError, untouched, writable_folder
+from ..checks import DAMAGED, MagaError, untouched, writable_folder
 from ..decoding import walk_folders
 from ..judges.named import is_matrix, local_weights
 from .ledger import Ledger, imported_beside
@@ -73,7 +73,7 @@ def check_free(
         return False
     try:
         same = json.loads((folder / "report.json").read_text(encoding="utf-8"))["request"] == request
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except DAMAGED:
         same = False
     if not (folder / "report.json").is_file() and not (folder / "ledger.json").is_file():
         raise MagaError(f"{folder} exists and is no result of maga forget, so nothing is written there; name another folder (--out).")

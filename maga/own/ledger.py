@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import Checked, MagaError, write_whole
+from ..checks import DAMAGED, Checked, MagaError, write_whole
 from ..data import ForgetSplit, ImageSet, class_id
 from ..decoding import decode
 from ..device import usable_cores
@@ -116,7 +116,7 @@ class Ledger(Checked):
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
             return cls(**held | {"entries": tuple(Entry(**e) for e in held["entries"])})
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
+        except DAMAGED as e:
             raise MagaError(f"{path} is damaged ({type(e).__name__}: {e}); expected the ledger of a result of maga forget.") from e
 
 # %% ../../nbs/702_ledger.ipynb #afdb0850

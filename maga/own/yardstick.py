@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..adapter import prepared
-from ..checks import MagaError, check_value, write_whole
+from ..checks import DAMAGED, MagaError, check_value, write_whole
 from ..data import ForgetSplit
 from ..measures.attacks import RelearnConfig, probe_answers, relearn_steps
 from ..measures.contract import Subject
@@ -62,7 +62,7 @@ class Facts:
         try:
             with safe_open(path, "pt") as f:
                 return cls(**json.loads(f.metadata()["facts"]), **{k: f.get_tensor(k) for k in f.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as e:
+        except (SafetensorError, *DAMAGED) as e:
             raise MagaError(f"{path} holds no facts of an audit ({type(e).__name__}: {e}); make them anew with facts_of.") from e
 
 # %% ../../nbs/704_yardstick.ipynb #e2c1301a
