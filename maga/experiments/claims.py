@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..checks import number_of
 from .frontier import PANELS, Panel
 from .presets import BACKBONES
 from .report import BOUND_OF, Result, value_of
@@ -91,13 +92,13 @@ def said(result: Result) -> list[str]:
         return reach(mine, " points") + (f" (paper {reach(printed)})" if theirs else "")
 
     first, paper_first = (sum(s["rank"] == 1 for s in some) for some in both)
-    where = f"{len(ours)} case{'s' * (len(ours) > 1)}{'' if result.settings.size.comparable else ' on digits'}"
+    where = f"{number_of(len(ours), 'case')}{'' if result.settings.size.comparable else ' on digits'}"
     also = f", with the paper's numbers in {paper_first} of {len(theirs)}" if theirs else ""
     rivals = " or ".join(map(str, sorted({s["of"] for s in ours.values()})))
     sentences = [f"{where}: MaGA changes A_r by {said_of('lost', -1)}, and keeps the most of {rivals} methods in {first} of {len(ours)}{also}."]
     orders = [v for p in ours if not math.isnan(v := order_agreement(cases[p]))] if theirs else []
     if orders:
-        sentences[0] += f" The order of methods by A_r has a rank correlation with the paper's of {reach(orders)} ({len(orders)} cases)."
+        sentences[0] += f" The order of methods by A_r has a rank correlation with the paper's of {reach(orders)} ({number_of(len(orders), 'case')})."
     low, paper_low = map(mia_lower_than_most, both)
     also = f" (paper {paper_low} of {len(theirs)})" if theirs else ""
     sentences.append(
