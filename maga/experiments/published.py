@@ -20,7 +20,7 @@ from torch import Tensor
 from ..checks import one_sentence
 from ..data import ImageSet, MagaError, write_whole
 from .outputs import forgotten_test, kept_outputs
-from .presets import Preset
+from .presets import PRESETS, Preset
 from .session import COARSE, Session, resolve, transition_keys
 from .settings import Settings, cifar10_spec
 from .store import PUBLISHED_RESULTS, RETRAIN, Row, Spec, Store, experiments_folder, key_of
@@ -323,6 +323,8 @@ def _copy_into(store: Store, folder: Path, rows: Mapping[str, Row], overwrite: b
     for key, scores in read_json(folder / SCORES).items():
         if others and not all("of" in s for s in scores.values()):  # such a score does not say whose rows it is of
             continue
+        if not {place for s in scores.values() for place in s.get("of", ())} <= rows.keys():  # of another preset
+            continue
         target = store.folder / "scores" / f"{key}.json"
         if overwrite or not target.exists():
             write_whole(target, partial(Path.write_text, data=json.dumps(scores)))
@@ -352,7 +354,7 @@ class PublishedStore(Store):
 
 
 class PublishedSession(Session):
-    "A session whose store holds the published rows and whose data sets are their labels: it draws tables and computes no run."
+    "A session whose store holds the published rows of a preset and whose data sets are their labels: it draws tables and computes no run."
 
     def __init__(
         self,
@@ -364,7 +366,7 @@ class PublishedSession(Session):
         if preset not in about["presets"]:
             raise MagaError(f"No row of the preset {preset} is published; take {' or '.join(about['presets'])}.")
         super().__init__(PublishedStore(results), "cpu")
-        rows = read_rows(folder)
+        rows = {key: row for key, row in read_rows(folder).items() if of_preset(row.spec, PRESETS[preset])}
         _forget_unpublished(self.store, folder, rows)
         _copy_into(self.store, folder, rows, overwrite=True)
         self.digests: Mapping[str, str] = about["data"]
