@@ -97,10 +97,11 @@ def run_cell(source: str, names: dict) -> list[str]:
 @pytest.mark.parametrize("name", [*together(), "expected", "tuning"])
 def test_a_notebook_is_drawn_from_published_rows(session, name, monkeypatch):
     "Nothing is trained or loaded, and every table and sentence is what the notebook shows. Pictures are not drawn."
-    monkeypatch.setattr(report, "open_session", lambda settings: session)
+    opened = cache(lambda settings: session if settings.preset == SETTINGS.preset else open_session(settings))
+    monkeypatch.setattr(report, "open_session", opened)
 
     def computed(name, settings, *_, **__):
-        return result_of(session, name) if settings == SETTINGS else compute(name, settings, session)
+        return result_of(session, name) if settings == SETTINGS else compute(name, settings, opened(settings))
 
     monkeypatch.setattr(report, "compute", computed)
     monkeypatch.setattr(expected, "results_of", lambda *_: [result_of(session, n) for n in together()])
@@ -112,6 +113,14 @@ def test_a_notebook_is_drawn_from_published_rows(session, name, monkeypatch):
             assert said == kept, source
             compared += len(kept)
     assert compared > 1 and isinstance(session, PublishedSession)
+
+
+def test_a_drawing_session_holds_the_rows_and_scores_of_its_preset(session, tmp_path):
+    drawn, everything = PublishedSession(published_folder(), tmp_path / "published" / "small", "small"), read_rows(published_folder())
+    held = {row.key for row in drawn.store.rows()}
+    assert held == {key for key, row in everything.items() if of_preset(row.spec, PRESETS["small"])} == everything.keys() - {row.key for row in session.store.rows()}
+    scores = [s for file in (drawn.store.folder / "scores").iterdir() for s in json.loads(file.read_text()).values()]
+    assert held and scores and all(s["of"].keys() <= held for s in scores)
 
 
 def test_a_restored_retrain_answers_for_what_is_forgotten(session):

@@ -165,7 +165,7 @@ def test_the_table_needs_no_logits_once_it_was_drawn(searched):
 
 def searches():
     "Name of presets -> the published table that they come from, of the class that was forgotten."
-    tables = {n: compute("tuning", Settings(preset, data_root="no data here", results="published")).table for n, preset in (("small_tuned", "small"), ("haar_tuned", "laptop"))}
+    tables = {n: compute("tuning", Settings(preset, data_root="no data here", results="published", bfloat16=True)).table for n, preset in (("small_tuned", "small"), ("haar_tuned", "laptop"))}
     return {name: table[table.target == forgotten] for (name, table), forgotten in zip(tables.items(), ("deer", "aquarium_fish"), strict=True)}
 
 

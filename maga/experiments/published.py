@@ -321,9 +321,8 @@ def _copy_into(store: Store, folder: Path, rows: Mapping[str, Row], overwrite: b
         if row.spec.method == RETRAIN and not pictured and key not in others and _training(row).items() <= header_in(source).items():
             _copy(source, store.outputs(key), overwrite)
     for key, scores in read_json(folder / SCORES).items():
-        if others and not all("of" in s for s in scores.values()):  # such a score does not say whose rows it is of
-            continue
-        if not {place for s in scores.values() for place in s.get("of", ())} <= rows.keys():  # of another preset
+        unfit = [others if (of := s.get("of")) is None else of.keys() - rows.keys() for s in scores.values()]
+        if any(unfit):  # it does not say whose rows it is of, or says those of another preset
             continue
         target = store.folder / "scores" / f"{key}.json"
         if overwrite or not target.exists():
