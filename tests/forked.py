@@ -11,7 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nbformat
+import papermill
 import torch
+from execnb.shell import CaptureShell
+from papermill.engines import Engine, papermill_engines
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}  # of every process that a test starts
@@ -76,3 +80,27 @@ def script(name: str) -> ModuleType:
 def tool(name: str, *arguments: str) -> int:
     "Run a script of `tools` with arguments: its exit code."
     return script(name).main(arguments)
+
+
+class Here(Engine):
+    "Cells run in this process, which has imported torch: a kernel would begin with seconds of imports."
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **_: Any) -> None:
+        shell = CaptureShell()
+        for index, cell in enumerate(nb_man.nb.cells):
+            if cell.cell_type == "code":
+                nb_man.cell_start(cell, index)
+                cell.outputs = nbformat.from_dict(shell.run(cell.source))
+                if shell.exc:
+                    nb_man.cell_exception(cell, index, exception=shell.exc)
+                    return
+                nb_man.cell_complete(cell, index)
+
+
+def executed(*arguments: str) -> int:
+    "The script `execute` without a kernel."
+    papermill_engines.register("here", Here)
+    execute = papermill.execute_notebook
+    papermill.execute_notebook = lambda *given, **named: execute(*given, **named, engine_name="here")
+    return tool("execute", *arguments)

@@ -55,7 +55,7 @@ from maga.methods.contract import METHODS
 from maga.progress import BatchReport
 
 from .conftest import raising
-from .forked import ENVIRONMENT, ROOT, Forked, tool
+from .forked import ENVIRONMENT, ROOT, Forked, executed
 
 NOTEBOOKS = {p.stem: p for p in (ROOT / "nbs" / "experiments").rglob("*.ipynb")}
 HERE = ("original", "retrain", "ssd", "random_label", "no_noise", "maga", "restart")  # of the methods
@@ -630,7 +630,7 @@ def test_second_time_computes_nothing(smoke):
 
 
 def execute(notebook: Path, output: Path, *parameters: str) -> subprocess.CompletedProcess:
-    return Forked(tool, "execute", str(notebook), str(output), *parameters).ended(600)
+    return Forked(executed, str(notebook), str(output), *parameters).ended(600)
 
 
 @pytest.mark.parametrize(("name", "target"), [("figure6", "bird"), ("frontier", "rocket")])

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from .forked import ENVIRONMENT, ROOT
+from .forked import ENVIRONMENT, ROOT, Forked
 
 
 def test_the_program_of_the_front_page(tmp_path):
     "At most 15 lines; run from elsewhere it forgets the digit and keeps the rest."
     program = re.search(r"```python\n(import torch.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
     assert len([line for line in program.splitlines() if line.strip()]) <= 15
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=os.environ | ENVIRONMENT, check=True)
+    done = Forked(exec, program, folder=tmp_path).ended()
+    assert done.returncode == 0, done.stderr
     before, after = (dict(re.findall(r"(\w+) ([\d.]+)", line)) for line in done.stdout.strip().splitlines())
     assert float(before["A_f"]) > 80 and float(after["A_f"]) <= 5
     assert float(after["A_r"]) >= float(before["A_r"]) - 2

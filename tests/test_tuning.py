@@ -22,7 +22,7 @@ from maga.methods.tuning import TUNED_FILE, gap
 from maga.models import BUILT_HERE
 from maga.sources import CIFAR20_NAMES, CIFAR100_COARSE, TUNING, load, put_aside
 
-from .forked import ROOT, Forked, tool
+from .forked import ROOT, Forked, executed
 
 STUDIES = ROOT / "nbs" / "experiments" / "studies"
 
@@ -198,6 +198,6 @@ def test_the_notebook_runs(searched, tmp_path):
     "The study beside the rows that are there: spaces, trials, picture and sentences."
     settings = searched[0]
     parameters = ["preset=smoke", "device=cpu", f"results={settings.results}", "target=aquarium_fish", f"methods={','.join(settings.methods)}"]
-    ended = Forked(tool, "execute", str(STUDIES / "tuning.ipynb"), str(tmp_path / "tuning.ipynb"), *parameters).ended()
+    ended = Forked(executed, str(STUDIES / "tuning.ipynb"), str(tmp_path / "tuning.ipynb"), *parameters).ended()
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert Path(settings.results, "tuning", "tuning.png").stat().st_size > 5000
