@@ -72,7 +72,7 @@ refresh: $(READY)  ## run notebooks from top to bottom and keep their outputs: m
 
 published: $(READY)  ## draw the paper's notebooks, beyond, the frontier, the search, the expected numbers and the claims from the published rows
 	python tools/refresh.py --set preset=laptop --set results=published --at-once 2 $(DRAWN)
-	cp results/published/frontier/classes.png nbs/images/frontier.png
+	cp results/published/laptop/frontier/classes.png nbs/images/frontier.png
 	python tools/refresh.py nbs/516_claims.ipynb
 	nbdev_clean
 

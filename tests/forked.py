@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any
 
 import nbformat
-import papermill
 import torch
 from execnb.shell import CaptureShell
 from papermill.engines import Engine, papermill_engines
@@ -100,7 +99,5 @@ class Here(Engine):
 
 def executed(*arguments: str) -> int:
     "The script `execute` without a kernel."
-    papermill_engines.register("here", Here)
-    execute = papermill.execute_notebook
-    papermill.execute_notebook = lambda *given, **named: execute(*given, **named, engine_name="here")
+    papermill_engines.register(None, Here)  # in the place of papermill's usual engine
     return tool("execute", *arguments)

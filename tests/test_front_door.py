@@ -115,6 +115,8 @@ def test_default_folders_are_the_repositorys(monkeypatch, tmp_path):
         assert (Settings().data_folder, Settings().results_folder) == (ROOT / "data", ROOT / "results")
         assert Settings("laptop", results="published").results_folder == ROOT / "results" / "published" / "laptop"
         assert Settings(data_root="d", results="r").data_folder == Path("d") and Settings(results="r").results_folder == Path("r")
+    copied = re.findall(r"(?<=cp )results/\S+(?= nbs/images)", (ROOT / "Makefile").read_text())
+    assert copied and all((ROOT / path).is_relative_to(Settings("laptop", results="published").results_folder) for path in copied)
     monkeypatch.chdir(tmp_path)
     assert (Settings().data_folder, Settings().results_folder) == (tmp_path / "data", tmp_path / "results")
 

@@ -121,6 +121,7 @@ def test_a_drawing_session_holds_the_rows_and_scores_of_its_preset(session, tmp_
     assert held == {key for key, row in everything.items() if of_preset(row.spec, PRESETS["small"])} == everything.keys() - {row.key for row in session.store.rows()}
     scores = [s for file in (drawn.store.folder / "scores").iterdir() for s in json.loads(file.read_text()).values()]
     assert held and scores and all(s["of"].keys() <= held for s in scores)
+    assert {file.stem for file in (drawn.store.folder / "outputs").iterdir()} <= held
 
 
 def test_a_restored_retrain_answers_for_what_is_forgotten(session):

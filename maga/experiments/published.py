@@ -313,7 +313,7 @@ def _copy_into(store: Store, folder: Path, rows: Mapping[str, Row], overwrite: b
     if marked := {key: key_of(row) for key, row in copies.items() if key in new or key not in restored}:
         write_whole(store.folder / RESTORED, lambda p: p.write_text(json.dumps(restored | marked)))
     for path in sorted((folder / "pictured").rglob("*.safetensors")):
-        if path.stem not in others:
+        if path.parent.name != "outputs" or path.stem in rows.keys() - others:
             _copy(path, store.folder / path.relative_to(folder / "pictured"), overwrite)
     for key, row in rows.items():
         source = folder / "retrains" / retrain_file(row.spec)
