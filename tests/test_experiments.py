@@ -46,7 +46,7 @@ from maga.experiments.report import (
 )
 from maga.experiments.runs import BatchBar, forget_failures, run_batch
 from maga.experiments.session import Session, Training, config_of, content_digest, model_key, resolve, retrain_of, trained
-from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_of
+from maga.experiments.settings import Settings, parameter_cell, parameters_differ, settings_from
 from maga.experiments.store import Row, Spec, Store, code_digest, key_of
 from maga.experiments.studies import STUDIES, kept_about
 from maga.judges.__main__ import main as judges_main
@@ -790,10 +790,10 @@ def test_settings_reach_the_command():
     some = Settings("paper", "d e", "r", "cpu", (0, 1), "a.safetensors", ("vit_small",), ("sea",), ("maga",), "m.safetensors", True, changes)
     assert given_settings(parser().parse_args(["table1", *shlex.split(some.options())])) == some
     assert parser().parse_args(some.command("table1").split()[3:]).name == "table1"
-    assert settings_of(**some.texts()) == some
+    assert settings_from(**some.texts()) == some
     cell: dict = {}
     exec(parameter_cell(), cell)
-    assert settings_of(**{k: v for k, v in cell.items() if k != "__builtins__"}) == Settings()
+    assert settings_from(**{k: v for k, v in cell.items() if k != "__builtins__"}) == Settings()
 
 
 ROW_OF_2E2C016 = Path(__file__).with_name("row_of_2e2c016.json")  # as the code of that commit wrote it

@@ -36,10 +36,10 @@ def shrug(model, split, config, generator, progress=None):
 ASKED = """
 from maga.experiments.report import EXPERIMENTS
 from maga.experiments.session import config_of
-from maga.experiments.settings import settings_of
+from maga.experiments.settings import settings_from
 from maga.methods.contract import METHODS, get_method
 
-settings = settings_of(preset="smoke")
+settings = settings_from(preset="smoke")
 cells = [c for c in EXPERIMENTS["methods"].cells(settings) if c.method == "shrug"]
 print(get_method("shrug").source, "shrug" in METHODS, len(cells), config_of(cells[0].spec).fit.epochs)
 """

@@ -46,7 +46,7 @@ from maga.experiments.session import Training, config_of, model_key, resolve
 from maga.experiments.settings import Settings
 from maga.experiments.store import RETRAIN, Row, Spec, Store
 from maga.experiments.studies import forgotten_outputs
-from maga.experiments.tables import said_flow, show_embeddings
+from maga.experiments.tables import flow, show_embeddings
 from maga.training import RECIPES
 
 NOTEBOOKS = {p.stem: p for p in (Path(__file__).parents[1] / "nbs" / "experiments").rglob("*.ipynb")}
@@ -128,7 +128,7 @@ def test_a_restored_retrain_answers_for_what_is_forgotten(session):
     "It is published with no other outputs: sentences and flows are drawn from them, a picture of all test images leaves it out."
     one = replace(SETTINGS, seeds=(1,))
     result = compute("figure6", one, session)
-    assert any(s.startswith("retrain: predicts ") for s in said_flow(result, one, session))
+    assert flow(result, one, session).loc["retrain"].drop("to change").sum() == pytest.approx(100)
     assert show_embeddings(result, one, session).texts[0].get_text() == "No run has kept its outputs on all test images."
     for name in ("methods", "rocket"):
         said = forgotten_outputs(compute(name, replace(SETTINGS, methods=("retrain",), seeds=(0,)), session), session)
@@ -153,7 +153,7 @@ def test_pictures_compare_rows_of_one_seed(session, monkeypatch):
     for module in (tables, studies):
         monkeypatch.setattr(module, "kept_outputs", lambda session, key: asked.append(key))
     result = with_rows(result_of(session, "figure6"), change)
-    for seen in (lambda: said_flow(result, SETTINGS, session), lambda: show_embeddings(result, SETTINGS, session), lambda: forgotten_outputs(result, session)):
+    for seen in (lambda: flow(result, SETTINGS, session), lambda: show_embeddings(result, SETTINGS, session), lambda: forgotten_outputs(result, session)):
         asked.clear()
         seen()
         drawn = [row.spec for some in result.rows for row in some if row.key in asked]

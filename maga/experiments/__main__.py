@@ -39,7 +39,7 @@ from maga.experiments.report import (
 )
 from .runs import BatchBar, forget_failures, missing_of, run_batch
 from .session import Session, Training, model_key, trained
-from .settings import Cell, Settings, checked_selection, settings_of
+from .settings import Cell, Settings, checked_selection, settings_from
 from .store import Row, Store
 from ..progress import Parser, lasting_output
 
@@ -75,7 +75,7 @@ def parser() -> Parser:
 def given_settings(a: argparse.Namespace) -> Settings:
     "The settings among the command's options."
     given = {f.name: value for f in fields(Settings) if (value := getattr(a, f.name)) is not None}
-    return settings_of(**{name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()})
+    return settings_from(**{name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def show_experiments() -> None:

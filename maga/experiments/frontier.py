@@ -31,12 +31,10 @@ def with_gaps(
 ) -> pd.DataFrame:
     """The table with `A_r_gap`, `A_f_gap` (minus the mean of the other retrains) and `MIA_gap` (absolute), in points.
 
-    In the random task a seed is compared with retrains of its own seed. With a column `references`, rows are compared with the retrains
-    that have the same word in it.
+    In the random task a seed is compared with retrains of its own seed.
     """
     values, retrain = table[["A_r", "A_f", "MIA"]], table.method == "retrain"
-    alike = [*(table[c] for c in (*CASE, "references") if c in table), table.seed.where(table.task == "random")]
-    case = values.where(retrain, axis=0).groupby(alike, dropna=False)
+    case = values.where(retrain, axis=0).groupby([*(table[c] for c in CASE), table.seed.where(table.task == "random")], dropna=False)
     others = case.transform("sum") - values.where(retrain, 0.0, axis=0)
     gaps = (values - others.div(case.transform("count").sub(retrain, axis=0).where(lambda n: n > 0))).round(9)  # 5 points are no more than 5
     return table.assign(A_r_gap=gaps.A_r, A_f_gap=gaps.A_f, MIA_gap=gaps.MIA.abs())
@@ -50,7 +48,7 @@ def frontier_points(table: pd.DataFrame) -> pd.DataFrame:
     rows = with_gaps(table).replace(math.inf, math.nan)
     if {"relearn_ratio", "relearn_more_than"} <= {*rows}:
         rows = rows.assign(relearn_ratio=rows.relearn_ratio.astype(float).fillna(rows.relearn_more_than.astype(float)))
-    names = [c for c in rows.columns if c not in (*CASE, "seed", "method", "budget", "note", "references", "yardstick") and not c.endswith("_ci95")]
+    names = [c for c in rows.columns if c not in (*CASE, "seed", "method", "budget", "note", "yardstick") and not c.endswith("_ci95")]
     points = []
     for place, some in rows.groupby([*CASE, "method", "budget"], sort=False):
         point = dict(zip((*CASE, "method", "budget"), place, strict=True)) | {"rows": int(some.A_r.notna().sum())}

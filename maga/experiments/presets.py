@@ -168,6 +168,7 @@ PRESETS = {
         (Backbone("resnet10", "resnet18", "cifar10_small", "paper_resnet18", budgets="small_"),),
         seeds=(0, 1, 2, 3, 4),
         frontier=(("resnet18", "cifar10", "class", "truck"),),
+        further=(("resnet18", "cifar10", "random", "1000"),),
         data={"cifar10": "cifar10_small"},
     ),
 }

@@ -20,7 +20,7 @@ from ..methods.contract import METHODS, get_method, with_change
 
 # %% auto #0
 __all__ = ['SWITCH', 'LISTED', 'NAMES', 'SEEDS', 'CHANGES', 'Changes', 'names_of', 'seeds_of', 'literal_of', 'changes_of',
-           'switch_of', 'TextForm', 'setting', 'checked_change', 'Settings', 'settings_of', 'settings_in',
+           'switch_of', 'TextForm', 'setting', 'checked_change', 'Settings', 'settings_from', 'settings_in',
            'parameter_cell', 'parameters_differ', 'Cell', 'shortened', 'make_cell', 'cifar10_spec', 'read_cells',
            'selection_of', 'selected', 'has_selected', 'taken', 'fitting', 'checked_selection']
 
@@ -200,7 +200,7 @@ class Settings:
         return f"python -m maga.experiments {name} {self.options('data_root', 'results', 'device')}"
 
 # %% ../../nbs/501_settings.ipynb #9a598513
-def settings_of(**texts: Any) -> Settings:
+def settings_from(**texts: Any) -> Settings:
     "Settings from text, by name; those left out have their defaults. `MagaError` names a setting that does not exist."
     known = {f.name: f.metadata["form"] for f in fields(Settings)}
     for name in texts:
@@ -211,7 +211,7 @@ def settings_of(**texts: Any) -> Settings:
 
 def settings_in(variables: Mapping[str, Any]) -> Settings:  # globals() of a notebook
     "Settings from a notebook's parameters."
-    return settings_of(**{f.name: variables[f.name] for f in fields(Settings)})
+    return settings_from(**{f.name: variables[f.name] for f in fields(Settings)})
 
 # %% ../../nbs/501_settings.ipynb #f6f00410
 def parameter_cell() -> str:
@@ -288,7 +288,7 @@ def make_cell(
     own = dict(changes)  # what a figure varies stays, whatever the user changes
     changes = (*changes, *((place, value) for m, place, value in settings.changes if m == method and place not in own))
     shown = (*changes, *((k, v) for k, v in more.items() if k == "exemplars"))
-    forgotten = RANDOM_IMAGES if task == "random" else forgotten
+    forgotten = RANDOM_IMAGES if (task, target) == ("random", "random") else forgotten  # another target of the task is a number of images
     most, preset = settings.size.epochs_at_most, backbone.preset_of(method)
     changes = changes if most is None else shortened(method, preset, changes, most)
     spec = Spec(held, task, forgotten, backbone.name, method, preset, changes, backbone.recipe_of(held), settings.judge, **more)

@@ -23,9 +23,10 @@ from ..measures.contract import METRICS
 from ..measures.distances import show_tsne
 
 # %% auto #0
-__all__ = ['FEW', 'LINES', 'SAID', 'HEADLINE', 'NO_POPULATION', 'number', 'with_interval', 'side_by_side', 'made_with',
-           'like_for_like', 'rows_of_one_seed', 'shared_legend', 'show_table', 'show_times', 'swept', 'show_sweep',
-           'show_embeddings', 'beyond_table', 'headline_table', 'population_table', 'show_metrics', 'said_flow']
+__all__ = ['FEW', 'LINES', 'SAID', 'HEADLINE', 'NO_POPULATION', 'TO_CHANGE', 'number', 'with_interval', 'side_by_side',
+           'made_with', 'like_for_like', 'rows_of_one_seed', 'shared_legend', 'show_table', 'show_times', 'swept',
+           'show_sweep', 'show_embeddings', 'beyond_table', 'headline_table', 'population_table', 'show_metrics',
+           'flow', 'said_flow']
 
 # %% ../../nbs/506_tables.ipynb #54535eb2
 def number(value: float, signed: bool = False) -> str:
@@ -316,18 +317,33 @@ def show_metrics(result: Result, metrics: Sequence[tuple[str, float | None]]):  
     return figure
 
 
-def said_flow(result: Result, settings: Settings, session: Session) -> list[str]:
-    "Figure 6 in numbers: the most frequent predictions on forgotten test images, and how many would have to change to match the retrain's."
+TO_CHANGE = "to change"
+
+
+def flow(result: Result, settings: Settings, session: Session) -> pd.DataFrame:
+    """Figure 6 in numbers: a line a model, a column a class: the percentage of the forgotten test images that it is predicted for.
+
+    `to change`: how many predictions would have to change to match the retrain's counts; NaN without a retrain. Empty where no run has kept its outputs.
+    """
     split, shares = session.split(cifar10_spec(settings)), {}
     for cell, row in zip(result.cells, rows_of_one_seed(result), strict=True):
         kept = None if row is None else kept_outputs(session, row.key)
         if kept is not None:
             answers = forgotten_test(session, cell.spec, kept).argmax(1)
-            shares[cell.method] = torch.bincount(answers, minlength=split.num_classes).double() / len(answers)
-    sentences = []
-    for name, share in shares.items():
-        top = share.topk(3)
-        listed = ", ".join(f"{split.train.classes[k]} {100 * v:.0f} %" for k, v in zip(top.indices.tolist(), top.values.tolist(), strict=True))
-        alike = f"; {50 * (share - shares[RETRAIN]).abs().sum():.0f} % would have to change to match the retrain" if RETRAIN in shares else ""
-        sentences.append(f"{name}: predicts {listed}{alike}.")
-    return sentences or ["Nothing has been run."]
+            shares[cell.method] = 100 * torch.bincount(answers, minlength=split.num_classes).double().numpy() / len(answers)
+    table = pd.DataFrame.from_dict(shares, orient="index", columns=split.train.classes).rename_axis("method")
+    gold = table.loc[RETRAIN] if RETRAIN in table.index else math.nan
+    return table.assign(**{TO_CHANGE: (table - gold).abs().sum(axis=1, skipna=False) / 2})
+
+
+def said_flow(shares: pd.DataFrame) -> list[str]:
+    "What a table of `flow` says: where MaGA and a retrain send most forgotten images, and which of the others is nearest to the retrain."
+    change = shares[TO_CHANGE]
+    lines = shares.drop(columns=TO_CHANGE)
+    most = [f"{name} predicts {lines.loc[name].idxmax()} for {lines.loc[name].max():.0f} %" for name in (RETRAIN, "maga") if name in shares.index]
+    sentences = [f"Of the forgotten images {', '.join(most)}."] if most else []
+    others = change.drop([ORIGINAL, RETRAIN, "maga"], errors="ignore").dropna()
+    known = [f"{name} {change[name]:.0f} %" for name in (ORIGINAL, "maga") if name in change.dropna().index]
+    known += [f"of the other methods {others.idxmin()} least, {others.min():.0f} %"] if len(others) else []
+    return sentences + ([f"To match the retrain's counts, predictions would have to change: {'; '.join(known)}."] if known else []) or ["Nothing has been run."]
+

@@ -11,7 +11,7 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache, partial
@@ -31,8 +31,8 @@ from ..training import STATISTICS_IMAGES, Examples, FitConfig, Progress, shuffle
 
 # %% auto #0
 __all__ = ['Unlearn', 'Cost', 'Config', 'METHODS', 'ADDED', 'Source', 'Method', 'get_method', 'method', 'code_of', 'with_change',
-           'FitOnly', 'sample_retained', 'count_retained', 'fit_passes', 'plain_fit', 'forget_then_retain',
-           'paired_batches', 'part_means', 'show_flow']
+           'settings_of', 'FitOnly', 'sample_retained', 'count_retained', 'fit_passes', 'plain_fit',
+           'forget_then_retain', 'paired_batches', 'part_means', 'show_flow']
 
 # %% ../../nbs/300_contract.ipynb #e41d9b06
 @dataclass(frozen=True)
@@ -256,6 +256,18 @@ def with_change(
     if not hasattr(config, head):
         raise MagaError(f"{type(config).__name__} has no field {head!r}; it has {', '.join(config.__dataclass_fields__)}.")
     return replace(config, **{head: with_change(getattr(config, head), rest, value) if rest else value})
+
+
+def settings_of(
+    config: Any,  # a dataclass
+    left_out: Callable[[Any], Collection[str]] = lambda part: (),  # the names of a part's fields that are not wanted
+) -> dict[str, Any]:
+    "A configuration's fields by the names that `with_change` takes: `fit.lr` for the field `lr` of the field `fit`."
+    found: dict[str, Any] = {}
+    for name in [f.name for f in fields(config) if f.name not in left_out(config)]:
+        value = getattr(config, name)
+        found |= {f"{name}.{part}": v for part, v in settings_of(value, left_out).items()} if is_dataclass(value) else {name: value}
+    return found
 
 # %% ../../nbs/300_contract.ipynb #0b7c2d4e
 @dataclass(frozen=True)

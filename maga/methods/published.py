@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .contract import METHODS, Method, Source
+from .contract import METHODS, Method, Source, settings_of
 from ..training import FitConfig
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['FOSTER', 'KURMANJI', 'JIA', 'FAN', 'ZHOU', 'ASH', 'GOEL', 'LEE', 'FILES', 'TUNED', 'CONSTANT', 'SGD', 'ADAM',
            'FOSTER_SGD', 'FOSTER_ADAM', 'FOSTER_IMAGES', 'NO_VIT', 'FILLED_OR_FREE', 'read_in', 'ours', 'tuned_in',
-           'numbers_of', 'without_effect', 'settings_of', 'Line', 'lines_of', 'unexplained', 'source_table']
+           'numbers_of', 'without_effect', 'deciding', 'Line', 'lines_of', 'unexplained', 'source_table']
 
 # %% ../../nbs/313_published.ipynb #84c7e5d1
 FOSTER = "if-loops/selective-synaptic-dampening"  # SSD; and fine-tuning, Amnesiac, Bad Teacher, UNSIR and retraining as it compares them
@@ -120,14 +120,9 @@ def without_effect(config: Any) -> set[str]:
     return {"look"} if getattr(config, "stop", 0) is None else set()
 
 
-def settings_of(config: Any) -> dict[str, Any]:
-    "The fields of a configuration that decide its result, with those of its parts: `fit.lr`."
-    found: dict[str, Any] = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if f.name not in {*FILLED_OR_FREE, *without_effect(config)}:
-            found |= {f"{f.name}.{k}": v for k, v in settings_of(value).items()} if is_dataclass(value) else {f.name: value}
-    return found
+def deciding(config: Any) -> dict[str, Any]:
+    "The settings of a configuration that decide its result."
+    return settings_of(config, lambda part: {*FILLED_OR_FREE, *without_effect(part)})
 
 # %% ../../nbs/313_published.ipynb #d5f3a806
 @dataclass(frozen=True)
@@ -152,7 +147,7 @@ class Line:
 def lines_of(m: Method) -> Iterator[Line]:
     "Every setting of every preset, and every number that was read for a setting without effect."
     for preset, config in m.presets.items():
-        sources, settings = m.sources.get(preset, ()), settings_of(config)
+        sources, settings = m.sources.get(preset, ()), deciding(config)
         numbers = [name for s in sources for name in s.numbers]
         for name in dict.fromkeys([*settings, *numbers]):
             source = next((s for s in sources if name in s.numbers), Source())

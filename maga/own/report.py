@@ -14,7 +14,7 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ..data import ForgetSplit, ImageSet
 from ..device import device_name, processor_name
 from ..experiments.store import code_digest
 from ..measures.metrics import Measurement
-from ..methods.contract import show_flow
+from ..methods.contract import settings_of, show_flow
 from ..models import Classifier
 from .artefacts import Artefact, artefacts, read_from, write_artefacts
 from .doubts import cautions, tests_were_put_aside, useless
@@ -39,8 +39,8 @@ from .networks import Network, revision_of
 from ..packaged import lasting
 
 # %% auto #0
-__all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'percent', 'share_of_retrain', 'lost_together', 'warnings_of',
-           'settings_of', 'record', 'page_of', 'card_of', 'write_result']
+__all__ = ['MEANINGS', 'PAGE', 'HOW', 'CARD', 'numbers', 'percent', 'share_of_retrain', 'lost_together', 'warnings_of', 'record',
+           'page_of', 'card_of', 'write_result']
 
 # %% ../../nbs/703_report.ipynb #8c133a78
 MEANINGS = {
@@ -122,15 +122,10 @@ def warnings_of(
     return found
 
 # %% ../../nbs/703_report.ipynb #205601d5
-def settings_of(config: Any, name: str = "") -> dict[str, Any]:
-    "The settings of a configuration as flat names and plain values; tensors and functions by their kind."
-    if not is_dataclass(config) or isinstance(config, type):
-        plain = config is None or isinstance(config, bool | int | float | str)
-        return {name: config if plain else str(config) if isinstance(config, tuple) else type(config).__name__}
-    found: dict[str, Any] = {}
-    for f in fields(config):
-        found |= settings_of(getattr(config, f.name), f"{name}.{f.name}" if name else f.name)
-    return found
+def _plain_setting(value: Any) -> Any:
+    "A setting as JSON takes it: a tensor or a function by its kind."
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return value if plain else str(value) if isinstance(value, tuple) else type(value).__name__
 
 
 def record(
@@ -149,7 +144,8 @@ def record(
     return {
         "forgotten": split.target, "task": split.task, "request": request,
         "images": {"forgotten": len(split.forget_train), "retained": len(split.retain_train), "forgotten test": len(split.forget_test)},
-        "method": plan.method.name, "source": plan.method.source, "why": plan.why, "settings": settings_of(plan.config), "seed": result.seed,
+        "method": plan.method.name, "source": plan.method.source, "why": plan.why, "seed": result.seed,
+        "settings": {name: _plain_setting(value) for name, value in settings_of(plan.config).items()},
         "pretrained": {"file": plan.pretrained, "sha256": revision_of(Path(plan.pretrained).expanduser())} if plan.pretrained else None,
         "rates tried": {f"{k:g}": round(v, 2) for k, v in plan.trials.items()},
         "numbers": numbers(result.before, result.after, seen), "warnings": warnings_of(result, split, entries), "answers": shares,
