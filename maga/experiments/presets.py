@@ -97,7 +97,7 @@ SMOKE_TARGETS = {
     "fruit_and_vegetables": "two or three",
     "random": "random",
 }
-RANDOM_IMAGES = "100"  # how many the random task forgets
+RANDOM_IMAGES = "100"  # how many the random task forgets where its target is no number
 
 # %% ../../nbs/514_presets.ipynb #0nr0cket
 ON_ROCKET = ("resnet18", "cifar100", "class", "rocket")
@@ -172,4 +172,6 @@ PRESETS = {
         data={"cifar10": "cifar10_small"},
     ),
 }
+
+# %% ../../nbs/514_presets.ipynb #514a0b0e
 BACKBONES = {b.name: b for p in PRESETS.values() for b in p.backbones}

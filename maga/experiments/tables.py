@@ -321,9 +321,9 @@ TO_CHANGE = "to change"
 
 
 def flow(result: Result, settings: Settings, session: Session) -> pd.DataFrame:
-    """Figure 6 in numbers: a line a model, a column a class: the percentage of the forgotten test images that it is predicted for.
+    """Figure 6 in numbers: a line a model, a column a class: the percentage of the forgotten test images that are taken for it.
 
-    `to change`: how many predictions would have to change to match the retrain's counts; NaN without a retrain. Empty where no run has kept its outputs.
+    `to change`: how many predictions would have to change to match the retrain's counts; NaN without a retrain. Only models with kept outputs.
     """
     split, shares = session.split(cifar10_spec(settings)), {}
     for cell, row in zip(result.cells, rows_of_one_seed(result), strict=True):
@@ -345,5 +345,6 @@ def said_flow(shares: pd.DataFrame) -> list[str]:
     others = change.drop([ORIGINAL, RETRAIN, "maga"], errors="ignore").dropna()
     known = [f"{name} {change[name]:.0f} %" for name in (ORIGINAL, "maga") if name in change.dropna().index]
     known += [f"of the other methods {others.idxmin()} least, {others.min():.0f} %"] if len(others) else []
-    return sentences + ([f"To match the retrain's counts, predictions would have to change: {'; '.join(known)}."] if known else []) or ["Nothing has been run."]
+    sentences += [f"To match the retrain's counts, predictions would have to change: {'; '.join(known)}."] if known else []
+    return sentences or ["Nothing has been run."]
 
