@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from maga.experiments.report import experiment, shared_trainings, together
-from maga.experiments.settings import Settings, checked_selection, fitting, has_selected, settings_of
+from maga.experiments.settings import Settings, checked_selection, fitting, has_selected, settings_from
 
 NOTEBOOKS = {p.stem: str(p) for p in Path("nbs/experiments").rglob("*.ipynb")}
 
@@ -23,7 +23,7 @@ OPTIONS = Settings().texts()  # every setting with its default, as text
 unknown = sorted(set(config) - set(OPTIONS) - {"only"})
 if unknown:
     raise WorkflowError(f"There is no option {unknown[0]!r}; there are {', '.join(OPTIONS)}, only.")
-SETTINGS = settings_of(**OPTIONS | {k: "" if v is None else str(v) for k, v in config.items() if k in OPTIONS})  # None: written as `original=`
+SETTINGS = settings_from(**OPTIONS | {k: "" if v is None else str(v) for k, v in config.items() if k in OPTIONS})  # None: written as `original=`
 RESULTS = str(SETTINGS.results_folder)
 CELLS = {n: experiment(n).cells(SETTINGS) for n in (str(config["only"]).split(",") if "only" in config else together())}
 READ = {n: experiment(n).reads(SETTINGS) for n in CELLS}

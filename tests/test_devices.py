@@ -71,7 +71,7 @@ def test_a_report_names_the_gpu_that_was_used(split, original, tmp_path, monkeyp
     "On a machine with two of different kinds."
     file = save_checkpoint(tmp_path / "net.safetensors", original, ModelSpec.of("resnet10", split.train))
     measured = measure(Outputs.of(original, split), split)
-    result = Forgotten(original, Plan(get_method("restart"), None, ""), measured, measured, {}, 1.0, 1.0, 0)
+    result = Forgotten(original, Plan(get_method("restart"), get_method("restart").preset("digits"), ""), measured, measured, {}, 1.0, 1.0, 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"the name of {device}")
     monkeypatch.setattr(type(split), "device", torch.device("cuda:1"))
     assert record(SimpleNamespace(source="x", weights=file, sha256="", crop=None), split, result, file, "r")["device"] == "cuda (the name of cuda:1)"

@@ -2012,7 +2012,7 @@ def test_a_report_names_the_processor(split, original, tmp_path, monkeypatch):
     "Its model where the system says it, else the number of threads."
     file = save_checkpoint(tmp_path / "net.safetensors", original, ModelSpec.of("resnet10", split.train))
     measured = measure(Outputs.of(original, split), split)
-    result = forgetting.Forgotten(original, forgetting.Plan(get_method("restart"), None, ""), measured, measured, {}, 1.0, 1.0, 0)
+    result = forgetting.Forgotten(original, forgetting.Plan(get_method("restart"), get_method("restart").preset("digits"), ""), measured, measured, {}, 1.0, 1.0, 0)
     network = open_network(str(file))
     for name, said in (("A processor", "cpu (A processor)"), ("", "cpu (CPU, ")):
         monkeypatch.setattr(report, "processor_name", lambda device, name=name: name)
