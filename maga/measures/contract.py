@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -191,6 +191,7 @@ A_CLASS = Need(lambda e: len(e.split.forget_test) > 0, "it needs test images of 
 FOUR_IMAGES = Need(lambda e: len(e.unlearned[0].forgotten[0]) >= 4, "it needs at least four forgotten images to halve")
 
 # %% ../../nbs/104_contract.ipynb #3d8b1e6c
+@cache  # a table asks for the same few thousands of times
 def _student(freedom: int) -> float:
     "The 97.5 % quantile of Student's t."
     from scipy.stats import t
