@@ -266,7 +266,8 @@ def settings_of(
     found: dict[str, Any] = {}
     for name in [f.name for f in fields(config) if f.name not in left_out(config)]:
         value = getattr(config, name)
-        found |= {f"{name}.{part}": v for part, v in settings_of(value, left_out).items()} if is_dataclass(value) else {name: value}
+        parts = settings_of(value, left_out) if is_dataclass(value) and not isinstance(value, type) else None
+        found |= {name: value} if parts is None else {f"{name}.{part}": v for part, v in parts.items()}
     return found
 
 # %% ../../nbs/300_contract.ipynb #0b7c2d4e
