@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 
 from .catalogue import CONTROL, PUBLISHED, ULIRA, shown_method
-from .frontier import frontier_points
+from .frontier import frontier_points, point_name
 from .goals import forgetting
 from .report import Result
 from .store import ORIGINAL, RETRAIN
@@ -19,7 +19,7 @@ from ..measures.contract import interval
 
 # %% auto #0
 __all__ = ['PLACE', 'Place', 'difference', 'said_difference', 'whole', 'different_runs', 'different_lines', 'to_original',
-           'counts']
+           'counts', 'said_to_original']
 
 # %% ../../nbs/521_within.ipynb #521a0006
 PLACE = ["method", "budget"]  # what names a line
@@ -100,3 +100,19 @@ def counts(
     apart, half = lines["to the original"], lines["±"]
     clear = {"clearly farther": (apart > half).sum(), "clearly nearer": (apart < -half).sum(), "too low": (lines.A_f_gap < -20).sum()}
     return {name: int(n) for name, n in ({"lines": len(lines), "farther": (apart > 0).sum(), "paired": half.notna().sum()} | clear).items()}
+
+
+def said_to_original(
+    lines: pd.DataFrame,  # of `to_original`
+) -> list[str]:
+    "The counts in words, beside those that chance alone would give, and the lines that are alike, the nearest first."
+    count, near = counts(lines), lines[lines.alike].sort_values("neighbour_tv_ratio")
+    apart = near["to the original"].map("{:+.2f}".format) + near["±"].map(lambda half: "" if math.isnan(half) else f" ± {half:.2f}")
+    each = zip(near.reset_index().itertuples(), apart, strict=True)
+    named = [f"{point_name(p.method, p.budget, p.cost)} with {p.neighbour_tv_ratio:.2f}, {far} to the original" for p, far in each]
+    paired = f"Of the {count['paired']} that are paired {count['clearly farther']} are farther by more than the interval"
+    return [
+        f"{count['farther']} of {count['lines']} lines are farther from the retrains than the original.",
+        f"{paired} and {count['clearly nearer']} nearer; by chance about {count['paired'] / 40:.1f} would be to each side.",
+        f"Alike are {'; '.join(named) or 'none'}.",
+    ]
